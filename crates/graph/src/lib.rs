@@ -1,0 +1,15 @@
+//! ONNX models as values: read, check, infer shapes, rewrite, write.
+//!
+//! Every other room works on what this crate reads. It trusts no file, runs no graph and does no network I/O.
+
+mod dtype;
+mod tensor;
+
+pub use dtype::DataType;
+pub use tensor::{Element, Tensor, TensorError, element_count};
+
+/// The messages of `onnx.proto`, as generated.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated from onnx.proto")]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}

@@ -1,0 +1,11 @@
+//! What a request is once it has left the wire, and the server that answers it.
+//!
+//! This half knows no HTTP and no protobuf requests: it takes and returns tensors.
+
+mod error;
+mod request;
+mod server;
+
+pub use error::{ServeError, ServeErrorKind};
+pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestedOutput};
+pub use server::{IndexEntry, LoadOverrides, ModelControl, Server, ServerConfig};

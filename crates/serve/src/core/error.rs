@@ -1,0 +1,44 @@
+//! Why a request was not answered with tensors.
+
+use std::time::Duration;
+
+/// The stable class of a [`ServeError`]; the wire maps it to an HTTP status and a gRPC code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServeErrorKind {
+    /// 400, INVALID_ARGUMENT.
+    InvalidArgument,
+    /// 404, NOT_FOUND: no such model or version.
+    NotFound,
+    /// 503, UNAVAILABLE: the model is loading, unloading or failed; the server drains.
+    Unavailable,
+    /// 429, RESOURCE_EXHAUSTED: the queue is full.
+    Overloaded,
+    /// 504, DEADLINE_EXCEEDED: the request's time ran out in the queue.
+    DeadlineExceeded,
+    /// 499, CANCELLED: the caller went away.
+    Cancelled,
+    /// 501, UNIMPLEMENTED.
+    Unsupported,
+    /// 500, INTERNAL.
+    Internal,
+}
+
+/// An error as the caller may see it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ServeError {
+    /// Class.
+    pub kind: ServeErrorKind,
+    /// Text: names the model and the input concerned.
+    pub message: String,
+    /// When to try again, for overload.
+    pub retry_after: Option<Duration>,
+}
+
+impl ServeError {
+    /// An error of `kind`.
+    pub fn new(kind: ServeErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), retry_after: None }
+    }
+}

@@ -1,0 +1,73 @@
+//! Requests and responses, as tensors.
+
+use std::{sync::Arc, time::Duration};
+
+use edgeward_graph::Tensor;
+
+/// A model and, where the caller insists, one of its versions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ModelRef {
+    /// Name in the repository.
+    pub name: Arc<str>,
+    /// Version; by the model's version policy the newest ready one where none.
+    pub version: Option<u64>,
+}
+
+/// A request or response parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parameter {
+    /// JSON boolean.
+    Bool(bool),
+    /// JSON integer.
+    Int(i64),
+    /// JSON number that is no integer.
+    Double(f64),
+    /// JSON string.
+    String(String),
+}
+
+/// Parameters in the order given.
+pub type Parameters = Vec<(String, Parameter)>;
+
+/// One output that the caller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedOutput {
+    /// Name in the model.
+    pub name: String,
+    /// When above 0, the answer is that many `value:index[:label]` strings per row instead of the tensor.
+    pub classification: usize,
+}
+
+/// An inference request.
+#[derive(Clone, Debug)]
+pub struct InferRequest {
+    /// Which model.
+    pub model: ModelRef,
+    /// Caller's identifier, returned as it came.
+    pub id: String,
+    /// Input tensors by name.
+    pub inputs: Vec<(String, Tensor)>,
+    /// Outputs wanted; all where empty.
+    pub outputs: Vec<RequestedOutput>,
+    /// 0 = the model's default level, 1 = highest.
+    pub priority: u32,
+    /// Longest stay in the queue; the model's default where none.
+    pub timeout: Option<Duration>,
+    /// All other request parameters, unknown ones included (custom parameters may not start with `triton_`).
+    pub parameters: Parameters,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug)]
+pub struct InferResponse {
+    /// Model name.
+    pub model_name: Arc<str>,
+    /// Version that answered.
+    pub model_version: u64,
+    /// The request's identifier.
+    pub id: String,
+    /// Output tensors by name; classification outputs are string tensors.
+    pub outputs: Vec<(Arc<str>, Tensor)>,
+    /// Response parameters.
+    pub parameters: Parameters,
+}

@@ -1,0 +1,3 @@
+//! Upkeep.
+
+fn main() {}
