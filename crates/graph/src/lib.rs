@@ -2,10 +2,21 @@
 //!
 //! Every other room works on what this crate reads. It trusts no file, runs no graph and does no network I/O.
 
+mod codec;
 mod dtype;
+mod error;
+mod external;
+mod limits;
+mod model;
 mod tensor;
+pub mod walk;
 
+pub use codec::tensor_proto;
 pub use dtype::DataType;
+pub use error::{ErrorKind, GraphError};
+pub use external::ExternalRef;
+pub use limits::Limits;
+pub use model::{Dimension, Model, Port};
 pub use tensor::{Element, Tensor, TensorError, element_count};
 
 /// The messages of `onnx.proto`, as generated.
