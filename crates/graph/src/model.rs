@@ -15,7 +15,7 @@ use crate::{
     codec::{self, is_external},
     external::{ExternalFiles, ExternalRef, map},
     limits::Limits,
-    proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, type_proto, tensor_shape_proto::dimension},
+    proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_shape_proto::dimension, type_proto},
     walk,
 };
 
@@ -142,12 +142,7 @@ impl Model {
             .filter_map(|t| t.name.as_deref())
             .chain(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()?.name.as_deref()))
             .collect();
-        graph
-            .input
-            .iter()
-            .filter(|v| !initialised.contains(v.name.as_deref().unwrap_or("")))
-            .map(port)
-            .collect()
+        graph.input.iter().filter(|v| !initialised.contains(v.name.as_deref().unwrap_or(""))).map(port).collect()
     }
 
     /// Outputs in the model's order.
@@ -277,8 +272,7 @@ fn move_out(
     file.write_all(raw)?;
     *offset += padding;
     codec::clear_values(tensor);
-    let entry =
-        |key: &str, value: String| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+    let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
     tensor.external_data = vec![
         entry("location", name.to_owned()),
         entry("offset", offset.to_string()),
@@ -320,7 +314,9 @@ pub(crate) fn port(value: &crate::proto::ValueInfoProto) -> Port {
     };
     let shape = tensor.shape.as_ref().map(|shape| {
         let dims = shape.dim.iter().map(|dim| match &dim.value {
-            Some(dimension::Value::DimValue(size)) => usize::try_from(*size).map_or(Dimension::Unknown, Dimension::Fixed),
+            Some(dimension::Value::DimValue(size)) => {
+                usize::try_from(*size).map_or(Dimension::Unknown, Dimension::Fixed)
+            }
             Some(dimension::Value::DimParam(symbol)) if !symbol.is_empty() => Dimension::Symbol(symbol.clone()),
             _ => Dimension::Unknown,
         });

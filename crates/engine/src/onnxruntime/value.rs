@@ -1,0 +1,172 @@
+//! Tensors as ONNX Runtime's values, borrowed on the way in and owned on the way out.
+
+use std::{ffi::c_void, ptr, sync::Arc};
+
+use bytes::Bytes;
+use edgeward_graph::{DataType, Tensor};
+use ort_sys::{OrtAllocatorType, OrtMemType, OrtMemoryInfo, OrtValue};
+
+use super::{Runtime, c_type, call, error};
+use crate::{EngineError, ErrorKind};
+
+/// A value of the library, released on drop. An input's value points into the tensor it was made of.
+pub(super) struct Value<'a> {
+    runtime: Arc<Runtime>,
+    pointer: *mut OrtValue,
+    _input: std::marker::PhantomData<&'a Tensor>,
+}
+
+// SAFETY: a value is plain data with one owner.
+unsafe impl Send for Value<'_> {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for Value<'_> {}
+
+impl Drop for Value<'_> {
+    fn drop(&mut self) {
+        // SAFETY: this is the only owner; null is allowed.
+        unsafe { (self.runtime.api.ReleaseValue)(self.pointer) }
+    }
+}
+
+impl<'a> Value<'a> {
+    /// Takes over a value that a run has filled; null where the run failed before.
+    pub(super) fn own(runtime: &Arc<Runtime>, pointer: *mut OrtValue) -> Self {
+        Self { runtime: runtime.clone(), pointer, _input: std::marker::PhantomData }
+    }
+
+    /// The value of an input; numbers stay where they lie.
+    pub(super) fn of(runtime: &Arc<Runtime>, tensor: &'a Tensor) -> Result<Self, EngineError> {
+        let shape: Vec<i64> = tensor.shape().iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
+        let unsupported = || error(ErrorKind::Unsupported, format!("{} has no counterpart here", tensor.dtype()));
+        let dtype = c_type(tensor.dtype()).ok_or_else(unsupported)?;
+        let mut value = Self::own(runtime, ptr::null_mut());
+        if let Some(strings) = tensor.strings() {
+            let mut allocator = ptr::null_mut();
+            call!(runtime, GetAllocatorWithDefaultOptions(&mut allocator))?;
+            call!(runtime, CreateTensorAsOrtValue(allocator, shape.as_ptr(), shape.len(), dtype, &mut value.pointer))?;
+            let texts = strings.iter().map(|s| super::c_string(s.to_vec())).collect::<Result<Vec<_>, _>>()?;
+            let pointers: Vec<_> = texts.iter().map(|t| t.as_ptr()).collect();
+            call!(runtime, FillStringTensor(value.pointer, pointers.as_ptr(), pointers.len()))?;
+            return Ok(value);
+        }
+        let bytes = tensor.raw().map(|raw| raw.as_ref()).unwrap_or_default();
+        if bytes.is_empty() || !(bytes.as_ptr() as usize).is_multiple_of(ALIGN) {
+            value.copy_in(bytes, &shape, dtype)?;
+            return Ok(value);
+        }
+        let info = memory_info(runtime)?;
+        let data = bytes.as_ptr().cast_mut().cast::<c_void>();
+        let made = call!(
+            runtime,
+            CreateTensorWithDataAsOrtValue(
+                info,
+                data,
+                bytes.len(),
+                shape.as_ptr(),
+                shape.len(),
+                dtype,
+                &mut value.pointer,
+            )
+        );
+        // SAFETY: made by this library just now; the value keeps a copy of it.
+        unsafe { (runtime.api.ReleaseMemoryInfo)(info) };
+        made.map(|()| value)
+    }
+
+    fn copy_in(
+        &mut self,
+        bytes: &[u8],
+        shape: &[i64],
+        dtype: ort_sys::ONNXTensorElementDataType,
+    ) -> Result<(), EngineError> {
+        let mut allocator = ptr::null_mut();
+        call!(self.runtime, GetAllocatorWithDefaultOptions(&mut allocator))?;
+        call!(self.runtime, CreateTensorAsOrtValue(allocator, shape.as_ptr(), shape.len(), dtype, &mut self.pointer))?;
+        let mut data = ptr::null_mut();
+        call!(self.runtime, GetTensorMutableData(self.pointer, &mut data))?;
+        // SAFETY: the value was made for as many bytes as the tensor's type and shape ask for.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), data.cast::<u8>(), bytes.len()) };
+        Ok(())
+    }
+
+    pub(super) fn pointer(&self) -> *const OrtValue {
+        self.pointer
+    }
+
+    fn header(&self) -> Result<(DataType, Vec<usize>), EngineError> {
+        let mut info = ptr::null_mut();
+        call!(self.runtime, GetTensorTypeAndShape(self.pointer, &mut info))?;
+        let (mut rank, mut dtype) = (0, ort_sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED);
+        let result = call!(self.runtime, GetDimensionsCount(info, &mut rank))
+            .and_then(|()| call!(self.runtime, GetTensorElementType(info, &mut dtype)))
+            .and_then(|()| {
+                let mut dims = vec![0i64; rank];
+                call!(self.runtime, GetDimensions(info, dims.as_mut_ptr(), rank)).map(|()| dims)
+            });
+        // SAFETY: made by the first call and not used after.
+        unsafe { (self.runtime.api.ReleaseTensorTypeAndShapeInfo)(info) };
+        let shape = result?.into_iter().map(|d| usize::try_from(d).unwrap_or(0)).collect();
+        let known = DataType::ALL.iter().copied().find(|&t| c_type(t) == Some(dtype));
+        known.map(|t| (t, shape)).ok_or_else(|| error(ErrorKind::Unsupported, "an output's element type is unknown"))
+    }
+
+    /// The tensor of a result; its bytes keep the value alive.
+    pub(super) fn into_tensor(self) -> Result<Tensor, EngineError> {
+        let fail = |e: edgeward_graph::TensorError| error(ErrorKind::Failed, e.to_string());
+        let (dtype, shape) = self.header()?;
+        if dtype == DataType::String {
+            let count = shape.iter().product();
+            return Tensor::from_strings(shape, self.strings(count)?).map_err(fail);
+        }
+        let mut data = ptr::null_mut();
+        call!(self.runtime, GetTensorMutableData(self.pointer, &mut data))?;
+        let length = dtype.byte_len(shape.iter().product());
+        let owned = Owned { data: data.cast::<u8>(), length, _value: Value::own(&self.runtime, self.pointer) };
+        std::mem::forget(self);
+        Tensor::from_raw(dtype, shape, Bytes::from_owner(owned)).map_err(fail)
+    }
+
+    fn strings(&self, count: usize) -> Result<Vec<Bytes>, EngineError> {
+        let mut total = 0;
+        call!(self.runtime, GetStringTensorDataLength(self.pointer, &mut total))?;
+        let (mut text, mut offsets) = (vec![0u8; total], vec![0usize; count]);
+        call!(
+            self.runtime,
+            GetStringTensorContent(self.pointer, text.as_mut_ptr().cast(), total, offsets.as_mut_ptr(), count)
+        )?;
+        let text = Bytes::from(text);
+        let ends = offsets.iter().copied().skip(1).chain([total]);
+        Ok(offsets.iter().zip(ends).map(|(&start, end)| text.slice(start..end)).collect())
+    }
+}
+
+/// Every element type of ONNX is at home at this alignment.
+const ALIGN: usize = 8;
+
+fn memory_info(runtime: &Runtime) -> Result<*mut OrtMemoryInfo, EngineError> {
+    let mut info = ptr::null_mut();
+    let kind = OrtMemType::OrtMemTypeDefault;
+    call!(runtime, CreateCpuMemoryInfo(OrtAllocatorType::OrtDeviceAllocator, kind, &mut info))?;
+    Ok(info)
+}
+
+struct Owned {
+    data: *const u8,
+    length: usize,
+    _value: Value<'static>,
+}
+
+// SAFETY: the bytes belong to the value, which is owned here and no longer written by anyone.
+unsafe impl Send for Owned {}
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: the value holds this many bytes for as long as it lives.
+        unsafe { std::slice::from_raw_parts(self.data, self.length) }
+    }
+}

@@ -1,0 +1,228 @@
+//! One contract, passed by every engine: what a session promises its callers.
+
+use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
+
+use bytes::Bytes;
+use edgeward_engine::{Engine, ErrorKind, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source};
+use edgeward_graph::{
+    DataType, Model, Tensor,
+    proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto::{Dimension, dimension},
+        type_proto,
+    },
+};
+
+/// A dimension of a declared shape: a size or a name.
+enum D {
+    N(i64),
+    S(&'static str),
+}
+
+fn port(name: &str, dtype: DataType, dims: &[D]) -> ValueInfoProto {
+    let dim = |d: &D| Dimension {
+        value: Some(match d {
+            D::N(n) => dimension::Value::DimValue(*n),
+            D::S(s) => dimension::Value::DimParam((*s).to_owned()),
+        }),
+        ..Dimension::default()
+    };
+    let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
+    ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
+}
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+    NodeProto {
+        op_type: Some(op.to_owned()),
+        name: Some(format!("the_{op}")),
+        input: own(inputs),
+        output: own(outputs),
+        ..NodeProto::default()
+    }
+}
+
+fn model(nodes: Vec<NodeProto>, input: Vec<ValueInfoProto>, output: Vec<ValueInfoProto>) -> Source {
+    let graph = GraphProto { name: Some("g".to_owned()), node: nodes, input, output, ..GraphProto::default() };
+    let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
+    let proto =
+        ModelProto { ir_version: Some(8), opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };
+    Source::Bytes(Bytes::from(Model::from_proto(proto).to_bytes().unwrap()))
+}
+
+fn add() -> Source {
+    let shape = || [D::S("n"), D::N(2)];
+    model(
+        vec![node("Add", &["a", "b"], &["sum"]), node("Mul", &["a", "b"], &["product"])],
+        vec![port("a", DataType::Float32, &shape()), port("b", DataType::Float32, &shape())],
+        vec![port("sum", DataType::Float32, &shape()), port("product", DataType::Float32, &shape())],
+    )
+}
+
+fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_vec(shape, values.to_vec()).unwrap()
+}
+
+fn load(engine: &dyn Engine, source: &Source) -> Box<dyn Session> {
+    engine.load(source, &SessionOptions { threads: NonZeroUsize::new(1), ..SessionOptions::default() }).unwrap()
+}
+
+fn contract(name: &str) {
+    let registry = Registry::new(RegistryConfig::default());
+    let engine = match registry.get(name) {
+        Ok(engine) => engine,
+        Err(e) if std::env::var_os("EDGEWARD_ALL_ENGINES").is_some() => panic!("{e}"),
+        Err(e) => return println!("skipped: {e}"),
+    };
+    runs_by_name(&*engine);
+    refuses_wrong_inputs(&*engine);
+    keeps_every_type(&*engine);
+    writes_into_buffers(&*engine);
+    overlaps(&*engine);
+    names_what_it_lacks(&*engine);
+    refuses_broken_files(&*engine);
+}
+
+fn runs_by_name(engine: &dyn Engine) {
+    let session = load(engine, &add());
+    let (a, b) = (floats(&[2, 2], &[1., 2., 3., 4.]), floats(&[2, 2], &[10., 20., 30., 40.]));
+    let all = session.run(&[("b", &b), ("a", &a)], RunOptions::default()).unwrap();
+    assert_eq!(all[0].values::<f32>().unwrap().as_ref(), [11., 22., 33., 44.]);
+    assert_eq!(all[1].values::<f32>().unwrap().as_ref(), [10., 40., 90., 160.]);
+    let wanted = RunOptions { outputs: Some(&["product", "sum", "product"]), cancel: None };
+    let some = session.run(&[("a", &a), ("b", &b)], wanted).unwrap();
+    assert_eq!(some.len(), 3);
+    assert_eq!((&some[0], &some[1], &some[2]), (&all[1], &all[0], &all[1]));
+    let empty = floats(&[0, 2], &[]);
+    let none = session.run(&[("a", &empty), ("b", &empty)], RunOptions::default()).unwrap();
+    assert_eq!(none[0].shape(), [0, 2]);
+    let cancelled = AtomicBool::new(true);
+    let options = RunOptions { outputs: None, cancel: Some(&cancelled) };
+    assert_eq!(session.run(&[("a", &a), ("b", &b)], options).unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+fn refuses_wrong_inputs(engine: &dyn Engine) {
+    let session = load(engine, &add());
+    let a = floats(&[1, 2], &[1., 2.]);
+    let wide = floats(&[1, 3], &[1., 2., 3.]);
+    let tall = floats(&[2, 2], &[1., 2., 3., 4.]);
+    let flat = floats(&[2], &[1., 2.]);
+    let ints = Tensor::from_vec([1, 2], vec![1i32, 2]).unwrap();
+    let table: [(&str, Vec<(&str, &Tensor)>, &str); 7] = [
+        ("missing", vec![("a", &a)], "`b`"),
+        ("unknown", vec![("a", &a), ("b", &a), ("c", &a)], "`c`"),
+        ("twice", vec![("a", &a), ("b", &a), ("a", &a)], "twice"),
+        ("type", vec![("a", &a), ("b", &ints)], "int32"),
+        ("size", vec![("a", &a), ("b", &wide)], "[1, 3]"),
+        ("symbol", vec![("a", &a), ("b", &tall)], "`n`"),
+        ("rank", vec![("a", &a), ("b", &flat)], "[2]"),
+    ];
+    for (case, inputs, text) in table {
+        let error = session.run(&inputs, RunOptions::default()).expect_err(case);
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{case}: {error}");
+        assert!(error.to_string().contains(text), "{case}: {error}");
+    }
+    let wanted = RunOptions { outputs: Some(&["x"]), cancel: None };
+    let error = session.run(&[("a", &a), ("b", &a)], wanted).unwrap_err();
+    assert!(error.to_string().contains("`x`"), "{error}");
+}
+
+fn keeps_every_type(engine: &dyn Engine) {
+    let raw = |dtype: DataType| Tensor::from_raw(dtype, [2], Bytes::from(vec![1u8; dtype.byte_len(2)])).unwrap();
+    let strings =
+        Tensor::from_strings([2], vec![Bytes::from_static(b"a"), Bytes::from_static("ü".as_bytes())]).unwrap();
+    let mut refused = Vec::new();
+    use DataType::*;
+    for dtype in
+        [Float32, Float64, Float16, BFloat16, Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64, Bool, String]
+    {
+        // The high bytes of int64 do not survive engines that compute in 32 bits.
+        let value = match dtype {
+            String => strings.clone(),
+            Int64 => Tensor::from_vec([2], vec![-5i64, 7]).unwrap(),
+            _ => raw(dtype),
+        };
+        let dims = || [D::S("n")];
+        let nodes = vec![node("Identity", &["x"], &["y"])];
+        let source = model(nodes, vec![port("x", dtype, &dims())], vec![port("y", dtype, &dims())]);
+        match engine.load(&source, &SessionOptions::default()) {
+            Ok(session) => {
+                let outputs = session.run(&[("x", &value)], RunOptions::default()).unwrap();
+                assert_eq!(outputs, [value], "{} {dtype}", engine.name());
+                assert_eq!(session.outputs()[0].dtype, dtype);
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Unsupported, "{dtype}: {e}");
+                assert!(e.to_string().contains(dtype.name()), "{e}");
+                refused.push(dtype);
+            }
+        }
+    }
+    let expected: &[DataType] = match engine.name() {
+        "rten" => &[Float64, Float16, BFloat16, Int16, UInt16, UInt32, UInt64, String],
+        _ => &[],
+    };
+    assert_eq!(refused, expected, "{}", engine.name());
+}
+
+fn writes_into_buffers(engine: &dyn Engine) {
+    let session = load(engine, &add());
+    let a = floats(&[1, 2], &[1., 2.]);
+    let wanted = RunOptions { outputs: Some(&["sum"]), cancel: None };
+    let mut buffer = [0u8; 8];
+    let shapes = session.run_into(&[("a", &a), ("b", &a)], wanted, &mut [&mut buffer]).unwrap();
+    assert_eq!(shapes, [[1, 2]]);
+    assert_eq!(buffer, bytemuck::cast::<[f32; 2], [u8; 8]>([2., 4.]));
+    let error = session.run_into(&[("a", &a), ("b", &a)], wanted, &mut [&mut buffer[..7]]).unwrap_err();
+    assert!(error.to_string().contains('7'), "{error}");
+}
+
+fn overlaps(engine: &dyn Engine) {
+    let session = load(engine, &add());
+    std::thread::scope(|scope| {
+        for i in 0..8u8 {
+            let session = &session;
+            scope.spawn(move || {
+                let x = floats(&[1, 2], &[f32::from(i), 1.]);
+                for _ in 0..200 {
+                    let out = session.run(&[("a", &x), ("b", &x)], RunOptions::default()).unwrap();
+                    assert_eq!(out[0].values::<f32>().unwrap().as_ref(), [2. * f32::from(i), 2.]);
+                }
+            });
+        }
+    });
+}
+
+fn names_what_it_lacks(engine: &dyn Engine) {
+    let nodes = vec![node("Frobnicate", &["x"], &["y"])];
+    let dims = || [D::N(1)];
+    let source = model(nodes, vec![port("x", DataType::Float32, &dims())], vec![port("y", DataType::Float32, &dims())]);
+    let error = engine.load(&source, &SessionOptions::default()).err().expect("no engine has this operator");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("Frobnicate"), "{error}");
+}
+
+fn refuses_broken_files(engine: &dyn Engine) {
+    let Source::Bytes(whole) = add() else { unreachable!() };
+    for length in 0..whole.len() {
+        // A cut may fall between two fields, so some prefixes are models; none may do more than fail.
+        let _ = engine.load(&Source::Bytes(whole.slice(..length)), &SessionOptions::default());
+    }
+    let error =
+        engine.load(&Source::Bytes(Bytes::from_static(b"\x08\xffhello")), &SessionOptions::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidModel, "{error}");
+    let error = engine.load(&Source::File("no/such.onnx".into()), &SessionOptions::default()).err().unwrap();
+    assert!(error.to_string().contains("no/such.onnx"), "{error}");
+}
+
+#[test]
+fn rten() {
+    contract("rten");
+}
+
+#[test]
+fn onnxruntime() {
+    contract("onnxruntime");
+}
