@@ -2,10 +2,15 @@
 //!
 //! This half knows no HTTP and no protobuf requests: it takes and returns tensors.
 
+mod config;
 mod error;
+mod model;
+mod repository;
 mod request;
 mod server;
+mod stats;
 
 pub use error::{ServeError, ServeErrorKind};
+pub use model::Version;
 pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestedOutput};
 pub use server::{IndexEntry, LoadOverrides, ModelControl, Server, ServerConfig};

@@ -1,9 +1,33 @@
-//! Serves ONNX models over the Open Inference Protocol v2: REST and gRPC, batching, a model repository.
+//! Serves ONNX models over the Open Inference Protocol v2: REST and gRPC over one core.
 //!
 //! Two halves that meet in [`core`]: the wire (`http`, `grpc`) turns bytes into [`core::InferRequest`]s and answers
-//! back into bytes; the core (repository, scheduler, ensembles, statistics) decides when and where each one runs.
+//! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
 pub mod core;
+mod grpc;
+mod http;
+mod json;
+mod page;
+mod reflect;
+mod run;
+mod types;
+
+pub use run::{Addresses, Listening, RunConfig, RunError, run};
+pub use types::{config_type, from_wire_type, wire_type};
+
+/// What the server calls itself.
+pub const SERVER_NAME: &str = "edgeward";
+
+/// Extensions of the protocol that the server speaks.
+pub const EXTENSIONS: &[&str] = &[
+    "classification",
+    "model_repository",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+];
 
 /// The messages and services of the protocol, as generated.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated from the proto files")]

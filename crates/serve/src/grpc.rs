@@ -1,0 +1,337 @@
+//! The gRPC half of the Open Inference Protocol, with the standard health and reflection services.
+
+mod convert;
+
+use std::pin::Pin;
+
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status, Streaming, codec::CompressionEncoding, transport::server::Router};
+
+use crate::{
+    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
+    http::version_of,
+    proto::{
+        self,
+        grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
+    },
+};
+
+/// Largest message either way; protobuf itself ends at 2 GiB.
+const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+/// Streams of one connection; the requests of one client wait rather than flood.
+const STREAMS_MAX: u32 = 1024;
+/// Requests of one stream that run at the same time; answers keep the order of the requests.
+const STREAM_AHEAD_MAX: usize = 16;
+
+/// Every service of the gRPC listener.
+pub(crate) fn services(server: Server) -> Router {
+    let inference = GrpcInferenceServiceServer::new(Inference(server.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Gzip);
+    let mut builder = tonic::transport::Server::builder().tcp_nodelay(true).max_concurrent_streams(STREAMS_MAX);
+    let router = builder.add_service(inference).add_service(health(server));
+    let v1 = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    match (v1.build_v1(), alpha.build_v1alpha()) {
+        (Ok(v1), Ok(alpha)) => router.add_service(v1).add_service(alpha),
+        (Err(e), _) | (_, Err(e)) => {
+            tracing::error!(error = %e, "reflection is off: the descriptors are damaged");
+            router
+        }
+    }
+}
+
+fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health(server))
+}
+
+/// The standard health service, asking the core each time; service names are empty or models.
+struct Health(Server);
+
+type HealthStream = Pin<Box<dyn Stream<Item = Result<tonic_health::pb::HealthCheckResponse, Status>> + Send>>;
+
+impl Health {
+    fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
+        use tonic_health::pb::health_check_response::ServingStatus;
+        let ready = match service {
+            "" | "inference.GRPCInferenceService" => self.0.ready(),
+            name => self.0.model_ready(&model(name, "")?).map_err(status)?,
+        };
+        let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
+    }
+}
+
+#[tonic::async_trait]
+impl tonic_health::pb::health_server::Health for Health {
+    type WatchStream = HealthStream;
+
+    async fn check(
+        &self,
+        request: Request<tonic_health::pb::HealthCheckRequest>,
+    ) -> Result<Response<tonic_health::pb::HealthCheckResponse>, Status> {
+        self.status(&request.get_ref().service).map(Response::new)
+    }
+
+    async fn watch(
+        &self,
+        request: Request<tonic_health::pb::HealthCheckRequest>,
+    ) -> Result<Response<HealthStream>, Status> {
+        let (this, service) = (Health(self.0.clone()), request.into_inner().service);
+        let ticks =
+            tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(std::time::Duration::from_secs(1)));
+        let mut last = None;
+        let changes = ticks.filter_map(move |_| {
+            let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
+                status: tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown as i32,
+            });
+            (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
+        });
+        Ok(Response::new(Box::pin(changes)))
+    }
+}
+
+/// A refusal as gRPC states it.
+fn status(error: ServeError) -> Status {
+    let code = match error.kind {
+        ServeErrorKind::InvalidArgument => Code::InvalidArgument,
+        ServeErrorKind::NotFound => Code::NotFound,
+        ServeErrorKind::Unavailable => Code::Unavailable,
+        ServeErrorKind::Overloaded => Code::ResourceExhausted,
+        ServeErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ServeErrorKind::Cancelled => Code::Cancelled,
+        ServeErrorKind::Unsupported => Code::Unimplemented,
+        ServeErrorKind::Internal => Code::Internal,
+    };
+    Status::new(code, error.message)
+}
+
+fn model(name: &str, version: &str) -> Result<ModelRef, Status> {
+    Ok(ModelRef { name: name.into(), version: version_of(version).map_err(status)? })
+}
+
+fn no_shared_memory<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("shared memory is not supported; send tensors in the request"))
+}
+
+struct Inference(Server);
+
+async fn answer(server: &Server, request: proto::ModelInferRequest) -> Result<proto::ModelInferResponse, Status> {
+    let model = model(&request.model_name, &request.model_version)?;
+    let raw = convert::is_raw(&request);
+    let request = convert::request(request, model).map_err(status)?;
+    let response = server.infer(request).await.map_err(status)?;
+    convert::response(response, raw).map_err(status)
+}
+
+type InferStream = Pin<Box<dyn Stream<Item = Result<proto::ModelStreamInferResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Inference {
+    async fn server_live(
+        &self,
+        _: Request<proto::ServerLiveRequest>,
+    ) -> Result<Response<proto::ServerLiveResponse>, Status> {
+        Ok(Response::new(proto::ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<proto::ServerReadyRequest>,
+    ) -> Result<Response<proto::ServerReadyResponse>, Status> {
+        Ok(Response::new(proto::ServerReadyResponse { ready: self.0.ready() }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<proto::ModelReadyRequest>,
+    ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let request = request.get_ref();
+        // Clients of this call expect false, not an error, for a model that is not there.
+        let ready = self.0.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
+        Ok(Response::new(proto::ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<proto::ServerMetadataRequest>,
+    ) -> Result<Response<proto::ServerMetadataResponse>, Status> {
+        Ok(Response::new(proto::ServerMetadataResponse {
+            name: crate::SERVER_NAME.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: crate::EXTENSIONS.iter().map(|e| (*e).to_owned()).collect(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<proto::ModelMetadataRequest>,
+    ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let request = request.get_ref();
+        self.0.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<proto::ModelInferRequest>,
+    ) -> Result<Response<proto::ModelInferResponse>, Status> {
+        answer(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    type ModelStreamInferStream = InferStream;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<proto::ModelInferRequest>>,
+    ) -> Result<Response<InferStream>, Status> {
+        let server = self.0.clone();
+        let (mut requests, (send, receive)) = (request.into_inner(), tokio::sync::mpsc::channel(STREAM_AHEAD_MAX));
+        tokio::spawn(async move {
+            while let Some(Ok(request)) = requests.next().await {
+                let server = server.clone();
+                let run = tokio::spawn(async move { stream_answer(&server, request).await });
+                // The other end has gone: whatever still runs answers nobody.
+                if send.send(run).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let answers = tokio_stream::wrappers::ReceiverStream::new(receive);
+        let answers = answers.then(|run| async { run.await.map_err(|e| Status::internal(e.to_string())) });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<proto::ModelConfigRequest>,
+    ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let request = request.get_ref();
+        let config = self.0.model_config(&model(&request.name, &request.version)?).map_err(status)?;
+        Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<proto::ModelStatisticsRequest>,
+    ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let request = request.get_ref();
+        let version = version_of(&request.version).map_err(status)?;
+        let model_stats = self.0.statistics(&request.name, version).map_err(status)?;
+        Ok(Response::new(proto::ModelStatisticsResponse { model_stats }))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<proto::RepositoryIndexRequest>,
+    ) -> Result<Response<proto::RepositoryIndexResponse>, Status> {
+        use proto::repository_index_response::ModelIndex;
+        let entries = self.0.index(request.get_ref().ready).into_iter().map(|e| ModelIndex {
+            name: e.name,
+            version: e.version,
+            state: e.state.to_owned(),
+            reason: e.reason,
+        });
+        Ok(Response::new(proto::RepositoryIndexResponse { models: entries.collect() }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<proto::RepositoryModelLoadRequest>,
+    ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
+        use proto::model_repository_parameter::ParameterChoice as Choice;
+        let request = request.into_inner();
+        let mut overrides = LoadOverrides::default();
+        for (key, value) in request.parameters {
+            match value.parameter_choice {
+                Some(Choice::StringParam(text)) if key == "config" => overrides.config_json = Some(text),
+                Some(Choice::BytesParam(bytes)) if key.starts_with("file:") => overrides.files.push((key, bytes)),
+                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for a load"))),
+            }
+        }
+        self.0.load(&request.model_name, overrides).await.map_err(status)?;
+        Ok(Response::new(proto::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<proto::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
+        self.0.unload(&request.get_ref().model_name, false).await.map_err(status)?;
+        Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        _: Request<proto::SystemSharedMemoryStatusRequest>,
+    ) -> Result<Response<proto::SystemSharedMemoryStatusResponse>, Status> {
+        Ok(Response::new(proto::SystemSharedMemoryStatusResponse::default()))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        _: Request<proto::SystemSharedMemoryRegisterRequest>,
+    ) -> Result<Response<proto::SystemSharedMemoryRegisterResponse>, Status> {
+        no_shared_memory()
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        _: Request<proto::SystemSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<proto::SystemSharedMemoryUnregisterResponse>, Status> {
+        no_shared_memory()
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        _: Request<proto::CudaSharedMemoryStatusRequest>,
+    ) -> Result<Response<proto::CudaSharedMemoryStatusResponse>, Status> {
+        Ok(Response::new(proto::CudaSharedMemoryStatusResponse::default()))
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        _: Request<proto::CudaSharedMemoryRegisterRequest>,
+    ) -> Result<Response<proto::CudaSharedMemoryRegisterResponse>, Status> {
+        no_shared_memory()
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        _: Request<proto::CudaSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<proto::CudaSharedMemoryUnregisterResponse>, Status> {
+        no_shared_memory()
+    }
+
+    async fn trace_setting(
+        &self,
+        _: Request<proto::TraceSettingRequest>,
+    ) -> Result<Response<proto::TraceSettingResponse>, Status> {
+        Err(Status::unimplemented("tracing is not supported"))
+    }
+
+    async fn log_settings(
+        &self,
+        _: Request<proto::LogSettingsRequest>,
+    ) -> Result<Response<proto::LogSettingsResponse>, Status> {
+        Err(Status::unimplemented("log settings cannot be changed while running"))
+    }
+}
+
+async fn stream_answer(server: &Server, request: proto::ModelInferRequest) -> proto::ModelStreamInferResponse {
+    let (id, model_name) = (request.id.clone(), request.model_name.clone());
+    match answer(server, request).await {
+        Ok(response) => {
+            proto::ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
+        }
+        Err(e) => {
+            let response = proto::ModelInferResponse { id, model_name, ..proto::ModelInferResponse::default() };
+            proto::ModelStreamInferResponse { error_message: e.message().to_owned(), infer_response: Some(response) }
+        }
+    }
+}

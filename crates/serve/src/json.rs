@@ -1,0 +1,357 @@
+//! Inference requests and answers as JSON, with tensors read and written without a tree in between.
+//!
+//! `data` may stand before the datatype that says how to read it, so it is first cut out as raw text and then parsed
+//! straight into the numbers' own type.
+
+use std::{borrow::Cow, time::Duration};
+
+use bytes::Bytes;
+use edgeward_graph::{DataType, Tensor};
+use serde::Deserialize;
+
+use crate::{
+    core::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestedOutput, ServeError, ServeErrorKind},
+    from_wire_type, wire_type,
+};
+
+/// Levels of brackets within `data`.
+const NESTING_MAX: usize = 32;
+
+#[derive(Deserialize)]
+struct WireRequest<'a> {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(borrow, default)]
+    inputs: Vec<WireInput<'a>>,
+    #[serde(default)]
+    outputs: Option<Vec<WireOutput>>,
+}
+
+#[derive(Deserialize)]
+struct WireInput<'a> {
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    shape: Vec<i64>,
+    #[serde(borrow)]
+    datatype: Cow<'a, str>,
+    #[serde(default)]
+    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(borrow, default)]
+    data: Option<&'a serde_json::value::RawValue>,
+}
+
+#[derive(Deserialize)]
+struct WireOutput {
+    name: String,
+    #[serde(default)]
+    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// A request, and which of its outputs are wanted as binary.
+pub struct Decoded {
+    /// The request as the core takes it.
+    pub request: InferRequest,
+    /// All outputs as binary unless said otherwise per output.
+    pub binary_default: bool,
+    /// Per output, in the order of the request's outputs.
+    pub binary: Vec<Option<bool>>,
+}
+
+fn refuse(text: impl Into<String>) -> ServeError {
+    ServeError::new(ServeErrorKind::InvalidArgument, text)
+}
+
+/// Reads a request: `header` bytes of JSON, then the binary tensors in the order of the inputs.
+pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<Decoded, ServeError> {
+    let length = header.unwrap_or(body.len());
+    if length > body.len() {
+        return Err(refuse(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len())));
+    }
+    let (json, mut binary) = (body.slice(..length), body.slice(length..));
+    let wire: WireRequest<'_> =
+        serde_json::from_slice(&json).map_err(|e| refuse(format!("the request is not valid JSON: {e}")))?;
+    if wire.inputs.is_empty() {
+        return Err(refuse("the request has no `inputs`"));
+    }
+    let inputs = wire.inputs.iter().map(|i| Ok((i.name.to_string(), input(i, &mut binary)?)));
+    let inputs = inputs.collect::<Result<Vec<_>, ServeError>>()?;
+    if !binary.is_empty() {
+        return Err(refuse(format!("{} bytes after the last binary input belong to no input", binary.len())));
+    }
+    let parameters = wire.parameters.unwrap_or_default();
+    let flag = |m: &serde_json::Map<String, serde_json::Value>, key: &str| m.get(key).and_then(|v| v.as_bool());
+    let number = |key: &str| parameters.get(key).and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()));
+    let wanted = wire.outputs.unwrap_or_default();
+    let none = serde_json::Map::new();
+    let outputs = wanted.iter().map(|o| {
+        let count = o.parameters.as_ref().unwrap_or(&none).get("classification").and_then(|v| v.as_u64());
+        RequestedOutput { name: o.name.clone(), classification: count.unwrap_or(0) as usize }
+    });
+    let timeout = number("timeout").filter(|&us| us > 0).map(Duration::from_micros);
+    let request = InferRequest {
+        model,
+        id: wire.id.unwrap_or_default(),
+        inputs,
+        outputs: outputs.collect(),
+        priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
+        timeout,
+        parameters: custom(&parameters),
+    };
+    Ok(Decoded {
+        request,
+        binary_default: flag(&parameters, "binary_data_output").unwrap_or(false),
+        binary: wanted.iter().map(|o| flag(o.parameters.as_ref().unwrap_or(&none), "binary_data")).collect(),
+    })
+}
+
+fn custom(parameters: &serde_json::Map<String, serde_json::Value>) -> Parameters {
+    let known = ["priority", "timeout", "binary_data_output"];
+    let convert = |v: &serde_json::Value| match v {
+        serde_json::Value::Bool(b) => Some(Parameter::Bool(*b)),
+        serde_json::Value::Number(n) => Some(n.as_i64().map_or(Parameter::Double(n.as_f64()?), Parameter::Int)),
+        serde_json::Value::String(s) => Some(Parameter::String(s.clone())),
+        _ => None,
+    };
+    let rest = parameters.iter().filter(|(k, _)| !known.contains(&k.as_str()));
+    rest.filter_map(|(k, v)| Some((k.clone(), convert(v)?))).collect()
+}
+
+fn input(input: &WireInput<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError> {
+    let of = |text: String| refuse(format!("input `{}`: {text}", input.name));
+    let dtype = from_wire_type(&input.datatype).ok_or_else(|| of(format!("unknown datatype `{}`", input.datatype)))?;
+    let shape = input.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
+    let shape = shape.map_err(|_| of(format!("shape {:?} has a negative size", input.shape)))?;
+    let size = input.parameters.as_ref().and_then(|p| p.get("binary_data_size"));
+    if let Some(size) = size {
+        let size = size.as_u64().and_then(|s| usize::try_from(s).ok()).filter(|&s| s <= binary.len());
+        let size = size
+            .ok_or_else(|| of(format!("`binary_data_size` reaches beyond the body ({} bytes left)", binary.len())))?;
+        return from_binary(dtype, shape, binary.split_to(size)).map_err(of);
+    }
+    let Some(data) = input.data else { return Err(of("has neither `data` nor `binary_data_size`".to_owned())) };
+    from_json(dtype, shape, data.get()).map_err(of)
+}
+
+/// A tensor of raw bytes; strings carry their lengths as 4 little-endian bytes each.
+pub fn from_binary(dtype: DataType, shape: Vec<usize>, mut bytes: Bytes) -> Result<Tensor, String> {
+    if dtype != DataType::String {
+        return Tensor::from_raw(dtype, shape, bytes).map_err(|e| e.to_string());
+    }
+    let mut values = Vec::new();
+    while !bytes.is_empty() {
+        let length = bytes.first_chunk::<4>().map(|b| u32::from_le_bytes(*b) as usize);
+        let length = length.filter(|&l| l <= bytes.len() - 4);
+        let length = length.ok_or_else(|| format!("string {} reaches beyond its data", values.len()))?;
+        values.push(bytes.slice(4..4 + length));
+        bytes = bytes.slice(4 + length..);
+    }
+    Tensor::from_strings(shape, values).map_err(|e| e.to_string())
+}
+
+/// The raw bytes of a tensor, strings with their lengths before them.
+pub fn to_binary(tensor: &Tensor) -> Bytes {
+    match (tensor.raw(), tensor.strings()) {
+        (Some(raw), _) => raw.clone(),
+        (None, strings) => {
+            let mut out = Vec::new();
+            for s in strings.unwrap_or_default() {
+                out.extend_from_slice(&(s.len() as u32).to_le_bytes());
+                out.extend_from_slice(s);
+            }
+            out.into()
+        }
+    }
+}
+
+fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, String> {
+    fn numbers<T: edgeward_graph::Element + Send + Sync>(
+        shape: Vec<usize>,
+        text: &str,
+        parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+    ) -> Result<Tensor, String> {
+        Tensor::from_vec(shape, scan(text.as_bytes(), T::DTYPE, parse)?).map_err(|e| e.to_string())
+    }
+    macro_rules! integers {
+        ($type:ty) => {
+            numbers::<$type>(shape, text, |b| integer(b).and_then(|(v, n)| Some((<$type>::try_from(v).ok()?, n))))
+        };
+    }
+    match dtype {
+        DataType::Float32 => numbers::<f32>(shape, text, |b| fast_float2::parse_partial(b).ok()),
+        DataType::Float64 => numbers::<f64>(shape, text, |b| fast_float2::parse_partial(b).ok()),
+        DataType::Int8 => integers!(i8),
+        DataType::Int16 => integers!(i16),
+        DataType::Int32 => integers!(i32),
+        DataType::Int64 => integers!(i64),
+        DataType::UInt8 => integers!(u8),
+        DataType::UInt16 => integers!(u16),
+        DataType::UInt32 => integers!(u32),
+        DataType::UInt64 => integers!(u64),
+        DataType::Bool => {
+            let values = scan(text.as_bytes(), dtype, |b| match b {
+                [b't', b'r', b'u', b'e', ..] => Some((true, 4)),
+                [b'f', b'a', b'l', b's', b'e', ..] => Some((false, 5)),
+                [b'0', ..] => Some((false, 1)),
+                [b'1', ..] => Some((true, 1)),
+                _ => None,
+            })?;
+            Tensor::from_bools(shape, values).map_err(|e| e.to_string())
+        }
+        DataType::String => {
+            let mut values = Vec::new();
+            strings(&serde_json::from_str(text).map_err(|e| e.to_string())?, &mut values)?;
+            Tensor::from_strings(shape, values).map_err(|e| e.to_string())
+        }
+        other => Err(format!("{} has no JSON form; send it as binary data", wire_type(other))),
+    }
+}
+
+fn integer(bytes: &[u8]) -> Option<(i128, usize)> {
+    let negative = bytes.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let digits = bytes.get(start..)?.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 || digits > 20 {
+        return None;
+    }
+    let value = bytes.get(start..start + digits)?.iter().fold(0i128, |v, b| v * 10 + i128::from(b - b'0'));
+    Some((if negative { -value } else { value }, start + digits))
+}
+
+/// Every number of a flat or nested array, in order. The text is valid JSON already.
+fn scan<T>(text: &[u8], dtype: DataType, parse: impl Fn(&[u8]) -> Option<(T, usize)>) -> Result<Vec<T>, String> {
+    let (mut values, mut rest, mut depth) = (Vec::with_capacity(text.len() / 8), text, 0usize);
+    while let Some((&byte, tail)) = rest.split_first() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | b',' => rest = tail,
+            b'[' => {
+                depth += 1;
+                if depth > NESTING_MAX {
+                    return Err(format!("`data` nests deeper than {NESTING_MAX} levels"));
+                }
+                rest = tail;
+            }
+            b']' => {
+                depth = depth.saturating_sub(1);
+                rest = tail;
+            }
+            _ => {
+                let parsed = parse(rest).filter(|(_, n)| {
+                    rest.get(*n).is_none_or(|b| matches!(b, b',' | b']' | b' ' | b'\t' | b'\n' | b'\r'))
+                });
+                let Some((value, length)) = parsed else {
+                    let end = rest.iter().position(|b| matches!(b, b',' | b']')).unwrap_or(rest.len()).min(40);
+                    let text = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
+                    return Err(format!("element {} is `{text}`, expected {}", values.len(), wire_type(dtype)));
+                };
+                values.push(value);
+                rest = rest.get(length..).unwrap_or_default();
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn strings(value: &serde_json::Value, out: &mut Vec<Bytes>) -> Result<(), String> {
+    match value {
+        serde_json::Value::Array(items) => items.iter().try_for_each(|item| strings(item, out)),
+        serde_json::Value::String(text) => {
+            out.push(Bytes::copy_from_slice(text.as_bytes()));
+            Ok(())
+        }
+        other => Err(format!("element {} is `{other}`, expected a string", out.len())),
+    }
+}
+
+/// The JSON part of an answer and the binary tensors after it.
+pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Result<(Vec<u8>, Vec<Bytes>), ServeError> {
+    let mut json = Vec::with_capacity(256);
+    let mut tail = Vec::new();
+    let text = |json: &mut Vec<u8>, s: &str| {
+        // Writing into memory cannot fail.
+        let _ = serde_json::to_writer(json, s);
+    };
+    json.push(b'{');
+    if !response.id.is_empty() {
+        json.extend_from_slice(b"\"id\":");
+        text(&mut json, &response.id);
+        json.push(b',');
+    }
+    json.extend_from_slice(b"\"model_name\":");
+    text(&mut json, &response.model_name);
+    json.extend_from_slice(format!(",\"model_version\":\"{}\",\"outputs\":[", response.model_version).as_bytes());
+    for (index, (name, tensor)) in response.outputs.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(b"{\"name\":");
+        text(&mut json, name);
+        let head = format!(",\"datatype\":\"{}\",\"shape\":{:?}", wire_type(tensor.dtype()), tensor.shape());
+        json.extend_from_slice(head.as_bytes());
+        if binary(index) {
+            let bytes = to_binary(tensor);
+            json.extend_from_slice(format!(",\"parameters\":{{\"binary_data_size\":{}}}}}", bytes.len()).as_bytes());
+            tail.push(bytes);
+        } else {
+            json.extend_from_slice(b",\"data\":");
+            data(&mut json, tensor).map_err(|e| refuse(format!("output `{name}`: {e}")))?;
+            json.push(b'}');
+        }
+    }
+    json.extend_from_slice(b"]}");
+    Ok((json, tail))
+}
+
+fn data(json: &mut Vec<u8>, tensor: &Tensor) -> Result<(), String> {
+    fn list<T: Copy>(json: &mut Vec<u8>, values: &[T], mut one: impl FnMut(&mut Vec<u8>, T)) {
+        json.push(b'[');
+        for (index, &value) in values.iter().enumerate() {
+            if index > 0 {
+                json.push(b',');
+            }
+            one(json, value);
+        }
+        json.push(b']');
+    }
+    macro_rules! integers {
+        ($type:ty) => {{
+            let mut buffer = itoa::Buffer::new();
+            let values = tensor.values::<$type>().map_err(|e| e.to_string())?;
+            list(json, &values, |json, v| json.extend_from_slice(buffer.format(v).as_bytes()))
+        }};
+    }
+    macro_rules! floats {
+        ($type:ty) => {{
+            let mut buffer = zmij::Buffer::new();
+            let values = tensor.values::<$type>().map_err(|e| e.to_string())?;
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                return Err(format!("element {i} is {}, which JSON cannot hold; ask for binary data", values[i]));
+            }
+            list(json, &values, |json, v| json.extend_from_slice(buffer.format_finite(v).as_bytes()))
+        }};
+    }
+    match tensor.dtype() {
+        DataType::Float32 => floats!(f32),
+        DataType::Float64 => floats!(f64),
+        DataType::Int8 => integers!(i8),
+        DataType::Int16 => integers!(i16),
+        DataType::Int32 => integers!(i32),
+        DataType::Int64 => integers!(i64),
+        DataType::UInt8 => integers!(u8),
+        DataType::UInt16 => integers!(u16),
+        DataType::UInt32 => integers!(u32),
+        DataType::UInt64 => integers!(u64),
+        DataType::Bool => {
+            let raw = tensor.raw().map(|r| r.as_ref()).unwrap_or_default();
+            list(json, raw, |json, v| json.extend_from_slice(if v == 0 { b"false" } else { b"true" }));
+        }
+        DataType::String => {
+            let texts: Vec<_> =
+                tensor.strings().unwrap_or_default().iter().map(|s| String::from_utf8_lossy(s)).collect();
+            serde_json::to_writer(json, &texts).map_err(|e| e.to_string())?;
+        }
+        other => return Err(format!("{} has no JSON form; ask for binary data", wire_type(other))),
+    }
+    Ok(())
+}

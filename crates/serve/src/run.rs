@@ -1,0 +1,169 @@
+//! Binds the listeners, says so, serves until told to stop, and drains.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::{Router, routing::get, serve::ListenerExt as _};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::{
+    core::{ServeError, Server, ServerConfig},
+    grpc, http,
+};
+
+/// Where to listen and what to serve.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// REST; none for no listener. Port 0 takes a free one.
+    pub http: Option<SocketAddr>,
+    /// gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// Prometheus metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Written whole once ready: the bound addresses as JSON.
+    pub ready_file: Option<PathBuf>,
+    /// Models and engines.
+    pub server: ServerConfig,
+    /// Longest drain after the stop signal.
+    pub grace: Duration,
+}
+
+/// Why a server did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// A plain listener may be on loopback only.
+    #[error("cannot listen on {0} without TLS: plain listeners are for loopback addresses only")]
+    NotLoopback(SocketAddr),
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Address asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The repositories cannot be read.
+    #[error(transparent)]
+    Models(#[from] ServeError),
+    /// The ready file cannot be written.
+    #[error("cannot write `{}`: {source}", path.display())]
+    ReadyFile {
+        /// Which file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Requests were still running when the grace time was over.
+    #[error("requests were still running after the grace time of {0:?}")]
+    NotDrained(Duration),
+}
+
+/// Bound addresses, as the ready file shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Addresses {
+    /// REST.
+    pub http: Option<SocketAddr>,
+    /// gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// Metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A server whose listeners are open.
+pub struct Listening {
+    addresses: Addresses,
+    server: Server,
+    http: Option<TcpListener>,
+    grpc: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    ready_file: Option<PathBuf>,
+    grace: Duration,
+}
+
+/// Serves until `shutdown` resolves, then drains. An error where it did not start or not drain in time.
+pub async fn run(config: RunConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    Listening::open(config).await?.serve_until(shutdown).await
+}
+
+impl Listening {
+    /// Loads the models and binds every listener.
+    pub async fn open(config: RunConfig) -> Result<Self, RunError> {
+        let (http, grpc, metrics) = (bind(config.http).await?, bind(config.grpc).await?, bind(config.metrics).await?);
+        let address = |l: &Option<TcpListener>| l.as_ref().and_then(|l| l.local_addr().ok());
+        let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
+        let server = Server::start(config.server).await?;
+        let (ready_file, grace) = (config.ready_file, config.grace);
+        Ok(Self { addresses, server, http, grpc, metrics, ready_file, grace })
+    }
+
+    /// The bound addresses.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The serving core.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Serves until `shutdown` resolves; every request accepted by then is answered within the grace time.
+    pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let (stop, stopped) = watch::channel(false);
+        let wait = |mut stopped: watch::Receiver<bool>| async move {
+            // An error means that the sender is gone, which is the end as well.
+            let _ = stopped.wait_for(|s| *s).await;
+        };
+        let mut tasks = tokio::task::JoinSet::new();
+        let metrics_server = self.server.clone();
+        let metrics = Router::new().route("/metrics", get(|| async move { metrics_server.metrics_text() }));
+        for (listener, router) in [(self.http, http::router(self.server.clone())), (self.metrics, metrics)] {
+            let Some(listener) = listener else { continue };
+            // An answer is written at once; waiting for more bytes would only delay it.
+            let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
+            let stopping = wait(stopped.clone());
+            tasks.spawn(async move {
+                let _ = axum::serve(listener, router).with_graceful_shutdown(stopping).await;
+            });
+        }
+        if let Some(listener) = self.grpc {
+            let (incoming, stopping) = (TcpListenerStream::new(listener), wait(stopped.clone()));
+            let services = grpc::services(self.server.clone());
+            tasks.spawn(async move {
+                if let Err(e) = services.serve_with_incoming_shutdown(incoming, stopping).await {
+                    tracing::error!(error = %e, "the gRPC listener ended");
+                }
+            });
+        }
+        if let Some(path) = &self.ready_file {
+            write_ready(path, &self.addresses).map_err(|source| RunError::ReadyFile { path: path.clone(), source })?;
+        }
+        shutdown.await;
+        self.server.begin_drain();
+        // Listeners close; open connections finish what they have begun.
+        let _ = stop.send(true);
+        let ended = tokio::time::timeout(self.grace, async { while tasks.join_next().await.is_some() {} }).await;
+        let drained = self.server.drain(Duration::ZERO).await;
+        // Idle connections that stayed open to the end of the grace time are no lost requests.
+        if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { Ok(()) }
+    }
+}
+
+async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, RunError> {
+    let Some(address) = address else { return Ok(None) };
+    if !address.ip().is_loopback() {
+        return Err(RunError::NotLoopback(address));
+    }
+    TcpListener::bind(address).await.map(Some).map_err(|source| RunError::Bind { address, source })
+}
+
+fn write_ready(path: &Path, addresses: &Addresses) -> std::io::Result<()> {
+    let staged = path.with_extension(format!("partial-{}", std::process::id()));
+    std::fs::write(&staged, serde_json::to_vec(addresses)?)?;
+    std::fs::rename(staged, path)
+}
