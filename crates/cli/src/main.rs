@@ -1,3 +1,98 @@
-//! The `edgeward` binary.
+//! The `edgeward` binary: command line, configuration and composition.
+//!
+//! What a command does is in its own module; how graphs are read, run and served is in the crates below.
 
-fn main() {}
+mod bench;
+mod engine;
+mod engines;
+mod failure;
+mod infer;
+mod inputs;
+mod inspect;
+mod measure;
+mod print;
+mod serve;
+mod settings;
+mod tune;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{failure::Outcome, settings::Settings};
+
+// glibc's allocator keeps what one thread freed from the others; a server that loads and unloads models would grow.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Takes an ONNX model from training to production.
+#[derive(Parser)]
+#[command(name = "edgeward", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Configuration file [default: edgeward.toml where the working folder has one]
+    #[arg(long, global = true, env = "EDGEWARD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what a model is made of and which engines run it
+    Inspect(inspect::InspectArgs),
+    /// Run a model once and print its outputs
+    Infer(infer::InferArgs),
+    /// Measure load time, latency, throughput and memory of a model
+    Bench(bench::BenchArgs),
+    /// Find the engine, threads and batch that serve a model best on this machine
+    Tune(tune::TuneArgs),
+    /// Serve models over the Open Inference Protocol
+    Serve(serve::ServeArgs),
+    /// List, fetch and locate engines
+    Engine(engine::EngineCommand),
+}
+
+/// What every command knows beside its own options.
+pub struct Context {
+    /// Print JSON instead of text.
+    pub json: bool,
+    /// `edgeward.toml`.
+    pub settings: Settings,
+}
+
+impl Context {
+    /// Execution providers: those of the command line, else those of the file.
+    pub fn providers(&self, given: &[String]) -> Vec<String> {
+        if given.is_empty() { self.settings.engine.providers.clone().unwrap_or_default() } else { given.to_vec() }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {}", failure.message());
+            if json {
+                println!("{}", serde_json::json!({ "error": failure.message() }));
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    let context = Context { json: cli.json, settings: settings::load(cli.config.as_deref())? };
+    match cli.command {
+        Command::Inspect(args) => inspect::run(&args, &context),
+        Command::Infer(args) => infer::run(&args, &context),
+        Command::Bench(args) => bench::run(&args, &context),
+        Command::Tune(args) => tune::run(&args, &context),
+        Command::Serve(args) => serve::run(args, &context),
+        Command::Engine(args) => engine::run(&args, &context),
+    }
+}

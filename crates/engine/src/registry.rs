@@ -49,6 +49,11 @@ impl Registry {
         Self { config, onnxruntime: OnceLock::new(), rten: Arc::new(Rten) }
     }
 
+    /// Every engine by name, in the order in which they are tried.
+    pub fn names(&self) -> &'static [&'static str] {
+        &NAMES
+    }
+
     /// The engine of that name; opens its library the first time.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Engine>, EngineError> {
         let (known, slot, path) = match name {

@@ -12,11 +12,15 @@ pub(crate) fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location == Some(DataLocation::External as i32)
 }
 
+/// Elements that a tensor's declaration asks for, saturating.
+pub(crate) fn declared_count(tensor: &TensorProto) -> u64 {
+    tensor.dims.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(u64::MAX)))
+}
+
 /// Bytes that a tensor's declaration asks for, saturating; what limits are checked against.
 pub(crate) fn declared_bytes(tensor: &TensorProto) -> u64 {
-    let count = tensor.dims.iter().fold(1u64, |n, &d| n.saturating_mul(u64::try_from(d).unwrap_or(u64::MAX)));
-    let bits = DataType::from_onnx(tensor.data_type.unwrap_or(0)).map_or(8, |t| t.bits().max(8) as u64);
-    count.saturating_mul(bits / 8)
+    let bits = DataType::from_onnx(tensor.data_type.unwrap_or(0)).map_or(8, |t| t.bits() as u64);
+    declared_count(tensor).saturating_mul(bits).div_ceil(8)
 }
 
 /// Element type and shape of a tensor message.

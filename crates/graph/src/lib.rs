@@ -8,6 +8,7 @@ mod error;
 mod external;
 mod limits;
 mod model;
+mod stats;
 mod tensor;
 pub mod walk;
 
@@ -17,6 +18,7 @@ pub use error::{ErrorKind, GraphError};
 pub use external::ExternalRef;
 pub use limits::Limits;
 pub use model::{Dimension, Model, Port};
+pub use stats::{Stats, stats};
 pub use tensor::{Element, Tensor, TensorError, element_count};
 
 /// The messages of `onnx.proto`, as generated.

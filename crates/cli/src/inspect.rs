@@ -1,0 +1,190 @@
+//! `edgeward inspect`: what a model is, and which engines can run it.
+
+use std::path::PathBuf;
+
+use edgeward_engine::{Registry, SessionOptions, Source};
+use edgeward_graph::{Dimension, Model, Port};
+use serde::Serialize;
+
+use crate::{
+    Context, engines,
+    failure::{Failure, Outcome},
+    print,
+};
+
+/// Options of `inspect`.
+#[derive(clap::Args)]
+pub struct InspectArgs {
+    /// ONNX file
+    model: PathBuf,
+    /// Do not try which engines load it
+    #[arg(long)]
+    no_engines: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    model: String,
+    producer: String,
+    ir_version: i64,
+    opset: i64,
+    opsets: Vec<Opset>,
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    nodes: usize,
+    operators: Vec<Operator>,
+    parameters: u64,
+    initializer_bytes: u64,
+    file_bytes: u64,
+    /// What the checker finds wrong; an engine may run the model all the same.
+    problems: Vec<String>,
+    engines: Vec<EngineVerdict>,
+}
+
+#[derive(Serialize)]
+struct Opset {
+    domain: String,
+    version: i64,
+}
+
+#[derive(Serialize)]
+struct Value {
+    name: String,
+    datatype: Option<&'static str>,
+    shape: Option<Vec<Size>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Size {
+    Fixed(usize),
+    Symbol(String),
+    Unknown(()),
+}
+
+#[derive(Serialize)]
+struct Operator {
+    name: String,
+    count: usize,
+}
+
+#[derive(Serialize)]
+struct EngineVerdict {
+    name: &'static str,
+    version: Option<String>,
+    runs: bool,
+    load_ms: Option<f64>,
+    reason: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &InspectArgs, context: &Context) -> Outcome {
+    engines::check_file(&args.model)?;
+    let model = engines::read_model(&args.model)?;
+    let mut report = describe(args, &model)?;
+    if !args.no_engines {
+        let registry = engines::registry(&context.settings.engine);
+        report.engines = registry.names().iter().map(|name| verdict(&registry, name, args)).collect();
+    }
+    if context.json { print::json(&report) } else { print_report(&report) }
+}
+
+fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
+    let stats = edgeward_graph::stats(model);
+    let proto = model.proto();
+    let opsets = proto.opset_import.iter().map(|opset| Opset {
+        domain: if opset.domain().is_empty() { "ai.onnx".to_owned() } else { opset.domain().to_owned() },
+        version: opset.version(),
+    });
+    Ok(Report {
+        model: args.model.display().to_string(),
+        producer: [proto.producer_name(), proto.producer_version()].join(" ").trim().to_owned(),
+        ir_version: proto.ir_version(),
+        opset: model.opset(),
+        opsets: opsets.collect(),
+        inputs: model.inputs().into_iter().map(value).collect(),
+        outputs: model.outputs().into_iter().map(value).collect(),
+        nodes: stats.nodes,
+        operators: stats.operators.into_iter().map(|(name, count)| Operator { name, count }).collect(),
+        parameters: stats.parameters,
+        initializer_bytes: stats.initializer_bytes,
+        file_bytes: std::fs::metadata(&args.model)?.len(),
+        problems: Vec::new(),
+        engines: Vec::new(),
+    })
+}
+
+fn value(port: Port) -> Value {
+    let size = |dim| match dim {
+        Dimension::Fixed(size) => Size::Fixed(size),
+        Dimension::Symbol(name) => Size::Symbol(name),
+        Dimension::Unknown => Size::Unknown(()),
+    };
+    let shape = port.shape.map(|dims| dims.into_iter().map(size).collect());
+    Value { name: port.name, datatype: port.dtype.map(|dtype| dtype.name()), shape }
+}
+
+/// Really loads the model: only that shows whether an engine can run it.
+fn verdict(registry: &Registry, name: &'static str, args: &InspectArgs) -> EngineVerdict {
+    let mut verdict = EngineVerdict { name, version: None, runs: false, load_ms: None, reason: None };
+    let engine = match registry.get(name) {
+        Ok(engine) => engine,
+        Err(error) => return EngineVerdict { reason: Some(error.message().to_owned()), ..verdict },
+    };
+    verdict.version = Some(engine.info().version);
+    let began = std::time::Instant::now();
+    match engine.load(&Source::File(args.model.clone()), &SessionOptions::default()) {
+        Ok(_session) => EngineVerdict { runs: true, load_ms: Some(began.elapsed().as_secs_f64() * 1e3), ..verdict },
+        Err(error) => EngineVerdict { reason: Some(error.message().to_owned()), ..verdict },
+    }
+}
+
+fn print_report(report: &Report) -> Outcome {
+    let opsets: Vec<_> = report.opsets.iter().map(|opset| format!("{} {}", opset.domain, opset.version)).collect();
+    let producer = if report.producer.is_empty() { String::new() } else { format!(", made by {}", report.producer) };
+    print::line(&format!("{}  opset {}{producer}", report.model, opsets.join(", ")))?;
+    let ports = |kind: &str, values: &[Value]| -> Vec<Vec<String>> {
+        let row = |value: &Value| {
+            vec![kind.to_owned(), value.name.clone(), value.datatype.unwrap_or("no tensor").to_owned(), shape(value)]
+        };
+        values.iter().map(row).collect()
+    };
+    let mut rows = ports("input", &report.inputs);
+    rows.extend(ports("output", &report.outputs));
+    print::line(&print::table(&["", "name", "type", "shape"], rows, 4))?;
+    print::line(&format!(
+        "{} nodes, {} parameters, {} of tensors",
+        print::thousands(report.nodes as u64),
+        print::count(report.parameters),
+        print::bytes(report.initializer_bytes),
+    ))?;
+    let operators: Vec<_> = report.operators.iter().map(|op| format!("{} × {}", op.count, op.name)).collect();
+    print::line(&format!("operators: {}", operators.join(", ")))?;
+    report.problems.iter().try_for_each(|problem| print::line(&format!("problem: {problem}")))?;
+    print_engines(&report.engines)
+}
+
+fn shape(value: &Value) -> String {
+    let Some(dims) = &value.shape else { return "unknown rank".to_owned() };
+    let text = dims.iter().map(|dim| match dim {
+        Size::Fixed(size) => size.to_string(),
+        Size::Symbol(name) => name.clone(),
+        Size::Unknown(()) => "?".to_owned(),
+    });
+    format!("[{}]", text.collect::<Vec<_>>().join(", "))
+}
+
+fn print_engines(engines: &[EngineVerdict]) -> Outcome {
+    if engines.is_empty() {
+        return Ok(());
+    }
+    let row = |verdict: &EngineVerdict| {
+        let result = match (&verdict.load_ms, &verdict.reason) {
+            (Some(ms), _) => format!("runs it, loads in {}", print::ms(*ms)),
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => String::new(),
+        };
+        vec![verdict.name.to_owned(), verdict.version.clone().unwrap_or_default(), result]
+    };
+    print::line(&print::table(&["engine", "version", "this model"], engines.iter().map(row).collect(), 3))
+}

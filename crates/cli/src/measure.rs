@@ -1,0 +1,141 @@
+//! Measuring: runs a session for a while and says what it took.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use edgeward_engine::{EngineError, RunOptions, Session};
+use edgeward_graph::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Durations of single runs beyond this many are thinned out, so that a long measurement needs little memory.
+const MAX_SAMPLES: usize = 1 << 20;
+
+/// What a measurement of many runs came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Runs.
+    pub runs: u64,
+    /// Time from the first start to the last end.
+    pub seconds: f64,
+    /// Median time of a run.
+    pub p50_ms: f64,
+    /// 90th percentile.
+    pub p90_ms: f64,
+    /// 99th percentile.
+    pub p99_ms: f64,
+    /// Items per second: runs × batch over the time.
+    pub per_second: f64,
+}
+
+impl Summary {
+    /// Sums up `samples` of runs with `batch` items each that took `elapsed` in all. All zero where there is none.
+    pub fn of(mut samples: Vec<Duration>, elapsed: Duration, batch: usize) -> Self {
+        samples.sort_unstable();
+        let at = |share: f64| percentile(&samples, share).as_secs_f64() * 1e3;
+        let seconds = elapsed.as_secs_f64();
+        let items = samples.len() as f64 * batch as f64;
+        Self {
+            runs: samples.len() as u64,
+            seconds,
+            p50_ms: at(0.50),
+            p90_ms: at(0.90),
+            p99_ms: at(0.99),
+            per_second: if seconds > 0.0 { items / seconds } else { 0.0 },
+        }
+    }
+}
+
+/// Nearest-rank percentile of sorted samples; zero where there is none.
+pub fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or_default()
+}
+
+/// What to run and for how long.
+pub struct Load<'a> {
+    /// One session per caller.
+    pub sessions: &'a [&'a dyn Session],
+    /// Inputs of every run.
+    pub inputs: &'a [(&'a str, &'a Tensor)],
+    /// Items in one run.
+    pub batch: usize,
+    /// Callers start no further run after this time.
+    pub budget: Duration,
+    /// Each caller runs at least this often, whatever the time.
+    pub min_runs: u64,
+}
+
+/// Runs until the budget is spent; each session has a thread of its own.
+pub fn measure(load: &Load<'_>) -> Result<Summary, EngineError> {
+    let all = Mutex::new(Vec::new());
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let callers: Vec<_> =
+            load.sessions.iter().skip(1).map(|session| scope.spawn(|| call(*session, load, began, &all))).collect();
+        // The first caller is this thread: a single session then runs with no thread between.
+        let mut result = load.sessions.first().map_or(Ok(()), |session| call(*session, load, began, &all));
+        for caller in callers {
+            result = result.and(caller.join().unwrap_or(Ok(())));
+        }
+        result
+    })?;
+    let samples = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Summary::of(samples, began.elapsed(), load.batch))
+}
+
+fn call(session: &dyn Session, load: &Load<'_>, began: Instant, all: &Mutex<Vec<Duration>>) -> Result<(), EngineError> {
+    let mut samples = Vec::new();
+    let mut runs = 0;
+    while runs < load.min_runs || (began.elapsed() < load.budget && samples.len() < MAX_SAMPLES) {
+        let start = Instant::now();
+        std::hint::black_box(session.run(load.inputs, RunOptions::default())?);
+        samples.push(start.elapsed());
+        runs += 1;
+    }
+    all.lock().unwrap_or_else(PoisonError::into_inner).append(&mut samples);
+    Ok(())
+}
+
+/// The largest resident size that this process has had, in bytes.
+pub fn peak_memory_bytes() -> Option<u64> {
+    status_kib("VmHWM:")
+}
+
+/// The resident size of this process, in bytes.
+pub fn resident_bytes() -> Option<u64> {
+    status_kib("VmRSS:")
+}
+
+fn status_kib(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(values: &[u64]) -> Vec<Duration> {
+        values.iter().map(|&v| Duration::from_millis(v)).collect()
+    }
+
+    #[test]
+    fn percentiles_are_samples_by_nearest_rank() {
+        let samples = ms(&(1..=100).collect::<Vec<_>>());
+        for (share, expected) in [(0.5, 50), (0.9, 90), (0.99, 99), (1.0, 100), (0.0, 1)] {
+            assert_eq!(percentile(&samples, share), Duration::from_millis(expected), "{share}");
+        }
+        assert_eq!(percentile(&ms(&[7]), 0.99), Duration::from_millis(7));
+        assert_eq!(percentile(&[], 0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_summary_counts_items() {
+        let summary = Summary::of(ms(&[30, 10, 20, 40]), Duration::from_millis(200), 8);
+        assert_eq!((summary.runs, summary.p50_ms, summary.per_second), (4, 20.0, 160.0));
+        assert_eq!(Summary::of(Vec::new(), Duration::ZERO, 1).per_second, 0.0);
+    }
+}

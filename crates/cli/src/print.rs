@@ -1,0 +1,108 @@
+//! What commands print: JSON for programs, tables for people.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Prints `value` as JSON, indented on a terminal and on one line elsewhere.
+pub fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text =
+        if io::stdout().is_terminal() { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    line(&text?)
+}
+
+/// Prints one line; a reader that has gone away (`| head`) is no error.
+pub fn line(text: &str) -> Result<(), Failure> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// A table with `header`; every column but the first `text_columns` is aligned to the right.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(comfy_table::Attribute::Bold)));
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(text_columns) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// Milliseconds with three significant digits or so: `0.012 ms`, `3.45 ms`, `120 ms`.
+pub fn ms(value: f64) -> String {
+    match value {
+        v if v < 1.0 => format!("{v:.3} ms"),
+        v if v < 100.0 => format!("{v:.2} ms"),
+        v => format!("{v:.0} ms"),
+    }
+}
+
+/// `1,234.5`: thousands apart, a decimal only for small values.
+pub fn rate(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1}") } else { thousands(value.round() as u64) }
+}
+
+/// `1,234,567`.
+pub fn thousands(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `3.7 MB`, powers of ten.
+pub fn bytes(value: u64) -> String {
+    scaled(value as f64, &["B", "kB", "MB", "GB", "TB"])
+}
+
+/// `4.1 G`, powers of ten.
+pub fn count(value: u64) -> String {
+    scaled(value as f64, &["", "k", "M", "G", "T", "P"])
+}
+
+fn scaled(mut value: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let text = if unit == 0 { format!("{value:.0} {}", units[unit]) } else { format!("{value:.1} {}", units[unit]) };
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_well() {
+        let cases = [
+            (thousands(0), "0"),
+            (thousands(999), "999"),
+            (thousands(1234567), "1,234,567"),
+            (bytes(999), "999 B"),
+            (bytes(3_660_092), "3.7 MB"),
+            (bytes(999_999), "1.0 MB"),
+            (count(25_500_000), "25.5 M"),
+            (count(7), "7"),
+            (ms(0.0123), "0.012 ms"),
+            (ms(12.345), "12.35 ms"),
+            (rate(12.34), "12.3"),
+            (rate(4321.5), "4,322"),
+        ];
+        for (got, expected) in cases {
+            assert_eq!(got, expected);
+        }
+    }
+}

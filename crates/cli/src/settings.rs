@@ -1,0 +1,105 @@
+//! `edgeward.toml`: what flags and environment leave open.
+//!
+//! Flags win over `EDGEWARD_…`, which wins over the file; the first two are clap's, this is the last.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+use crate::failure::{Failure, OrInput as _};
+
+/// Name of the file that is read from the working folder where `--config` names none.
+pub const DEFAULT_FILE: &str = "edgeward.toml";
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The file. An unknown key is an error, so that a misspelt one is not silently without effect.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `[engine]`
+    pub engine: EngineSettings,
+    /// `[serve]`
+    pub serve: ServeSettings,
+}
+
+/// `[engine]`: how models run.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineSettings {
+    /// Engine to try first.
+    pub name: Option<String>,
+    /// Threads within one run.
+    pub threads: Option<NonZeroUsize>,
+    /// Shared library of ONNX Runtime in place of the installed one.
+    pub onnxruntime_lib: Option<PathBuf>,
+    /// Execution providers or devices in order of preference, for `bench` and `infer`.
+    pub providers: Option<Vec<String>>,
+}
+
+/// `[serve]`: the server.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeSettings {
+    /// Repositories, folders and files of models.
+    pub models: Option<Vec<PathBuf>>,
+    /// Address of HTTP.
+    pub http: Option<SocketAddr>,
+    /// Address of gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// Address of `/metrics`.
+    pub metrics: Option<SocketAddr>,
+    /// Longest wait for requests in flight at the end.
+    pub grace_seconds: Option<u64>,
+}
+
+/// Reads the file that `--config` names, else `edgeward.toml` where the working folder has one.
+pub fn load(named: Option<&Path>) -> Result<Settings, Failure> {
+    let default = Path::new(DEFAULT_FILE);
+    match named {
+        Some(path) => read(path),
+        None if default.is_file() => read(default),
+        None => Ok(Settings::default()),
+    }
+}
+
+fn read(path: &Path) -> Result<Settings, Failure> {
+    let shown = path.display();
+    let size =
+        std::fs::metadata(path).with_context(|| format!("cannot read configuration `{shown}`")).or_input()?.len();
+    if size > MAX_BYTES {
+        return Err(Failure::input(format!("configuration `{shown}` has {size} bytes, at most {MAX_BYTES} are read")));
+    }
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read configuration `{shown}`")).or_input()?;
+    toml::from_str(&text).with_context(|| format!("configuration `{shown}` is wrong")).or_input()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_read() {
+        let settings: Settings = toml::from_str(
+            "[engine]\nname = \"rten\"\nthreads = 2\n[serve]\nmodels = [\"m\"]\nhttp = \"127.0.0.1:0\"\n",
+        )
+        .unwrap();
+        assert_eq!(settings.engine.name.as_deref(), Some("rten"));
+        assert_eq!(settings.engine.threads, NonZeroUsize::new(2));
+        assert_eq!(settings.serve.http, Some("127.0.0.1:0".parse().unwrap()));
+        assert_eq!(settings.serve.grpc, None);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for text in ["[serve]\nhtp = \"127.0.0.1:0\"", "[engine]\nthreads = 0", "[serve]\nhttp = \"here\"", "[oven]\n"]
+        {
+            assert!(toml::from_str::<Settings>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The order of the checks, cheapest first.
+
+use std::{path::Path, process::Command};
+
+use crate::{layers, python, root, rules, steps, steps::Steps, tools};
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct TestArgs {
+    /// Skip format, layers, rules and lints
+    #[arg(long)]
+    no_lint: bool,
+    /// Passed on to `cargo test`, e.g. `-p edgeward-graph`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    cargo: Vec<String>,
+}
+
+/// Every check and every test.
+pub fn run(args: &TestArgs) -> anyhow::Result<()> {
+    let root = root();
+    let mut steps = Steps::new();
+    if !args.no_lint {
+        lint_steps(&mut steps, &root)?;
+    }
+    steps.step("programs", tools::ensure)?;
+    let pythons = steps.step("python environments", || python::ensure(&root))?;
+    steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
+    steps.step("engines", || install_engines(&root))?;
+    steps.step("tests", || run_tests(&root, &pythons, &args.cargo))?;
+    steps.finish();
+    Ok(())
+}
+
+/// Format, layers, rules and lints.
+pub fn lint() -> anyhow::Result<()> {
+    let mut steps = Steps::new();
+    lint_steps(&mut steps, &root())?;
+    steps.finish();
+    Ok(())
+}
+
+/// What tests and benchmarks need and the machine lacks.
+pub fn setup() -> anyhow::Result<()> {
+    let root = root();
+    let mut steps = Steps::new();
+    steps.step("programs", tools::ensure)?;
+    steps.step("python environments", || python::ensure(&root))?;
+    steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
+    steps.step("engines", || install_engines(&root))?;
+    steps.finish();
+    Ok(())
+}
+
+fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
+    steps.step("format", || steps::run(cargo(root).args(["fmt", "--all", "--check"])))?;
+    steps.step("layers", || layers::check(root))?;
+    steps.step("rules", || rules::check(root))?;
+    steps.step("lints", || {
+        let mut clippy = cargo(root);
+        clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings", "-W", "clippy::too_many_lines"]);
+        steps::run(&mut clippy)
+    })
+}
+
+fn install_engines(root: &Path) -> anyhow::Result<()> {
+    let edgeward = root.join("target/debug/edgeward");
+    for engine in ["onnxruntime"] {
+        steps::run(Command::new(&edgeward).args(["engine", "install", engine]))?;
+    }
+    Ok(())
+}
+
+fn run_tests(root: &Path, pythons: &python::Pythons, extra: &[String]) -> anyhow::Result<()> {
+    let mut command = cargo(root);
+    command.arg("test");
+    if extra.is_empty() {
+        command.arg("--workspace");
+    } else {
+        command.args(extra);
+    }
+    command.env("EDGEWARD_TEST_PYTHON", &pythons.main).env("EDGEWARD_TEST_PYTHON_KSERVE", &pythons.kserve);
+    command.env("EDGEWARD_ALL_ENGINES", "1");
+    let data = root.join("../shared/data");
+    if std::env::var_os("EDGEWARD_DATA").is_none() && data.is_dir() {
+        command.env("EDGEWARD_DATA", data.canonicalize()?);
+    }
+    steps::run(&mut command)
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(root);
+    command
+}
