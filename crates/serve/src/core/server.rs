@@ -140,8 +140,11 @@ impl Server {
 
     /// True when every model that should serve can answer, and no drain has begun.
     pub fn ready(&self) -> bool {
-        let healthy = self.inner.models.load().values().flat_map(|v| v.values()).all(|v| v.healthy());
-        healthy && !self.inner.draining.load(Relaxed) && self.failures().is_empty()
+        let models = self.inner.models.load();
+        let healthy = models.values().flat_map(|v| v.values()).all(|v| v.healthy());
+        // A failed reload leaves the old version serving.
+        let missing = self.failures().keys().any(|name| !models.contains_key(name.as_str()));
+        healthy && !missing && !self.inner.draining.load(Relaxed)
     }
 
     /// True when this model can answer. Error: no such model.
@@ -223,7 +226,9 @@ impl Server {
                 Ok(())
             }
             Err(e) => {
-                self.failures().insert(name.to_owned(), e.message.clone());
+                if e.kind != ServeErrorKind::NotFound {
+                    self.failures().insert(name.to_owned(), e.message.clone());
+                }
                 Err(e)
             }
         }
@@ -263,10 +268,11 @@ impl Server {
     pub async fn unload(&self, name: &str, _unload_dependents: bool) -> Result<(), ServeError> {
         let _one_at_a_time = self.inner.changing.lock().await;
         self.failures().remove(name);
-        let Some(old) = self.replace(name, None) else {
+        // Only weak references may stay here: the wait below is for the last strong one to go.
+        let old: Option<Vec<_>> = self.replace(name, None).map(|old| old.values().map(Arc::downgrade).collect());
+        let Some(old) = old else {
             return Err(ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` is loaded")));
         };
-        let old: Vec<_> = old.values().map(Arc::downgrade).collect();
         while old.iter().any(|v| v.strong_count() > 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
