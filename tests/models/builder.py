@@ -25,7 +25,7 @@ class Builder:
     def constant(self, values: np.ndarray) -> str:
         self.count += 1
         name = f"c{self.count}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
     def normal(self, shape, scale: float) -> str:

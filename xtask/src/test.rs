@@ -64,10 +64,7 @@ fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
 
 fn install_engines(root: &Path) -> anyhow::Result<()> {
     let edgeward = root.join("target/debug/edgeward");
-    for engine in ["onnxruntime"] {
-        steps::run(Command::new(&edgeward).args(["engine", "install", engine]))?;
-    }
-    Ok(())
+    steps::run(Command::new(&edgeward).args(["engine", "install"]))
 }
 
 fn run_tests(root: &Path, pythons: &python::Pythons, extra: &[String]) -> anyhow::Result<()> {

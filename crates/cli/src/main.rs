@@ -3,6 +3,7 @@
 //! What a command does is in its own module; how graphs are read, run and served is in the crates below.
 
 mod bench;
+mod demo;
 mod engine;
 mod engines;
 mod failure;
@@ -49,6 +50,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Find the engine, threads and batch that serve a model best on this machine
     Tune(tune::TuneArgs),
+    /// Make a model, serve it, send requests and print what they cost
+    Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
     Serve(serve::ServeArgs),
     /// List, fetch and locate engines
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Infer(args) => infer::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
         Command::Tune(args) => tune::run(&args, &context),
+        Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(args, &context),
         Command::Engine(args) => engine::run(&args, &context),
     }

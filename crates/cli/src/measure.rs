@@ -103,11 +103,6 @@ pub fn peak_memory_bytes() -> Option<u64> {
     status_kib("VmHWM:")
 }
 
-/// The resident size of this process, in bytes.
-pub fn resident_bytes() -> Option<u64> {
-    status_kib("VmRSS:")
-}
-
 fn status_kib(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(key))?;

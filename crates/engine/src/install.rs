@@ -147,7 +147,7 @@ fn download(package: &Package, wheel: &Wheel, folder: &Path) -> Result<PathBuf, 
                     missing.push(pip.join(" "));
                     continue;
                 }
-                let last = text.lines().filter(|l| !l.trim().is_empty()).next_back().unwrap_or("no reason given");
+                let last = text.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("no reason given");
                 return Err(format!("`{} download {requirement}` failed (offline?): {last}", pip.join(" ")));
             }
             Err(_) => missing.push(pip.join(" ")),

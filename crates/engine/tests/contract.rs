@@ -1,5 +1,7 @@
 //! One contract, passed by every engine: what a session promises its callers.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{num::NonZeroUsize, sync::atomic::AtomicBool};
 
 use bytes::Bytes;

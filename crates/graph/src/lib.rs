@@ -22,7 +22,13 @@ pub use stats::{Stats, stats};
 pub use tensor::{Element, Tensor, TensorError, element_count};
 
 /// The messages of `onnx.proto`, as generated.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated from onnx.proto")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from onnx.proto"
+)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }

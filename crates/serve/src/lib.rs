@@ -30,7 +30,13 @@ pub const EXTENSIONS: &[&str] = &[
 ];
 
 /// The messages and services of the protocol, as generated.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated from the proto files")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from the proto files"
+)]
 pub mod proto {
     tonic::include_proto!("inference");
 

@@ -28,11 +28,9 @@ pub struct Entry {
 pub fn names(repositories: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>, ServeError> {
     let mut found = BTreeMap::new();
     for repository in repositories {
-        if repository.is_file() {
-            if let Some(name) = onnx_name(repository) {
-                found.entry(name).or_insert_with(|| repository.clone());
-                continue;
-            }
+        if let Some(name) = onnx_name(repository) {
+            found.entry(name).or_insert_with(|| repository.clone());
+            continue;
         }
         let entries =
             fs::read_dir(repository).map_err(|e| invalid(format!("cannot read `{}`: {e}", repository.display())))?;

@@ -1,0 +1,239 @@
+//! `edgeward demo`: the whole way on this machine in a minute: a model, a server, requests and what they cost.
+
+mod model;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
+use edgeward_graph::Tensor;
+use edgeward_serve::{
+    Listening, RunConfig,
+    core::{ModelControl, ServerConfig},
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+
+use crate::{Context, failure::Outcome, print};
+
+/// Options of `edgeward demo`.
+#[derive(clap::Args)]
+pub struct DemoArgs {
+    /// Requests to send per engine
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    requests: u32,
+    /// End after the table instead of serving until Ctrl-C
+    #[arg(long)]
+    exit: bool,
+    /// Fetch no engine, use what is there
+    #[arg(long)]
+    offline: bool,
+}
+
+#[derive(serde::Serialize)]
+struct Row {
+    engine: &'static str,
+    load_ms: f64,
+    bare_p50_ms: f64,
+    served_p50_ms: f64,
+    served_p99_ms: f64,
+    served_per_s: f64,
+}
+
+/// Runs the command.
+pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
+    if !args.offline {
+        fetch_engines(context.json)?;
+    }
+    let folder = std::env::temp_dir().join(format!("edgeward-demo-{}", std::process::id()));
+    let path = folder.join("digits/1/model.onnx");
+    std::fs::create_dir_all(folder.join("digits/1"))?;
+    let result = measure(args, context, &folder, &path);
+    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove `{}`", folder.display()))?;
+    result
+}
+
+fn fetch_engines(quiet: bool) -> Outcome {
+    for known in install::list() {
+        let result = install::install(known.name, &mut |step| {
+            if !quiet {
+                eprintln!("{}: {step}", known.name);
+            }
+        });
+        if let (Err(e), false) = (result, quiet) {
+            eprintln!("{} is not there ({}); the built-in engine serves alone", known.name, e.message());
+        }
+    }
+    Ok(())
+}
+
+fn measure(args: &DemoArgs, context: &Context, folder: &Path, path: &Path) -> Outcome {
+    model::digits().write(path)?;
+    let image = model::image()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let registry = Registry::new(RegistryConfig::default());
+    let mut rows = Vec::new();
+    for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
+        let listening = runtime.block_on(Listening::open(server(folder, name)))?;
+        let (load, bare) = bare(&registry, name, path, &image, args.requests)?;
+        let served = runtime.block_on(serve_and_ask(listening, &image, args.requests, name, context.json))?;
+        rows.push(row(name, load, &bare, &served));
+    }
+    if context.json {
+        print::json(&serde_json::json!({ "rows": rows }))?;
+    } else {
+        show(&rows)?;
+    }
+    if args.exit {
+        return Ok(());
+    }
+    let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
+    let listening = runtime.block_on(Listening::open(server(folder, best)))?;
+    if let Some(http) = listening.addresses().http {
+        eprintln!("\nserving `digits` with {best} at http://{http} until Ctrl-C; in another terminal:\n");
+        eprintln!("  curl -s http://{http}/v2/models/digits");
+        eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
+    }
+    runtime.block_on(listening.serve_until(async {
+        // Without a handler the default action ends the process, which is what is asked for here as well.
+        let _ = tokio::signal::ctrl_c().await;
+    }))?;
+    Ok(())
+}
+
+fn server(folder: &Path, engine: &str) -> RunConfig {
+    let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+    RunConfig {
+        http: any,
+        grpc: any,
+        metrics: any,
+        ready_file: None,
+        server: ServerConfig {
+            repositories: vec![folder.to_owned()],
+            engine: Some(engine.to_owned()),
+            threads: std::num::NonZeroUsize::new(1),
+            control: ModelControl::Fixed,
+        },
+        grace: Duration::from_secs(5),
+    }
+}
+
+/// Load time, and the times of runs without a server.
+fn bare(
+    registry: &Registry,
+    engine: &str,
+    path: &Path,
+    image: &Tensor,
+    runs: u32,
+) -> anyhow::Result<(Duration, Vec<Duration>)> {
+    let began = Instant::now();
+    let options = SessionOptions { threads: std::num::NonZeroUsize::new(1), ..SessionOptions::default() };
+    let session = registry.get(engine)?.load(&Source::File(path.to_owned()), &options)?;
+    let load = began.elapsed();
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        let began = Instant::now();
+        std::hint::black_box(session.run(&[("image", image)], RunOptions::default())?);
+        times.push(began.elapsed());
+    }
+    times.sort();
+    Ok((load, times))
+}
+
+async fn serve_and_ask(
+    listening: Listening,
+    image: &Tensor,
+    requests: u32,
+    engine: &str,
+    quiet: bool,
+) -> anyhow::Result<Vec<Duration>> {
+    let address = listening.addresses().http.context("the server has no HTTP listener")?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(listening.serve_until(async {
+        // A dropped sender is the end as well.
+        let _ = stopped.await;
+    }));
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(requests.into()) };
+    let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {per_sec}, {eta} left")?;
+    bar.set_style(style);
+    bar.set_prefix(engine.to_owned());
+    let times = ask(address, &model::request(image), requests, &bar).await;
+    bar.finish();
+    drop(stop);
+    serving.await??;
+    times
+}
+
+/// Sends the same request again and again over one connection and times each answer.
+async fn ask(
+    address: std::net::SocketAddr,
+    request: &[u8],
+    requests: u32,
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<Duration>> {
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let mut stream = BufReader::new(stream);
+    let mut times = Vec::new();
+    let mut body = Vec::new();
+    for _ in 0..requests {
+        let began = Instant::now();
+        stream.write_all(request).await?;
+        let mut length = 0;
+        let mut status = String::new();
+        stream.read_line(&mut status).await?;
+        loop {
+            let mut line = String::new();
+            ensure!(stream.read_line(&mut line).await? > 0, "the server closed the connection");
+            let line = line.trim().to_ascii_lowercase();
+            if line.is_empty() {
+                break;
+            }
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        body.resize(length, 0);
+        stream.read_exact(&mut body).await?;
+        ensure!(status.contains(" 200 "), "{}: {}", status.trim(), String::from_utf8_lossy(&body));
+        times.push(began.elapsed());
+        bar.inc(1);
+    }
+    times.sort();
+    Ok(times)
+}
+
+fn row(engine: &'static str, load: Duration, bare: &[Duration], served: &[Duration]) -> Row {
+    let at = |times: &[Duration], percent: usize| {
+        let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
+        times.get(index).copied().unwrap_or_default().as_secs_f64() * 1e3
+    };
+    let total: f64 = served.iter().map(Duration::as_secs_f64).sum();
+    Row {
+        engine,
+        load_ms: load.as_secs_f64() * 1e3,
+        bare_p50_ms: at(bare, 50),
+        served_p50_ms: at(served, 50),
+        served_p99_ms: at(served, 99),
+        served_per_s: served.len() as f64 / total.max(f64::EPSILON),
+    }
+}
+
+fn show(rows: &[Row]) -> Outcome {
+    let cells = rows.iter().map(|r| {
+        vec![
+            r.engine.to_owned(),
+            print::ms(r.load_ms),
+            print::ms(r.bare_p50_ms),
+            print::ms(r.served_p50_ms),
+            print::ms(r.served_p99_ms),
+            print::rate(r.served_per_s),
+        ]
+    });
+    let header = ["engine", "load", "bare p50", "served p50", "served p99", "requests/s"];
+    print::line("\na digit classifier (28 x 28), batch 1, 1 thread, one connection, JSON over HTTP")?;
+    print::line(&print::table(&header, cells.collect(), 1))
+}

@@ -1,0 +1,265 @@
+//! `edgeward serve` as its users meet it: the binary, real sockets, clients that others wrote.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use edgeward_graph::{
+    DataType, Model,
+    proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto::{Dimension, dimension},
+        type_proto,
+    },
+};
+
+fn port(name: &str, dtype: DataType) -> ValueInfoProto {
+    let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(16)];
+    let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).to_vec();
+    let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape: Some(TensorShapeProto { dim }) };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
+    ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
+}
+
+/// A model that returns its input of shape `[n, 16]`.
+fn identity(dtype: DataType) -> Model {
+    let node = NodeProto {
+        op_type: Some("Identity".to_owned()),
+        input: vec!["INPUT0".to_owned()],
+        output: vec!["OUTPUT0".to_owned()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("identity".to_owned()),
+        node: vec![node],
+        input: vec![port("INPUT0", dtype)],
+        output: vec![port("OUTPUT0", dtype)],
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
+    let opset_import = vec![opset];
+    Model::from_proto(ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() })
+}
+
+fn repository() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, dtype) in [
+        ("ident", DataType::Float32),
+        ("ident_str", DataType::String),
+        ("ident_f16", DataType::Float16),
+        ("ident_bool", DataType::Bool),
+    ] {
+        let version = folder.path().join(name).join("1");
+        fs::create_dir_all(&version).unwrap();
+        identity(dtype).write(version.join("model.onnx")).unwrap();
+    }
+    folder
+}
+
+/// A running server, ended when dropped.
+struct Server {
+    child: Child,
+    http: String,
+    grpc: String,
+    _files: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(models: &[&Path], arguments: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let ready = files.path().join("ready.json");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+            .arg("serve")
+            .args(models)
+            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .arg("--ready-file")
+            .arg(&ready)
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !ready.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
+            std::thread::yield_now();
+        }
+        let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
+        let address = |key: &str| text[key].as_str().unwrap().to_owned();
+        Self { child, http: address("http"), grpc: address("grpc"), _files: files }
+    }
+
+    /// One request over a connection of its own: status and body.
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        // A server that refuses early may close before it has read all.
+        let _ = stream.write_all(body);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        (status, answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default())
+    }
+
+    fn terminate(mut self) -> std::process::ExitStatus {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM)
+            .unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn edgeward(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_edgeward")).args(arguments).output().unwrap()
+}
+
+fn data() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    let folder = std::env::var_os("EDGEWARD_DATA").map(PathBuf::from).unwrap_or(beside);
+    folder.is_dir().then_some(folder)
+}
+
+/// Runs a client script; skipped where no Python was set up for it.
+fn client(python: &str, script: &str, arguments: &[&str]) {
+    let Some(python) = std::env::var_os(python) else {
+        return println!("skipped: {python} is not set (`cargo xtask test` sets it)");
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients").join(script);
+    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("ok"), "{text}");
+}
+
+#[test]
+fn tritonclient_passes_untouched() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &[]);
+    client("EDGEWARD_TEST_PYTHON", "triton.py", &[&server.http, &server.grpc]);
+}
+
+#[test]
+fn kserve_client_passes_untouched() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &[]);
+    client("EDGEWARD_TEST_PYTHON_KSERVE", "kserve_client.py", &[&server.http, &server.grpc]);
+}
+
+#[test]
+fn yolox_finds_what_the_photo_shows() {
+    let Some(data) = data() else { return println!("skipped: no data folder (EDGEWARD_DATA)") };
+    let server = Server::start(&[&data.join("onnx/yolox_nano_416.onnx")], &[]);
+    client("EDGEWARD_TEST_PYTHON", "yolox.py", &[&server.http, data.join("photos/dog.jpg").to_str().unwrap()]);
+}
+
+#[test]
+fn plain_listeners_need_a_word() {
+    let models = repository();
+    let folder = models.path().to_str().unwrap();
+    let refused = edgeward(&["serve", folder]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--insecure"));
+    let outside = edgeward(&["serve", folder, "--insecure", "--http", "0.0.0.0:0"]);
+    assert_eq!(outside.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&outside.stderr).contains("loopback"));
+    let missing = edgeward(&["serve", "no/such/folder", "--insecure", "--http", "127.0.0.1:0"]);
+    assert_eq!(missing.status.code(), Some(2), "{missing:?}");
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("no/such/folder"));
+}
+
+#[test]
+fn malformed_requests_are_named_and_harmless() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let deep = format!(
+        r#"{{"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":{}1{}}}]}}"#,
+        "[".repeat(100),
+        "]".repeat(100)
+    );
+    let table: [(&str, &str, &[u8], &str); 13] = [
+        ("truncated", "", br#"{"inputs":[{"name":"INPUT0""#, "JSON"),
+        ("empty", "", b"", "JSON"),
+        ("no inputs", "", b"{}", "inputs"),
+        ("not utf-8", "", b"{\"id\":\"\xff\"}", "JSON"),
+        ("negative size", "", br#"{"inputs":[{"name":"INPUT0","shape":[-1,16],"datatype":"FP32","data":[]}]}"#, "negative"),
+        ("overflow", "", br#"{"inputs":[{"name":"INPUT0","shape":[4294967296,4294967296],"datatype":"FP32","data":[]}]}"#, "INPUT0"),
+        ("datatype", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP31","data":[1]}]}"#, "FP31"),
+        ("element", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,2],"datatype":"FP32","data":[1,"a"]}]}"#, "element 1"),
+        ("count", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[1]}]}"#, "16"),
+        ("depth", "", deep.as_bytes(), "nests"),
+        ("header length", "inference-header-content-length: 99999\r\n", b"{}", "99999"),
+        ("binary size", "inference-header-content-length: 104\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","parameters":{"binary_data_size":64}}]}   abc"#, "binary_data_size"),
+        ("gzip", "content-encoding: gzip\r\n", b"\x1f\x8bnonsense", "damaged"),
+    ];
+    for (case, headers, body, part) in table {
+        let (status, text) = server.ask("POST", "/v2/models/ident/infer", headers, body);
+        assert_eq!(status, 400, "{case}: {text}");
+        assert!(text.contains(part), "{case}: {text}");
+    }
+    for path in
+        ["/v2/models/..%2f..%2fetc/infer", "/v2/models/nobody/infer", "/v2/models/ident/versions/x/infer", "/v3"]
+    {
+        let body = br#"{"inputs":[{"name":"a","shape":[1],"datatype":"FP32","data":[1]}]}"#;
+        assert_eq!(server.ask("POST", path, "", body).0, 404, "{path}");
+    }
+    assert_eq!(server.ask("POST", "/v2/repository/models/..%2f..%2fetc/load", "", b"").0, 404);
+    let (status, body) = server.ask("GET", "/v2/health/ready", "", b"");
+    assert_eq!((status, body.as_str()), (503, r#"{"ready":false}"#), "two models need another engine than rten");
+}
+
+#[test]
+fn sigterm_answers_what_was_accepted() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &["--grace-seconds", "20"]);
+    let address = server.http.clone();
+    let stop = Instant::now() + Duration::from_millis(300);
+    let body = r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
+    let request =
+        format!("POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (address, request) = (address.clone(), request.clone());
+            std::thread::spawn(move || {
+                let (mut answered, mut stream) = (0, TcpStream::connect(address).unwrap());
+                loop {
+                    if stream.write_all(request.as_bytes()).is_err() {
+                        return answered;
+                    }
+                    let mut buffer = [0u8; 4096];
+                    match stream.read(&mut buffer) {
+                        // The connection was closed between two requests: nothing of this one was accepted.
+                        Ok(0) | Err(_) => return answered,
+                        Ok(n) => assert!(
+                            buffer[..n].starts_with(b"HTTP/1.1 200"),
+                            "{}",
+                            String::from_utf8_lossy(&buffer[..n])
+                        ),
+                    }
+                    answered += 1;
+                }
+            })
+        })
+        .collect();
+    while Instant::now() < stop {
+        std::thread::yield_now();
+    }
+    assert!(server.terminate().success());
+    let answered: u32 = clients.into_iter().map(|c| c.join().unwrap()).sum();
+    assert!(answered > 0);
+}
