@@ -203,8 +203,8 @@ fn malformed_requests_are_named_and_harmless() {
         ("count", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[1]}]}"#, "16"),
         ("depth", "", deep.as_bytes(), "nests"),
         ("header length", "inference-header-content-length: 99999\r\n", b"{}", "99999"),
-        ("binary size", "inference-header-content-length: 104\r\n",
-            br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","parameters":{"binary_data_size":64}}]}   abc"#, "binary_data_size"),
+        ("binary size", "inference-header-content-length: 100\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","parameters":{"binary_data_size":64}}]}abc"#, "binary_data_size"),
         ("gzip", "content-encoding: gzip\r\n", b"\x1f\x8bnonsense", "damaged"),
     ];
     for (case, headers, body, part) in table {

@@ -83,11 +83,11 @@ impl Score {
 /// Scores by candidate.
 pub type Scores = BTreeMap<Candidate, Score>;
 
-/// The better half for each goal, at least the finalists; the same ones where no more can be dropped.
+/// The best quarter for each goal, at least the finalists: together at most about half of the candidates.
 pub fn survivors(scores: &Scores, target_latency_ms: Option<f64>) -> Vec<Candidate> {
     let mut kept: Vec<Candidate> = Vec::new();
     for ranked in [by_latency(scores), by_throughput(scores, target_latency_ms)] {
-        let keep = ranked.len().div_ceil(2).max(FINALISTS);
+        let keep = ranked.len().div_ceil(4).max(FINALISTS);
         kept.extend(ranked.into_iter().take(keep).map(|(candidate, _)| candidate.clone()));
     }
     kept.sort();
