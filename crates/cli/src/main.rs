@@ -10,6 +10,7 @@ mod failure;
 mod infer;
 mod inputs;
 mod inspect;
+mod log;
 mod measure;
 mod print;
 mod serve;

@@ -1,15 +1,37 @@
 //! `edgeward serve`: models over the Open Inference Protocol until a signal ends it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
-use edgeward_serve::{RunConfig, core::ModelControl, core::ServerConfig};
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::anyhow;
+use edgeward_serve::{
+    Listening, RunConfig, RunError,
+    core::{ModelControl, ServerConfig},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+};
 
 use crate::{
     Context,
     engines::EngineArgs,
-    failure::{Failure, OrInput as _, Outcome},
+    failure::{Failure, Outcome},
+    log::{self, LogFormat},
+    print,
 };
+
+const HTTP_PORT: u16 = 8000;
+const GRPC_PORT: u16 = 8001;
+const METRICS_PORT: u16 = 8002;
+const GRACE_SECONDS: u64 = 30;
+
+const NEEDS_INSECURE: &str = "a listener needs an identity for TLS, and this server has none: identities come with \
+    `edgeward trust`. For callers on this machine alone, `--insecure` serves without TLS and without asking who \
+    calls, on loopback addresses only";
 
 /// Options of `edgeward serve`.
 #[derive(clap::Args)]
@@ -43,48 +65,125 @@ pub struct ServeArgs {
     grace_seconds: Option<u64>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Form of log lines [default: text on a terminal, else json]
+    #[arg(long, env = "EDGEWARD_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 /// Runs the command.
 pub fn run(args: ServeArgs, context: &Context) -> Outcome {
+    let config = config(&args, context)?;
+    if !args.insecure {
+        return Err(Failure::input(NEEDS_INSECURE));
+    }
+    log::init(args.log_format);
+    tracing::warn!("INSECURE: no TLS, and any program on this machine may call, load and unload every model");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config, context))
+}
+
+fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
     let settings = &context.settings.serve;
-    let models = if args.models.is_empty() { settings.models.clone().unwrap_or_default() } else { args.models };
-    if models.is_empty() {
+    let address = |flag: Option<SocketAddr>, file: Option<SocketAddr>, port| {
+        flag.or(file).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    };
+    let http = address(args.http, settings.http, HTTP_PORT);
+    let grpc = address(args.grpc, settings.grpc, GRPC_PORT);
+    let metrics = address(args.metrics, settings.metrics, METRICS_PORT);
+    if let Some(open) = [http, grpc, metrics].iter().find(|address| args.insecure && !address.ip().is_loopback()) {
+        return Err(Failure::input(format!("`--insecure` is for loopback addresses only, `{open}` is none")));
+    }
+    Ok(RunConfig {
+        http: Some(http),
+        grpc: Some(grpc),
+        metrics: Some(metrics),
+        ready_file: args.ready_file.clone(),
+        server: server(args, context)?,
+        grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
+    })
+}
+
+fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> {
+    let from_file = || context.settings.serve.models.clone().unwrap_or_default();
+    let repositories = if args.models.is_empty() { from_file() } else { args.models.clone() };
+    if repositories.is_empty() {
         return Err(Failure::input("nothing to serve: name a model file, a folder of models or a Triton repository"));
     }
-    if !args.insecure {
-        return Err(Failure::input(
-            "a plain listener needs `--insecure`: requests would be neither encrypted nor verified; \
-             it serves loopback addresses only",
-        ));
+    if let Some(missing) = repositories.iter().find(|path| !path.exists()) {
+        let missing = missing.display();
+        return Err(Failure::input(format!("`{missing}` does not exist; expected a model file or a folder of models")));
     }
-    let or = |flag: Option<SocketAddr>, file: Option<SocketAddr>, port: u16| {
-        Some(flag.or(file).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], port))))
-    };
     let engine = args.engine.or(&context.settings.engine);
-    let control = if args.explicit { ModelControl::Explicit(args.load_model) } else { ModelControl::Fixed };
-    let config = RunConfig {
-        http: or(args.http, settings.http, 8000),
-        grpc: or(args.grpc, settings.grpc, 8001),
-        metrics: or(args.metrics, settings.metrics, 8002),
-        ready_file: args.ready_file,
-        server: ServerConfig { repositories: models, engine: engine.engine, threads: engine.threads, control },
-        grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(30)),
+    if let Some(unknown) = engine.engine.as_deref().filter(|name| !edgeward_engine::NAMES.contains(name)) {
+        let known = edgeward_engine::NAMES.join("`, `");
+        return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
+    }
+    let control = if args.explicit { ModelControl::Explicit(args.load_model.clone()) } else { ModelControl::Fixed };
+    Ok(ServerConfig { repositories, engine: engine.engine, threads: engine.threads, control })
+}
+
+async fn serve(config: RunConfig, context: &Context) -> Outcome {
+    // Taken before the models load: a signal during a long start must not be lost.
+    let mut signals = Signals::new()?;
+    let listening = tokio::select! {
+        opened = Listening::open(config) => opened.map_err(not_started)?,
+        () = signals.next() => return Ok(()),
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
-    tracing::warn!("--insecure: requests are neither encrypted nor verified; loopback only");
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let listening = edgeward_serve::Listening::open(config).await.or_input()?;
-        let at = listening.addresses();
-        let text = |a: Option<SocketAddr>| a.map_or_else(|| "off".to_owned(), |a| a.to_string());
-        tracing::info!(http = text(at.http), grpc = text(at.grpc), metrics = text(at.metrics), "listening");
-        let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let stop = async {
-            tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::info!("draining");
-        };
-        listening.serve_until(stop).await?;
-        Ok(())
-    })
+    announce(&listening, context)?;
+    let draining = Notify::new();
+    let ended = listening.serve_until(draining.notified());
+    let signalled = async {
+        signals.next().await;
+        tracing::info!("stopping: not ready any more, answering what was accepted; a second signal ends at once");
+        draining.notify_one();
+        signals.next().await;
+    };
+    tokio::select! {
+        ended = ended => ended?,
+        () = signalled => return Err(Failure::Work(anyhow!("a second signal ended the server before all was answered"))),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn not_started(error: RunError) -> Failure {
+    match error {
+        // Folders and files of models are named on the command line.
+        RunError::NotLoopback(_) | RunError::Models(_) => Failure::Input(error.into()),
+        _ => Failure::Work(error.into()),
+    }
+}
+
+fn announce(listening: &Listening, context: &Context) -> Outcome {
+    for model in listening.server().index(false) {
+        let (name, version) = (model.name, model.version);
+        match model.state {
+            // The core has said that it loaded; empty is what was not asked for.
+            "READY" | "" => {}
+            state => tracing::warn!(model = name, version, state, reason = model.reason, "does not serve"),
+        }
+    }
+    let at = listening.addresses();
+    let shown = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    tracing::info!(http = shown(at.http), grpc = shown(at.grpc), metrics = shown(at.metrics), "listening");
+    if context.json { print::json(&at) } else { Ok(()) }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

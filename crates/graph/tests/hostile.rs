@@ -1,7 +1,5 @@
 //! Files made to harm: each is an error, none a panic, and nothing outside the model's folder is read.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use bytes::Bytes;
