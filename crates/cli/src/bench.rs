@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use edgeward_engine::{Profile, RunOptions, Session, SessionOptions};
 use serde::Serialize;
 
@@ -98,7 +99,7 @@ fn measure_model(args: &BenchArgs, context: &Context) -> Result<Report, Failure>
     let named = inputs::borrowed(&inputs);
 
     let began = Instant::now();
-    session.run(&named, RunOptions::default())?;
+    session.run(&named, RunOptions::default()).with_context(|| inputs::described(&inputs))?;
     let first_run = began.elapsed();
     let load = |seconds, min_runs| Load {
         sessions: &[],

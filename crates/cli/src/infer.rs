@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use edgeward_engine::{RunOptions, SessionOptions};
 use edgeward_graph::{DataType, Tensor};
 use serde::Serialize;
@@ -60,7 +61,8 @@ pub fn run(args: &InferArgs, context: &Context) -> Outcome {
     let prepared = engines::load(&registry, &args.model, engine.engine.as_deref(), &options)?;
     let wanted = Wanted { shapes: args.shapes.clone(), batch: None };
     let inputs = inputs::of(prepared.session.inputs(), &model, args.input.as_deref(), &wanted)?;
-    let tensors = prepared.session.run(&inputs::borrowed(&inputs), RunOptions::default())?;
+    let run = prepared.session.run(&inputs::borrowed(&inputs), RunOptions::default());
+    let tensors = run.with_context(|| inputs::described(&inputs))?;
     let outputs = prepared.session.outputs().iter().zip(&tensors).map(|(info, tensor)| Output {
         name: info.name.clone(),
         datatype: tensor.dtype().name(),

@@ -54,6 +54,12 @@ pub fn borrowed(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
     inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
 }
 
+/// What a failed run was given, and how to give something else.
+pub fn described(inputs: &Inputs) -> String {
+    let shapes: Vec<_> = inputs.iter().map(|(name, tensor)| format!("{name} {:?}", tensor.shape())).collect();
+    format!("the run failed on {} (other shapes: `--shape NAME=1,2,3`; real inputs: `--input FILE`)", shapes.join(", "))
+}
+
 /// Inputs of the wanted shapes with the same plausible values every time.
 pub fn synthesise(infos: &[TensorInfo], model: &Model, wanted: &Wanted) -> Result<Inputs, Failure> {
     let shapes = shapes(infos, wanted).map_err(Failure::input)?;

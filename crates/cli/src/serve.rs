@@ -22,6 +22,7 @@ use crate::{
     failure::{Failure, Outcome},
     log::{self, LogFormat},
     print,
+    tune::result,
 };
 
 const HTTP_PORT: u16 = 8000;
@@ -72,11 +73,11 @@ pub struct ServeArgs {
 
 /// Runs the command.
 pub fn run(args: ServeArgs, context: &Context) -> Outcome {
+    log::init(args.log_format);
     let config = config(&args, context)?;
     if !args.insecure {
         return Err(Failure::input(NEEDS_INSECURE));
     }
-    log::init(args.log_format);
     tracing::warn!("INSECURE: no TLS, and any program on this machine may call, load and unload every model");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(config, context))
@@ -113,13 +114,24 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         let missing = missing.display();
         return Err(Failure::input(format!("`{missing}` does not exist; expected a model file or a folder of models")));
     }
-    let engine = args.engine.or(&context.settings.engine);
+    let engine = engine(args, context, &repositories)?;
     if let Some(unknown) = engine.engine.as_deref().filter(|name| !edgeward_engine::NAMES.contains(name)) {
         let known = edgeward_engine::NAMES.join("`, `");
         return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
     }
     let control = if args.explicit { ModelControl::Explicit(args.load_model.clone()) } else { ModelControl::Fixed };
     Ok(ServerConfig { repositories, engine: engine.engine, threads: engine.threads, control })
+}
+
+/// Flags, environment and file; where they name neither engine nor threads, what `tune` found for a single model.
+fn engine(args: &ServeArgs, context: &Context, models: &[PathBuf]) -> Result<EngineArgs, Failure> {
+    let named = args.engine.or(&context.settings.engine);
+    let [model] = models else { return Ok(named) };
+    if named.engine.is_some() || named.threads.is_some() || !model.is_file() {
+        return Ok(named);
+    }
+    let tuned = result::beside(model)?;
+    Ok(tuned.map_or(named, |tuned| EngineArgs { engine: Some(tuned.engine), threads: Some(tuned.threads) }))
 }
 
 async fn serve(config: RunConfig, context: &Context) -> Outcome {

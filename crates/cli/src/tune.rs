@@ -1,10 +1,11 @@
 //! `edgeward tune`: the engine, threads, batch and instances that serve a model best on this machine.
 //!
 //! Decides nothing itself: `tune/plan.rs` says what to measure and what is best, `tune/agree.rs` whether engines agree,
-//! `tune/state.rs` remembers. The result goes to a file beside the model, where `serve` finds it.
+//! `tune/state.rs` remembers. The result goes to a file beside the model; `tune/result.rs` is what `serve` takes of it.
 
 mod agree;
 mod plan;
+pub mod result;
 mod state;
 
 use std::{
@@ -70,7 +71,7 @@ fn milliseconds(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The file that `serve` reads; it looks at `latency` and `throughput` and leaves the rest alone.
+/// The result as it is written.
 #[derive(Serialize)]
 struct Report {
     model_sha256: String,
@@ -132,6 +133,9 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
         .map_err(|error| anyhow!("cannot write `{}`: {error}", output.display()))?;
     state.remove();
     show(&report, &output, context)?;
+    if args.output.is_none() && !context.json {
+        print::line(&format!("`edgeward serve {}` takes the engine and threads for latency", args.model.display()))?;
+    }
     if report.target_met {
         return Ok(());
     }
@@ -354,5 +358,5 @@ fn show(report: &Report, output: &Path, context: &Context) -> Outcome {
     if report.resumed_slices > 0 {
         print::line(&format!("went on from {} measurements of an interrupted run", report.resumed_slices))?;
     }
-    print::line(&format!("written to {}; `edgeward serve` uses it", output.display()))
+    print::line(&format!("written to {}", output.display()))
 }

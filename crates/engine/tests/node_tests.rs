@@ -5,6 +5,8 @@
 //! that is meant, `EDGEWARD_BLESS=1` writes the lists anew. A process of its own runs the cases, since a library that
 //! aborts or hangs must cost one case only.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeMap,
     env, fs,
@@ -17,7 +19,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use edgeward_engine::{Engine, EngineError, ErrorKind, Registry, RegistryConfig, RunOptions, SessionOptions, Source};
+use edgeward_engine::{
+    Engine, EngineError, ErrorKind, NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source,
+};
 use edgeward_graph::{DataType, Tensor};
 use serde::Deserialize;
 
@@ -29,18 +33,11 @@ const MARK: &str = "@@";
 const CASE_LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
-fn rten() {
-    check("rten");
-}
-
-#[test]
-fn onnxruntime() {
-    check("onnxruntime");
-}
-
-#[test]
-fn openvino() {
-    check("openvino");
+fn every_engine_passes_what_is_not_listed() {
+    let Some(folder) = dumped() else { return };
+    let cases = read_index(&folder).cases;
+    let complaints: Vec<_> = NAMES.iter().flat_map(|engine| check(engine, &cases)).collect();
+    assert!(complaints.is_empty(), "{}\nEDGEWARD_BLESS=1 writes the lists anew", complaints.join("\n"));
 }
 
 #[derive(Deserialize)]
@@ -98,22 +95,21 @@ impl Value {
     }
 }
 
-fn check(engine: &str) {
-    let Some(folder) = dumped() else { return };
+/// What differs from the engine's list.
+fn check(engine: &str, cases: &[Case]) -> Vec<String> {
     if let Err(error) = Registry::new(RegistryConfig::default()).get(engine) {
         assert!(env::var_os("EDGEWARD_ALL_ENGINES").is_none(), "{error}");
         println!("skipped: {error}");
-        return;
+        return Vec::new();
     }
-    let cases = read_index(&folder).cases;
-    let results = run_cases(engine, &cases);
+    let results = run_cases(engine, cases);
     let tensors = cases.iter().filter(|case| case.skip.is_none()).count();
     println!(
         "{engine}: {} of {tensors} cases pass; {} have inputs or outputs that are no tensors",
         tensors - results.len(),
         cases.len() - tensors
     );
-    compare_with_list(engine, &results);
+    compare_with_list(engine, &results)
 }
 
 /// Where the cases are, made by the `onnx` package once for each of its versions; none without Python.
@@ -128,7 +124,7 @@ fn dumped() -> Option<PathBuf> {
     let version = String::from_utf8(version.stdout).unwrap();
     let folder = here.join("../../target/node-tests").join(version.trim());
     if !folder.join("index.json").exists() {
-        // Each writes its own folder and the first one to be ready gives it its name: three tests may be here at once.
+        // Each writes its own folder and the first one to be ready gives it its name: two test runs may be here at once.
         let made = tempfile::tempdir_in(here.join("../../target")).unwrap();
         let script = here.join("tests/node_tests/dump.py");
         let dump = Command::new(&python).arg(script).arg(made.path()).stderr(Stdio::null()).status().unwrap();
@@ -150,7 +146,7 @@ fn run_cases(engine: &str, cases: &[Case]) -> BTreeMap<String, (String, String)>
     let mut failures = BTreeMap::new();
     let mut next = 0;
     while next < cases.len() {
-        let mut worker = Worker::start(engine, next);
+        let worker = Worker::start(engine, next);
         let ended = loop {
             match worker.lines.recv_timeout(CASE_LIMIT) {
                 Ok(line) => {
@@ -210,7 +206,7 @@ impl Worker {
 
 /// Runs the cases from [`FIRST`] on and prints a line for each: number, class, reason.
 #[test]
-#[ignore = "the other tests start it in a process of its own"]
+#[ignore = "the other test starts it in a process of its own"]
 fn worker() {
     let Ok(engine) = env::var(WORKER) else { return };
     let folder = dumped().unwrap();
@@ -293,13 +289,13 @@ fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
     })
 }
 
-fn compare_with_list(engine: &str, results: &BTreeMap<String, (String, String)>) {
+fn compare_with_list(engine: &str, results: &BTreeMap<String, (String, String)>) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/node_tests/unsupported-{engine}.txt"));
     let now: BTreeMap<_, _> = results.iter().map(|(name, (class, _))| (name.as_str(), class.as_str())).collect();
     if env::var_os("EDGEWARD_BLESS").is_some() {
         let text: String = now.iter().map(|(name, class)| format!("{name} {class}\n")).collect();
         fs::write(&path, text).unwrap();
-        return;
+        return Vec::new();
     }
     let text = fs::read_to_string(&path).unwrap_or_default();
     let kept: BTreeMap<_, _> = text.lines().filter_map(|line| line.split_once(' ')).collect();
@@ -307,12 +303,12 @@ fn compare_with_list(engine: &str, results: &BTreeMap<String, (String, String)>)
     for (name, (class, reason)) in results {
         match kept.get(name.as_str()) {
             Some(listed) if listed == class => {}
-            Some(listed) => complaints.push(format!("{name} was listed as {listed}, now {class}: {reason}")),
-            None => complaints.push(format!("{name} is not listed, now {class}: {reason}")),
+            Some(listed) => complaints.push(format!("{engine}: {name} was listed as {listed}, now {class}: {reason}")),
+            None => complaints.push(format!("{engine}: {name} is not listed, now {class}: {reason}")),
         }
     }
     for name in kept.keys().filter(|name| !now.contains_key(*name)) {
-        complaints.push(format!("{name} is listed and passes now: take it off `{}`", path.display()));
+        complaints.push(format!("{engine}: {name} is listed and passes now: take it off `{}`", path.display()));
     }
-    assert!(complaints.is_empty(), "{engine}:\n{}\nEDGEWARD_BLESS=1 writes the list anew", complaints.join("\n"));
+    complaints
 }

@@ -1,0 +1,41 @@
+//! The part of a tune's file that `serve` takes up.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::{engines, failure::Failure};
+
+/// A tune's file has a few kilobytes; anything much larger is none.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The best for one request at a time.
+#[derive(Debug, PartialEq, Deserialize)]
+pub struct Tuned {
+    /// Engine.
+    pub engine: String,
+    /// Threads within one run.
+    pub threads: std::num::NonZeroUsize,
+}
+
+/// What `tune` found for this model file; none where there is no result beside it.
+pub fn beside(model: &Path) -> Result<Option<Tuned>, Failure> {
+    #[derive(Deserialize)]
+    struct File {
+        model_sha256: String,
+        latency: Tuned,
+    }
+    let path = engines::beside(model, "tune.json");
+    let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
+    let wrong = |why: String| Failure::input(format!("`{}` is no result of `edgeward tune`: {why}", path.display()));
+    if metadata.len() > MAX_BYTES {
+        return Err(wrong(format!("it has {} bytes, at most {MAX_BYTES} are read", metadata.len())));
+    }
+    let bytes = std::fs::read(&path).map_err(|error| wrong(error.to_string()))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    if file.model_sha256 != super::hash(model)? {
+        tracing::warn!(file = %path.display(), "was measured on another version of the model and is not used");
+        return Ok(None);
+    }
+    Ok(Some(file.latency))
+}

@@ -1,0 +1,254 @@
+//! The commands that need no server: exit codes, the shape of `--json`, wrong files, a tune that is interrupted.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use edgeward_graph::{
+    DataType, Model,
+    proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto::{Dimension, dimension},
+        type_proto,
+    },
+};
+use serde_json::Value;
+
+fn port(name: &str) -> ValueInfoProto {
+    let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(4)];
+    let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).to_vec();
+    let elem_type = Some(DataType::Float32.to_onnx());
+    let tensor = type_proto::Tensor { elem_type, shape: Some(TensorShapeProto { dim }) };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
+    ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
+}
+
+/// Writes `y = operator(x)` with `x` of shape `[n, 4]`.
+fn write_model(folder: &Path, operator: &str) -> PathBuf {
+    let node = NodeProto {
+        name: Some("the node".to_owned()),
+        op_type: Some(operator.to_owned()),
+        input: vec!["x".to_owned()],
+        output: vec!["y".to_owned()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("graph".to_owned()),
+        node: vec![node],
+        input: vec![port("x")],
+        output: vec![port("y")],
+        ..GraphProto::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }];
+    let model = ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() };
+    let path = folder.join("model.onnx");
+    Model::from_proto(model).write(&path).unwrap();
+    path
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+    command.current_dir(folder).args(arguments).stdin(Stdio::null());
+    for name in ["EDGEWARD_ENGINE", "EDGEWARD_THREADS", "EDGEWARD_CONFIG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn edgeward(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn json(folder: &Path, arguments: &[&str]) -> Value {
+    let output = edgeward(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn wrong_input_exits_with_2_and_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    fs::write(folder.path().join("text.onnx"), "this is no model, whatever its name says").unwrap();
+    fs::write(folder.path().join("bad.toml"), "[serve]\nhtp = 1\n").unwrap();
+    fs::write(folder.path().join("ragged.json"), r#"{"x": [[1, 2], [3]]}"#).unwrap();
+    fs::write(folder.path().join("other.json"), r#"{"z": [[1, 2, 3, 4]]}"#).unwrap();
+    let table: &[(&[&str], &str)] = &[
+        (&[], "Usage"),
+        (&["fly"], "fly"),
+        (&["inspect", "none.onnx"], "`none.onnx` does not exist"),
+        (&["inspect", "."], "is no file"),
+        (&["inspect", "text.onnx"], "text.onnx"),
+        (&["bench", "text.onnx"], "text.onnx"),
+        (&["infer", "text.onnx"], "text.onnx"),
+        (&["tune", "text.onnx"], "text.onnx"),
+        (&["bench", "model.onnx", "--threads", "0"], "--threads"),
+        (&["bench", "model.onnx", "--batch", "0"], "--batch"),
+        (&["bench", "model.onnx", "--seconds", "0"], "--seconds"),
+        (&["bench", "model.onnx", "--shape", "x"], "`x` is no shape"),
+        (&["bench", "model.onnx", "--shape", "q=1,4"], "no input `q`"),
+        (&["bench", "model.onnx", "--shape", "x=1,5"], "fixed"),
+        (&["bench", "model.onnx", "--shape", "x=99999999999,4"], "too large"),
+        (&["infer", "model.onnx", "--input", "none.json"], "none.json"),
+        (&["infer", "model.onnx", "--input", "ragged.json"], "differ in length"),
+        (&["infer", "model.onnx", "--input", "other.json"], "no input `z`"),
+        (&["infer", "model.onnx", "--input", "model.onnx"], ".npz"),
+        (&["tune", "model.onnx", "--target-latency-ms", "0"], "above 0"),
+        (&["tune", "model.onnx", "--engine", "steam"], "no engine `steam`"),
+        (&["engine", "install", "steam"], "`steam` cannot be installed"),
+        (&["engine", "path", "rten"], "`rten` has no library"),
+        (&["serve"], "nothing to serve"),
+        (&["serve", "model.onnx"], "`--insecure`"),
+        (&["serve", "model.onnx", "--insecure", "--http", "0.0.0.0:0"], "loopback"),
+        (&["serve", "none.onnx", "--insecure"], "`none.onnx` does not exist"),
+        (&["serve", "model.onnx", "--insecure", "--engine", "steam"], "no engine `steam`"),
+        (&["inspect", "model.onnx", "--config", "bad.toml"], "htp"),
+        (&["inspect", "model.onnx", "--config", "none.toml"], "none.toml"),
+    ];
+    let mut failures = Vec::new();
+    for (arguments, part) in table {
+        let output = edgeward(folder.path(), arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() != Some(2) || !text.contains(part) {
+            failures.push(format!("{arguments:?}: {:?}, expected 2 and `{part}` in: {text}", output.status.code()));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn work_that_fails_exits_with_1() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "NoSuchOperator");
+    for arguments in
+        [["bench", "model.onnx", "--json"], ["infer", "model.onnx", "--json"], ["tune", "model.onnx", "--json"]]
+    {
+        let output = edgeward(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(answer["error"].as_str().unwrap().contains("NoSuchOperator"), "{answer}");
+    }
+}
+
+#[test]
+fn inspect_says_what_a_model_is_and_who_runs_it() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let report = json(folder.path(), &["inspect", "model.onnx", "--json"]);
+    assert_eq!(report["opset"], 17);
+    assert_eq!(report["nodes"], 1);
+    assert_eq!(report["operators"][0]["name"], "Relu");
+    assert_eq!(report["inputs"][0]["name"], "x");
+    assert_eq!(report["inputs"][0]["datatype"], "float32");
+    assert_eq!(report["inputs"][0]["shape"], serde_json::json!(["n", 4]));
+    let engines = report["engines"].as_array().unwrap();
+    let rten = engines.iter().find(|engine| engine["name"] == "rten").unwrap();
+    assert_eq!(rten["runs"], true);
+
+    write_model(folder.path(), "NoSuchOperator");
+    let report = json(folder.path(), &["inspect", "model.onnx", "--json"]);
+    for engine in report["engines"].as_array().unwrap() {
+        assert_eq!(engine["runs"], false, "{engine}");
+        assert!(!engine["reason"].as_str().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn infer_prints_outputs_of_given_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    fs::write(folder.path().join("in.json"), r#"{"x": [[-1, 0.5, 0.1, -0.0]]}"#).unwrap();
+    let arguments = ["infer", "model.onnx", "--engine", "rten", "--input", "in.json", "--json"];
+    let report = json(folder.path(), &arguments);
+    assert_eq!(report["engine"], "rten");
+    assert_eq!(report["outputs"][0]["name"], "y");
+    assert_eq!(report["outputs"][0]["shape"], serde_json::json!([1, 4]));
+    assert_eq!(report["outputs"][0]["data"], serde_json::json!([0.0, 0.5, 0.1, 0.0]));
+}
+
+#[test]
+fn bench_reports_every_figure() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let arguments =
+        ["bench", "model.onnx", "--engine", "rten", "--batch", "3", "--seconds", "0.01", "--profile", "--json"];
+    let report = json(folder.path(), &arguments);
+    assert_eq!(report["inputs"][0]["shape"], serde_json::json!([3, 4]));
+    for key in ["load_ms", "first_run_ms", "p50_ms", "p90_ms", "p99_ms", "per_second", "peak_memory_bytes", "runs"] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    assert_eq!(report["profile"]["nodes"][0]["op_type"], "Relu");
+}
+
+#[test]
+fn flags_win_over_environment_over_file() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    fs::write(folder.path().join("edgeward.toml"), "[engine]\nname = \"rten\"\nthreads = 1\n").unwrap();
+    let base = ["bench", "model.onnx", "--seconds", "0.01", "--json"];
+    let threads = |environment: Option<&str>, flag: &[&str]| {
+        let mut run = command(folder.path(), &base);
+        run.args(flag).envs(environment.map(|value| ("EDGEWARD_THREADS", value)));
+        let report: Value = serde_json::from_slice(&run.output().unwrap().stdout).unwrap();
+        assert_eq!(report["engine"], "rten");
+        report["threads"].as_u64()
+    };
+    assert_eq!(threads(None, &[]), Some(1));
+    assert_eq!(threads(Some("2"), &[]), Some(2));
+    assert_eq!(threads(Some("2"), &["--threads", "3"]), Some(3));
+}
+
+#[test]
+fn engines_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = json(folder.path(), &["engine", "list", "--json"]);
+    let rten = engines.as_array().unwrap().iter().find(|engine| engine["name"] == "rten").unwrap();
+    assert_eq!(rten["available"], true);
+}
+
+#[test]
+fn an_interrupted_tune_goes_on_and_serve_takes_its_result() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let arguments =
+        ["tune", "model.onnx", "--engine", "rten", "--threads-max", "1", "--slice-seconds", "0.05", "--json"];
+    let (result, state) = (folder.path().join("model.tune.json"), folder.path().join("model.tune.json.state"));
+    let mut child = command(folder.path(), &arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !state.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the tune ended before it kept anything");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!result.exists());
+
+    let report = json(folder.path(), &arguments);
+    assert!(report["resumed_slices"].as_u64().unwrap() > 0, "{report}");
+    assert!(!state.exists());
+    let written: Value = serde_json::from_slice(&fs::read(&result).unwrap()).unwrap();
+    assert_eq!(written, report);
+    for goal in ["latency", "throughput"] {
+        assert_eq!(written[goal]["engine"], "rten");
+        assert_eq!(written[goal]["threads"], 1);
+    }
+
+    fs::write(&result, "{\"latency\": 3}").unwrap();
+    let output = edgeward(folder.path(), &["serve", "model.onnx", "--insecure"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("edgeward tune"));
+}
+
+#[test]
+fn a_target_that_nothing_meets_is_a_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let arguments = ["tune", "model.onnx", "--engine", "rten", "--threads-max", "1", "--slice-seconds", "0.001"];
+    let output = command(folder.path(), &arguments).args(["--target-latency-ms", "0.0000001"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let written: Value = serde_json::from_slice(&fs::read(folder.path().join("model.tune.json")).unwrap()).unwrap();
+    assert_eq!(written["target_met"], false);
+}
