@@ -66,7 +66,7 @@ struct Report {
     #[serde(flatten)]
     summary: Summary,
     peak_memory_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// None where it was not asked for, or the engine records none.
     profile: Option<Profile>,
 }
 
@@ -82,7 +82,12 @@ pub fn run(args: &BenchArgs, context: &Context) -> Outcome {
     if context.json {
         return print::json(&report);
     }
-    print_report(&report)
+    print_report(&report)?;
+    match &report.profile {
+        Some(profile) => print_profile(profile),
+        None if args.profile => print::line(&format!("{} records no times of operators", report.engine)),
+        None => Ok(()),
+    }
 }
 
 fn measure_model(args: &BenchArgs, context: &Context) -> Result<Report, Failure> {
@@ -159,8 +164,7 @@ fn print_report(report: &Report) -> Outcome {
         report.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), print::bytes),
     ];
     let header = ["load", "first run", "p50", "p90", "p99", "items/s", "peak memory"];
-    print::line(&print::table(&header, vec![row], 0))?;
-    report.profile.as_ref().map_or(Ok(()), print_profile)
+    print::line(&print::table(&header, vec![row], 0))
 }
 
 fn print_profile(profile: &Profile) -> Outcome {

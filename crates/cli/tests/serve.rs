@@ -219,8 +219,47 @@ fn malformed_requests_are_named_and_harmless() {
         assert_eq!(server.ask("POST", path, "", body).0, 404, "{path}");
     }
     assert_eq!(server.ask("POST", "/v2/repository/models/..%2f..%2fetc/load", "", b"").0, 404);
+    let (status, text) = server.ask("POST", "/v2/models/ident/infer", "", GOOD);
+    assert_eq!(status, 200, "a good request after all the bad ones: {text}");
+}
+
+/// A request that [`identity`] answers.
+const GOOD: &[u8] =
+    br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
+
+#[test]
+fn ready_tells_of_a_model_that_does_not_load() {
+    let models = repository();
+    fs::create_dir_all(models.path().join("broken/1")).unwrap();
+    fs::write(models.path().join("broken/1/model.onnx"), "no model").unwrap();
+    let server = Server::start(&[models.path()], &[]);
     let (status, body) = server.ask("GET", "/v2/health/ready", "", b"");
-    assert_eq!((status, body.as_str()), (503, r#"{"ready":false}"#), "two models need another engine than rten");
+    assert_eq!((status, body.as_str()), (503, r#"{"ready":false}"#));
+    assert_eq!(server.ask("GET", "/v2/models/broken/ready", "", b"").0, 503);
+    assert_eq!(server.ask("POST", "/v2/models/ident/infer", "", GOOD).0, 200, "the others serve all the same");
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_that_waits() {
+    let models = repository();
+    let mut server = Server::start(&[models.path()], &["--grace-seconds", "600"]);
+    // A request of which half has arrived: accepted, and never complete.
+    let mut stuck = TcpStream::connect(&server.http).unwrap();
+    stuck.write_all(b"POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    let (status, _) = server.ask("GET", "/v2/health/live", "", b"");
+    assert_eq!(status, 200);
+    let signal = |server: &Server| {
+        let id = server.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    };
+    signal(&server);
+    // The first signal has been taken once the listener is closed.
+    while TcpStream::connect(&server.http).is_ok() {
+        std::thread::yield_now();
+    }
+    assert!(server.child.try_wait().unwrap().is_none(), "the server did not wait for the request");
+    signal(&server);
+    assert_eq!(server.child.wait().unwrap().code(), Some(1));
 }
 
 #[test]
