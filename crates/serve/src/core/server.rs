@@ -126,6 +126,10 @@ impl Server {
         let not_found = |text: String| ServeError::new(ServeErrorKind::NotFound, text);
         let models = self.inner.models.load();
         let Some(versions) = models.get(&model.name) else {
+            if let Some(reason) = self.failures().get(&*model.name) {
+                let text = format!("model `{}` does not load: {reason}", model.name);
+                return Err(ServeError::new(ServeErrorKind::Unavailable, text));
+            }
             return Err(not_found(format!("no model `{}` is loaded", model.name)));
         };
         let found = match model.version {
