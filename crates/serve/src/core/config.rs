@@ -33,8 +33,34 @@ const SUPPORTED: &[&str] = &[
 
 /// Reads the text form. The error names the field, or the place in the text.
 pub fn parse(text: &str) -> Result<ModelConfig, String> {
-    let message = DynamicMessage::parse_text_format(descriptor()?, text).map_err(|e| e.to_string())?;
+    let message = DynamicMessage::parse_text_format(descriptor()?, &with_colons(text)).map_err(|e| e.to_string())?;
     checked(message)
+}
+
+/// The text format allows `input [ … ]` for `input: [ … ]`, and most files are written so; the parser wants the colon.
+fn with_colons(text: &str) -> String {
+    let (mut out, mut last, mut quote, mut comment) = (String::with_capacity(text.len() + 16), ' ', None, false);
+    let mut escaped = false;
+    for c in text.chars() {
+        match quote {
+            Some(q) => {
+                quote = if c == q && !escaped { None } else { Some(q) };
+                escaped = c == '\\' && !escaped;
+            }
+            None if comment => comment = c != '\n',
+            None => match c {
+                '"' | '\'' => quote = Some(c),
+                '#' => comment = true,
+                '[' if last.is_ascii_alphanumeric() || last == '_' => out.push(':'),
+                _ => {}
+            },
+        }
+        out.push(c);
+        if !c.is_whitespace() && !comment {
+            last = c;
+        }
+    }
+    out
 }
 
 /// Reads the JSON form, which the load call may bring along.
@@ -139,6 +165,8 @@ mod tests {
     fn fields_without_effect_are_named() {
         let config = parse("name: \"m\" max_batch_size: 4 instance_group [ { count: 2 kind: KIND_CPU } ]").unwrap();
         assert_eq!((config.max_batch_size, config.instance_group[0].count), (4, 2));
+        let text = "# input [ ]\nname: \"a [ b\" # x [\ninput [ { name: \"x\" dims: [ 3 ] } ]";
+        assert_eq!(parse(text).unwrap().input[0].dims, [3]);
         let error = parse("sequence_batching { } optimization { priority: PRIORITY_MAX }").unwrap_err();
         assert!(error.contains("`sequence_batching`") && error.contains("`optimization"), "{error}");
         for (text, part) in [
