@@ -1,6 +1,119 @@
 //! Benchmarks, each with its peers in one run.
+//!
+//! A benchmark measures rows and prints them; which figures are good enough is in the rows, not here.
+
+mod client;
+mod idle;
+mod load;
+mod memory;
+mod peers;
+mod reload;
+mod serve;
+mod start;
+mod tensor;
+mod wire;
+
+use std::io::Write as _;
+
+use serde::Serialize;
 
 /// Runs the benchmark that `args` name.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    anyhow::bail!("no benchmark `{}`", args.join(" "))
+    match args.split_first() {
+        Some((name, rest)) if name == "serve" => serve::run(rest),
+        _ => anyhow::bail!("no benchmark `{}`; there is `serve`", args.join(" ")),
+    }
+}
+
+/// One figure and what it is held against.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Group of rows that `--only` takes.
+    pub bar: &'static str,
+    /// What was measured.
+    pub what: String,
+    /// The figure; none where it could not be taken.
+    pub value: Option<f64>,
+    /// Its unit.
+    pub unit: &'static str,
+    /// The other side's figure, or why there is none.
+    pub against: String,
+    /// What the figure must be.
+    pub target: String,
+    /// Whether it is; none where the row is for information.
+    pub holds: Option<bool>,
+}
+
+impl Row {
+    /// A figure without a bar.
+    pub fn information(bar: &'static str, what: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        let (against, target) = (String::new(), String::new());
+        Self { bar, what: what.into(), value: Some(value), unit, against, target, holds: None }
+    }
+
+    /// A figure that may be `max` at most.
+    pub fn at_most(bar: &'static str, what: impl Into<String>, value: f64, unit: &'static str, max: f64) -> Self {
+        let holds = Some(value <= max);
+        Self { target: format!("≤ {}", figure(max)), holds, ..Self::information(bar, what, value, unit) }
+    }
+
+    /// A figure that must be `min` at least.
+    pub fn at_least(bar: &'static str, what: impl Into<String>, value: f64, unit: &'static str, min: f64) -> Self {
+        let holds = Some(value >= min);
+        Self { target: format!("≥ {}", figure(min)), holds, ..Self::information(bar, what, value, unit) }
+    }
+
+    /// A bar that could not be measured.
+    pub fn skipped(bar: &'static str, what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        let (against, target) = (format!("skipped: {why:#}"), String::new());
+        Self { bar, what: what.into(), value: None, unit: "", against, target, holds: Some(false) }
+    }
+
+    /// Says what the figure is held against.
+    pub fn against(self, against: impl Into<String>) -> Self {
+        Self { against: against.into(), ..self }
+    }
+}
+
+/// Three significant digits, whole from 100 on.
+pub fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 || value == value.trunc() => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// Prints the rows as JSON or as a table.
+pub fn print(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&serde_json::json!({ "rows": rows }))?)?;
+        return Ok(());
+    }
+    let width = |text: &dyn Fn(&Row) -> usize| rows.iter().map(text).max().unwrap_or(0);
+    let value = |row: &Row| row.value.map_or_else(|| "–".to_owned(), |v| format!("{} {}", figure(v), row.unit));
+    let (what_width, value_width) = (width(&|r| r.what.chars().count()), width(&|r| value(r).chars().count()));
+    let target_width = width(&|r| r.target.chars().count());
+    for row in rows {
+        let verdict = match row.holds {
+            Some(true) => "holds",
+            Some(false) => "FAILS",
+            None => "",
+        };
+        let (bar, what, value, target) = (row.bar, &row.what, value(row), &row.target);
+        let line = format!(
+            "{bar:<10}  {what:<what_width$}  {value:>value_width$}  {target:<target_width$}  {verdict:<5}  {}",
+            row.against
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// The middle value; the upper one of two.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -43,6 +43,15 @@ pub fn ensure(root: &Path) -> anyhow::Result<Pythons> {
     Ok(Pythons { main: main.ensure(&home)?, kserve: kserve.ensure(&home)? })
 }
 
+/// An environment with one pinned package, `NAME==VERSION`, in `home/NAME`.
+pub fn ensure_package(home: &Path, requirement: &str) -> anyhow::Result<PathBuf> {
+    let folder = home.join(requirement.split("==").next().unwrap_or(requirement));
+    fs::create_dir_all(home)?;
+    let requirements = folder.with_extension("txt");
+    fs::write(&requirements, format!("{requirement}\n"))?;
+    Environment { folder, requirements, overrides: None, after: None }.ensure(home)
+}
+
 /// True where the index has only the CUDA build of torch.
 fn cuda_build() -> bool {
     cfg!(all(target_os = "linux", target_arch = "x86_64"))
@@ -62,7 +71,7 @@ impl Environment {
         let stamp = self.folder.join("made-from");
         let key = self.key()?;
         if python.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == key) {
-            println!("   {} is up to date", self.folder.display());
+            eprintln!("   {} is up to date", self.folder.display());
             return Ok(python);
         }
         let base = find_python()?;

@@ -63,8 +63,8 @@ fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
 }
 
 fn install_engines(root: &Path) -> anyhow::Result<()> {
-    let edgeward = root.join("target/debug/edgeward");
-    steps::run(Command::new(&edgeward).args(["engine", "install"]))
+    // Through cargo, which knows where the target folder is.
+    steps::run(cargo(root).args(["run", "--quiet", "--bin", "edgeward", "--", "engine", "install"]))
 }
 
 fn run_tests(root: &Path, pythons: &python::Pythons, extra: &[String]) -> anyhow::Result<()> {
