@@ -2,22 +2,28 @@
 //!
 //! Every other room works on what this crate reads. It trusts no file, runs no graph and does no network I/O.
 
+mod check;
 mod codec;
 mod dtype;
 mod error;
 mod external;
 mod limits;
 mod model;
+mod node;
+mod rewrite;
 mod stats;
 mod tensor;
 pub mod walk;
+mod wire;
 
+pub use check::{IR_VERSIONS, OPSETS, check};
 pub use codec::tensor_proto;
 pub use dtype::DataType;
 pub use error::{ErrorKind, GraphError};
 pub use external::ExternalRef;
 pub use limits::Limits;
 pub use model::{Dimension, Model, Port};
+pub use rewrite::Links;
 pub use stats::{Stats, stats};
 pub use tensor::{Element, Tensor, TensorError, element_count};
 

@@ -17,6 +17,8 @@ pub struct Limits {
     pub functions: u64,
     /// Bytes of all tensors together, external data included.
     pub tensor_bytes: u64,
+    /// Memory for the decoded structure, tensor data aside: many small messages take more memory than file.
+    pub structure_bytes: u64,
 }
 
 impl Default for Limits {
@@ -28,6 +30,7 @@ impl Default for Limits {
             nesting: 32,
             functions: 10_000,
             tensor_bytes: 1 << 40,
+            structure_bytes: 2 << 30,
         }
     }
 }
@@ -53,6 +56,6 @@ impl Limits {
     }
 }
 
-fn within(what: &str, actual: u64, limit: u64) -> Result<(), GraphError> {
+pub(crate) fn within(what: &str, actual: u64, limit: u64) -> Result<(), GraphError> {
     if actual <= limit { Ok(()) } else { Err(GraphError::Limit { what: what.to_owned(), actual, limit }) }
 }

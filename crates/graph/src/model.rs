@@ -16,7 +16,7 @@ use crate::{
     external::{ExternalFiles, ExternalRef, map},
     limits::Limits,
     proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_shape_proto::dimension, type_proto},
-    walk,
+    walk, wire,
 };
 
 /// Protobuf's own bound on one message.
@@ -75,6 +75,7 @@ impl Model {
         if bytes.is_empty() {
             return Err(GraphError::Malformed("the file is empty".to_owned()));
         }
+        wire::scan(&bytes, limits)?;
         let proto = ModelProto::decode(bytes).map_err(|e| GraphError::Malformed(decode_error(&e)))?;
         if proto.graph.is_none() {
             return Err(GraphError::Malformed("it holds no graph".to_owned()));

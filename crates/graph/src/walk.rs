@@ -6,19 +6,21 @@ use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTens
 
 /// Calls `visit` for every node, outer ones first.
 pub fn nodes<'a>(model: &'a ModelProto, visit: &mut dyn FnMut(&'a NodeProto)) {
-    fn graph<'a>(nodes: &'a [NodeProto], visit: &mut dyn FnMut(&'a NodeProto)) {
-        for node in nodes {
-            visit(node);
-            for sub in node.attribute.iter().flat_map(subgraphs) {
-                graph(&sub.node, visit);
-            }
-        }
-    }
     if let Some(main) = &model.graph {
-        graph(&main.node, visit);
+        nodes_of(&main.node, visit);
     }
     for function in &model.functions {
-        graph(&function.node, visit);
+        nodes_of(&function.node, visit);
+    }
+}
+
+/// Calls `visit` for `nodes` and those of their subgraphs, outer ones first.
+pub fn nodes_of<'a>(nodes: &'a [NodeProto], visit: &mut dyn FnMut(&'a NodeProto)) {
+    for node in nodes {
+        visit(node);
+        for sub in node.attribute.iter().flat_map(subgraphs) {
+            nodes_of(&sub.node, visit);
+        }
     }
 }
 
