@@ -64,6 +64,9 @@ pub struct ServeArgs {
     /// Longest wait for requests in flight after SIGTERM [default: 30]
     #[arg(long, env = "EDGEWARD_GRACE_SECONDS", value_name = "S")]
     grace_seconds: Option<u64>,
+    /// Memory for answers of models whose configuration asks for a response cache, in bytes [default: 0]
+    #[arg(long, env = "EDGEWARD_CACHE_BYTES", value_name = "N")]
+    cache_bytes: Option<u64>,
     #[command(flatten)]
     engine: EngineArgs,
     /// Form of log lines [default: text on a terminal, else json]
@@ -120,7 +123,8 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
     }
     let control = if args.explicit { ModelControl::Explicit(args.load_model.clone()) } else { ModelControl::Fixed };
-    Ok(ServerConfig { repositories, engine: engine.engine, threads: engine.threads, control })
+    let cache_bytes = args.cache_bytes.or(context.settings.serve.cache_bytes).unwrap_or(0);
+    Ok(ServerConfig { repositories, engine: engine.engine, threads: engine.threads, cache_bytes, control })
 }
 
 /// Flags, environment and file; where they name neither engine nor threads, what `tune` found for a single model.

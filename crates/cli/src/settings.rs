@@ -55,6 +55,8 @@ pub struct ServeSettings {
     pub metrics: Option<SocketAddr>,
     /// Longest wait for requests in flight at the end.
     pub grace_seconds: Option<u64>,
+    /// Memory for the response cache; 0 for none.
+    pub cache_bytes: Option<u64>,
 }
 
 /// Reads the file that `--config` names, else `edgeward.toml` where the working folder has one.

@@ -7,123 +7,13 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
-use edgeward_graph::{
-    DataType, Model,
-    proto::{
-        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
-        tensor_shape_proto::{Dimension, dimension},
-        type_proto,
-    },
-};
+use support::{Server, repository};
 
-fn port(name: &str, dtype: DataType) -> ValueInfoProto {
-    let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(16)];
-    let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).to_vec();
-    let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape: Some(TensorShapeProto { dim }) };
-    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
-    ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
-}
-
-/// A model that returns its input of shape `[n, 16]`.
-fn identity(dtype: DataType) -> Model {
-    let node = NodeProto {
-        op_type: Some("Identity".to_owned()),
-        input: vec!["INPUT0".to_owned()],
-        output: vec!["OUTPUT0".to_owned()],
-        ..NodeProto::default()
-    };
-    let graph = GraphProto {
-        name: Some("identity".to_owned()),
-        node: vec![node],
-        input: vec![port("INPUT0", dtype)],
-        output: vec![port("OUTPUT0", dtype)],
-        ..GraphProto::default()
-    };
-    let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
-    let opset_import = vec![opset];
-    Model::from_proto(ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() })
-}
-
-fn repository() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, dtype) in [
-        ("ident", DataType::Float32),
-        ("ident_str", DataType::String),
-        ("ident_f16", DataType::Float16),
-        ("ident_bool", DataType::Bool),
-    ] {
-        let version = folder.path().join(name).join("1");
-        fs::create_dir_all(&version).unwrap();
-        identity(dtype).write(version.join("model.onnx")).unwrap();
-    }
-    folder
-}
-
-/// A running server, ended when dropped.
-struct Server {
-    child: Child,
-    http: String,
-    grpc: String,
-    _files: tempfile::TempDir,
-}
-
-impl Server {
-    fn start(models: &[&Path], arguments: &[&str]) -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let ready = files.path().join("ready.json");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
-            .arg("serve")
-            .args(models)
-            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .arg("--ready-file")
-            .arg(&ready)
-            .args(arguments)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        while !ready.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
-            std::thread::yield_now();
-        }
-        let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
-        let address = |key: &str| text[key].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), grpc: address("grpc"), _files: files }
-    }
-
-    /// One request over a connection of its own: status and body.
-    fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.http).unwrap();
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        // A server that refuses early may close before it has read all.
-        let _ = stream.write_all(body);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        (status, answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default())
-    }
-
-    fn terminate(mut self) -> std::process::ExitStatus {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM)
-            .unwrap();
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+mod support;
 
 fn edgeward(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_edgeward")).args(arguments).output().unwrap()

@@ -51,6 +51,22 @@ pub enum TensorError {
     /// The product of the shape does not fit in memory.
     #[error("shape {0:?} has more elements than memory can address")]
     TooLarge(Vec<usize>),
+    /// Tensors of these shapes do not join.
+    #[error("shapes {first:?} and {other:?} do not join along the first dimension")]
+    Shapes {
+        /// Shape of the first.
+        first: Vec<usize>,
+        /// The shape that does not fit.
+        other: Vec<usize>,
+    },
+    /// The parts asked for are not those of the tensor.
+    #[error("shape {shape:?} has no parts of {sizes:?} along its first dimension")]
+    Split {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+        /// Sizes asked for.
+        sizes: Vec<usize>,
+    },
     /// Another element type was asked for than the tensor holds.
     #[error("tensor holds {actual}, asked for {expected}")]
     Type {
@@ -186,6 +202,75 @@ impl Tensor {
         }
         Ok(Self { shape, ..self })
     }
+
+    /// The tensors one after the other along their first dimension. They must have one type and, but for that
+    /// dimension, one shape; a single one is not copied.
+    pub fn concat_first(tensors: &[&Self]) -> Result<Self, TensorError> {
+        let [first, rest @ ..] = tensors else { return Err(TensorError::Shapes { first: vec![], other: vec![] }) };
+        if rest.is_empty() {
+            return Ok((*first).clone());
+        }
+        let inner = first.shape.get(1..);
+        let mut shape = first.shape.clone();
+        for other in rest {
+            if other.dtype != first.dtype {
+                return Err(TensorError::Type { expected: first.dtype, actual: other.dtype });
+            }
+            match shape.first_mut() {
+                Some(sum) if other.shape.get(1..) == inner => *sum += other.shape[0],
+                _ => return Err(TensorError::Shapes { first: first.shape.clone(), other: other.shape.clone() }),
+            }
+        }
+        if first.dtype == DataType::String {
+            return Self::from_strings(
+                shape,
+                tensors.iter().flat_map(|t| t.strings().unwrap_or_default()).cloned().collect(),
+            );
+        }
+        if tensors.iter().any(|t| t.byte_len() * 8 != t.len() * first.dtype.bits()) {
+            // Packed elements that end within a byte do not join by bytes.
+            return Err(TensorError::Shapes { first: first.shape.clone(), other: shape });
+        }
+        Self::from_raw(first.dtype, shape, aligned(tensors.iter().filter_map(|t| t.raw())))
+    }
+
+    /// Parts of these sizes along the first dimension, which they must fill; they share the bytes.
+    pub fn split_first(&self, sizes: &[usize]) -> Result<Vec<Self>, TensorError> {
+        let refuse = || TensorError::Split { shape: self.shape.clone(), sizes: sizes.to_vec() };
+        let (&whole, inner) = self.shape.split_first().ok_or_else(refuse)?;
+        if sizes.iter().try_fold(0usize, |sum, &size| sum.checked_add(size)) != Some(whole) {
+            return Err(refuse());
+        }
+        let row = element_count(inner)?;
+        let mut at = 0;
+        let parts = sizes.iter().map(|&size| {
+            let (from, to) = (at * row, (at + size) * row);
+            at += size;
+            let data = match &self.data {
+                Data::Raw(bytes) if (self.dtype.bits() * from).is_multiple_of(8) => {
+                    Data::Raw(bytes.slice(self.dtype.byte_len(from)..self.dtype.byte_len(to)))
+                }
+                Data::Raw(_) => return Err(refuse()),
+                Data::Strings(values) => Data::Strings(values.get(from..to).ok_or_else(refuse)?.to_vec()),
+            };
+            let shape = std::iter::once(size).chain(inner.iter().copied()).collect();
+            Ok(Self { dtype: self.dtype, shape, data })
+        });
+        parts.collect()
+    }
+}
+
+/// The parts joined, aligned for elements of 8 bytes.
+fn aligned<'a>(parts: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes {
+    let length: usize = parts.clone().map(Bytes::len).sum();
+    let mut words = vec![0u64; length.div_ceil(8)];
+    let mut rest = bytemuck::cast_slice_mut::<u64, u8>(&mut words);
+    for part in parts {
+        let (head, tail) = rest.split_at_mut(part.len());
+        head.copy_from_slice(part);
+        rest = tail;
+    }
+    bytes_of(words).slice(..length)
 }
 
 /// Shares the memory of `values` as bytes, keeping its alignment.

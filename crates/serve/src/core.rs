@@ -2,13 +2,18 @@
 //!
 //! This half knows no HTTP and no protobuf requests: it takes and returns tensors.
 
+mod batcher;
+mod cache;
 mod config;
 mod error;
+mod execute;
 mod model;
+mod queue;
 mod repository;
 mod request;
 mod server;
 mod stats;
+mod warmup;
 
 pub use error::{ServeError, ServeErrorKind};
 pub use model::Version;

@@ -20,6 +20,11 @@ macro_rules! wire_types {
         pub fn config_type(dtype: DataType) -> ConfigType {
             match dtype { $(DataType::$ours => ConfigType::$config,)* _ => ConfigType::TypeInvalid }
         }
+
+        /// The element type that `config.pbtxt` means.
+        pub(crate) fn from_config_type(config: ConfigType) -> Option<DataType> {
+            match config { $(ConfigType::$config => Some(DataType::$ours),)* _ => None }
+        }
     };
 }
 

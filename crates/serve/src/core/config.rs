@@ -1,9 +1,13 @@
 //! `config.pbtxt`, read strictly: a field that has no effect here is an error that names it.
 
+use std::num::NonZeroUsize;
+
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Value};
 
-use crate::proto::{self, ModelConfig, model_version_policy::PolicyChoice};
+use crate::proto::{
+    self, ModelConfig, ModelDynamicBatching, model_config::SchedulingChoice, model_version_policy::PolicyChoice,
+};
 
 /// What this server acts on; every other field that is set is refused.
 const SUPPORTED: &[&str] = &[
@@ -29,7 +33,36 @@ const SUPPORTED: &[&str] = &[
     "instance_group.count",
     "instance_group.kind",
     "default_model_filename",
+    "dynamic_batching",
+    "dynamic_batching.preferred_batch_size",
+    "dynamic_batching.max_queue_delay_microseconds",
+    "dynamic_batching.preserve_ordering",
+    "dynamic_batching.priority_levels",
+    "dynamic_batching.default_priority_level",
+    "dynamic_batching.default_queue_policy",
+    "dynamic_batching.default_queue_policy.timeout_action",
+    "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+    "dynamic_batching.default_queue_policy.allow_timeout_override",
+    "dynamic_batching.default_queue_policy.max_queue_size",
+    "dynamic_batching.priority_queue_policy",
+    "model_warmup",
+    "model_warmup.name",
+    "model_warmup.batch_size",
+    "model_warmup.inputs",
+    "model_warmup.count",
+    "response_cache",
+    "response_cache.enable",
+    "parameters",
+    "optimization",
+    "optimization.execution_accelerators",
+    "optimization.execution_accelerators.cpu_execution_accelerator",
+    "optimization.execution_accelerators.cpu_execution_accelerator.name",
 ];
+
+/// Priority levels at most.
+const LEVELS_MAX: u64 = 1024;
+/// The one key of `parameters`: threads within one run, as Triton's ONNX Runtime backend has it.
+const THREADS_KEY: &str = "intra_op_thread_count";
 
 /// Reads the text form. The error names the field, or the place in the text.
 pub fn parse(text: &str) -> Result<ModelConfig, String> {
@@ -124,17 +157,73 @@ fn checked_values(config: &ModelConfig) -> Result<(), String> {
             return Err(format!("`instance_group.count` is {}, expected 1 to 1024", group.count));
         }
     }
+    if let Some(key) = config.parameters.keys().find(|key| *key != THREADS_KEY) {
+        return Err(format!("`parameters` has the key `{key}`, only `{THREADS_KEY}` is acted on"));
+    }
+    threads(config)?;
+    batching(config).map_or(Ok(()), |batching| checked_batching(batching, config.max_batch_size))
+}
+
+/// How requests are joined; none where each runs by itself.
+pub fn batching(config: &ModelConfig) -> Option<&ModelDynamicBatching> {
+    match &config.scheduling_choice {
+        Some(SchedulingChoice::DynamicBatching(batching)) => Some(batching),
+        _ => None,
+    }
+}
+
+fn checked_batching(batching: &ModelDynamicBatching, max_batch: i32) -> Result<(), String> {
+    if max_batch == 0 {
+        return Err("`dynamic_batching` needs `max_batch_size` of 1 or more".to_owned());
+    }
+    if let Some(size) = batching.preferred_batch_size.iter().find(|size| !(1..=max_batch).contains(*size)) {
+        return Err(format!(
+            "`dynamic_batching.preferred_batch_size` holds {size}, expected 1 to `max_batch_size` ({max_batch})"
+        ));
+    }
+    let (levels, default) = (batching.priority_levels, batching.default_priority_level);
+    if levels > LEVELS_MAX {
+        return Err(format!("`dynamic_batching.priority_levels` is {levels}, the limit is {LEVELS_MAX}"));
+    }
+    if levels > 0 && !(1..=levels).contains(&default) || levels == 0 && default > 0 {
+        return Err(format!("`dynamic_batching.default_priority_level` is {default}, expected 1 to {levels}"));
+    }
+    if let Some(level) = batching.priority_queue_policy.keys().find(|level| !(1..=levels).contains(*level)) {
+        return Err(format!("`dynamic_batching.priority_queue_policy` has the key {level}, expected 1 to {levels}"));
+    }
     Ok(())
+}
+
+/// Threads within one run; none where the configuration leaves the choice open.
+pub fn threads(config: &ModelConfig) -> Result<Option<NonZeroUsize>, String> {
+    let Some(value) = config.parameters.get(THREADS_KEY).map(|p| p.string_value.as_str()) else { return Ok(None) };
+    match value.parse::<usize>() {
+        Ok(count @ 0..=1024) => Ok(NonZeroUsize::new(count)),
+        _ => Err(format!("`parameters.{THREADS_KEY}` is `{value}`, expected 0 to 1024, 0 for the engine's own choice")),
+    }
+}
+
+/// The engine that an execution accelerator of Triton's ONNX Runtime backend stands for.
+fn accelerator(config: &ModelConfig) -> Result<Option<&'static str>, String> {
+    let accelerators = config.optimization.as_ref().and_then(|o| o.execution_accelerators.as_ref());
+    match accelerators.map(|a| a.cpu_execution_accelerator.as_slice()) {
+        None | Some([]) => Ok(None),
+        Some([one]) if one.name == "openvino" => Ok(Some("openvino")),
+        Some(all) => {
+            let names: Vec<&str> = all.iter().map(|a| a.name.as_str()).collect();
+            Err(format!("`cpu_execution_accelerator` is `{}`, expected `openvino`", names.join("`, `")))
+        }
+    }
 }
 
 /// The engine that the configuration names; none where it leaves the choice open.
 pub fn engine(config: &ModelConfig) -> Result<Option<&'static str>, String> {
     match (config.platform.as_str(), config.backend.as_str()) {
-        ("", "") => Ok(None),
-        ("onnxruntime_onnx" | "", "onnxruntime" | "") => Ok(None),
+        ("onnxruntime_onnx" | "", "onnxruntime" | "") => accelerator(config),
         ("" | "rten", "rten") | ("rten", "") => Ok(Some("rten")),
+        ("" | "openvino", "openvino") | ("openvino", "") => Ok(Some("openvino")),
         (platform, backend) => Err(format!(
-            "platform `{platform}` with backend `{backend}` is not served here, expected `onnxruntime_onnx`, `onnxruntime` or `rten`"
+            "platform `{platform}` with backend `{backend}` is not served here, expected `onnxruntime_onnx`, `onnxruntime`, `openvino` or `rten`"
         )),
     }
 }
@@ -174,6 +263,14 @@ mod tests {
             ("platform: \"tensorflow_graphdef\"", "tensorflow_graphdef"),
             ("instance_group { kind: KIND_GPU }", "KIND_GPU"),
             ("no_such_field: 1", "no_such_field"),
+            ("dynamic_batching { }", "`max_batch_size` of 1"),
+            ("max_batch_size: 4 dynamic_batching { preferred_batch_size: [ 2, 8 ] }", "holds 8"),
+            ("max_batch_size: 4 dynamic_batching { priority_levels: 2 }", "default_priority_level` is 0"),
+            ("max_batch_size: 4 dynamic_batching { priority_queue_policy { key: 1 value { } } }", "key 1"),
+            ("max_batch_size: 4 dynamic_batching { priority_levels: 9999999 default_priority_level: 1 }", "9999999"),
+            ("parameters { key: \"enable_mem_arena\" value { string_value: \"0\" } }", "`enable_mem_arena`"),
+            ("parameters { key: \"intra_op_thread_count\" value { string_value: \"-1\" } }", "`-1`"),
+            ("optimization { cuda { graphs: true } }", "`optimization.cuda`"),
             ("name: ", "expected"),
         ] {
             let error = parse(text).unwrap_err();

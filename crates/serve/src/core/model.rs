@@ -1,31 +1,32 @@
-//! One loaded version of a model: its session, its queue and how it runs a request.
+//! One loaded version of a model: how a request enters it, waits, and is answered.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use edgeward_engine::{Dim, ErrorKind, Loaded, RunOptions, Session, TensorInfo};
-use edgeward_graph::{DataType, Tensor};
+use edgeward_engine::{Dim, Loaded, TensorInfo};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
-    core::{InferRequest, InferResponse, ServeError, ServeErrorKind, stats::Stats},
+    core::{
+        InferRequest, InferResponse, ServeError, ServeErrorKind,
+        batcher::Batcher,
+        cache::{Cache, Key},
+        config,
+        execute::{Executor, INLINE_US_MAX, Ran},
+        queue::QUEUE_MAX,
+        stats::{Served, Stats},
+        warmup,
+    },
     proto::ModelConfig,
 };
 
-/// Runs this short are cheaper on the caller's thread than a hand-over to another.
-const INLINE_US_MAX: u64 = 300;
-/// Requests that may wait for one version.
-const QUEUE_MAX: u64 = 4096;
 /// Runs that may overlap where the configuration does not say.
 const INSTANCES_DEFAULT: usize = 2;
-/// Failures of the engine in a row after which the version is not ready.
-const FAILURES_MAX: u32 = 3;
 
 /// A version that can answer.
 pub struct Version {
@@ -37,103 +38,171 @@ pub struct Version {
     pub engine: &'static str,
     /// Configuration, completed from the model.
     pub config: ModelConfig,
-    /// What it has done.
-    pub stats: Stats,
-    session: Arc<dyn Session>,
-    outputs: Vec<Arc<str>>,
-    slots: Semaphore,
-    instances: usize,
-    run_us: AtomicU64,
-    failures: AtomicU32,
+    executor: Arc<Executor>,
+    schedule: Schedule,
+    cache: Option<Cache>,
+}
+
+/// How requests come to run.
+enum Schedule {
+    /// Each by itself, as soon as an instance is free.
+    Direct { slots: Semaphore, instances: usize },
+    /// Together with others.
+    Batched(Batcher),
 }
 
 impl Version {
-    pub(super) fn new(name: &str, number: u64, config: ModelConfig, loaded: Loaded) -> Self {
+    /// Readies a loaded model: runs its warm-up samples, whose files lie in `warmup_files`. `cache` is shared by all
+    /// versions that ask for it.
+    pub(super) fn new(
+        name: &str,
+        number: u64,
+        config: ModelConfig,
+        loaded: Loaded,
+        files: &std::path::Path,
+        cache: Option<&Cache>,
+    ) -> Result<Self, String> {
+        warmup::run(&config, &*loaded.session, files)?;
         let count: usize = config.instance_group.iter().map(|g| usize::try_from(g.count).unwrap_or(1).max(1)).sum();
         let instances = if count == 0 { INSTANCES_DEFAULT } else { count };
-        let outputs = loaded.session.outputs().iter().map(|o| Arc::from(o.name.as_str())).collect();
-        Self {
-            name: name.into(),
-            number,
-            engine: loaded.engine.name(),
-            config,
-            stats: Stats::default(),
-            session: loaded.session.into(),
-            outputs,
-            slots: Semaphore::new(instances),
-            instances,
-            // Unknown until the first run, which is taken for long.
-            run_us: AtomicU64::new(u64::MAX),
-            failures: AtomicU32::new(0),
+        let max_batch = usize::try_from(config.max_batch_size).unwrap_or(0);
+        let name: Arc<str> = name.into();
+        let executor = Arc::new(Executor::new(name.clone(), loaded.session, max_batch));
+        let schedule = match config::batching(&config) {
+            Some(batching) => {
+                if max_batch > 1 {
+                    batches(&executor)?;
+                }
+                Schedule::Batched(Batcher::new(executor.clone(), batching, max_batch, instances))
+            }
+            None => Schedule::Direct { slots: Semaphore::new(instances), instances },
+        };
+        let cached = config.response_cache.as_ref().is_some_and(|c| c.enable);
+        if cached && cache.is_none() {
+            tracing::warn!(model = &*name, "asks for a response cache, the server has none; see `--cache-bytes`");
         }
+        let cache = cache.filter(|_| cached).map(Cache::of_one_version);
+        Ok(Self { name, number, engine: loaded.engine.name(), config, executor, schedule, cache })
     }
 
     /// Inputs of the model.
     pub fn inputs(&self) -> &[TensorInfo] {
-        self.session.inputs()
+        self.executor.inputs()
     }
 
     /// Outputs of the model.
     pub fn outputs(&self) -> &[TensorInfo] {
-        self.session.outputs()
+        self.executor.outputs()
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> &Stats {
+        &self.executor.stats
     }
 
     /// False once the engine has failed several times in a row.
     pub fn healthy(&self) -> bool {
-        self.failures.load(Relaxed) < FAILURES_MAX
+        self.executor.healthy()
     }
 
-    /// Answers a request. Dropping the future takes it out of the queue.
+    /// Answers a request. Dropping the future takes it out of the queue, or ends its run where the engine can.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
         let arrived = Instant::now();
-        let pending = Pending::enter(&self.stats.pending);
-        let result = self.answer(request, arrived).await;
+        let pending = Pending::enter(&self.stats().pending);
+        let result = self.cached(request, arrived).await;
         drop(pending);
-        if result.is_err() {
-            self.stats.failed(arrived.elapsed());
+        if let Err(error) = &result {
+            self.stats().failed(error.kind, arrived.elapsed());
         }
         result
     }
 
-    async fn answer(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, ServeError> {
-        self.within_batch(&request)?;
-        let permit = self.slot(request.timeout).await?;
+    async fn cached(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, ServeError> {
+        let size = self.within_batch(&request)?;
+        let id = request.id.clone();
+        let Some(cache) = &self.cache else {
+            return self.answer(request, size, arrived).await.map(|outputs| self.response(id, outputs));
+        };
+        let key = Key::of(&request);
+        if let Some(outputs) = cache.get(&key) {
+            self.stats().hit(arrived.elapsed(), now_ms());
+            return Ok(self.response(id, outputs));
+        }
+        let looked_up = arrived.elapsed();
+        let outputs = self.answer(request, size, arrived).await?;
+        let began = Instant::now();
+        cache.put(key, &outputs);
+        self.stats().missed(looked_up + began.elapsed());
+        Ok(self.response(id, outputs))
+    }
+
+    fn response(&self, id: String, outputs: Outputs) -> InferResponse {
+        let (model_name, model_version) = (self.name.clone(), self.number);
+        InferResponse { model_name, model_version, id, outputs, parameters: Vec::new() }
+    }
+
+    async fn answer(&self, request: InferRequest, size: usize, arrived: Instant) -> Result<Outputs, ServeError> {
+        let (ran, queue) = match &self.schedule {
+            Schedule::Batched(batcher) => batcher.infer(request, size).await?,
+            Schedule::Direct { slots, instances } => self.direct(request, slots, *instances, arrived).await?,
+        };
+        let served = Served { size, request: arrived.elapsed(), queue, times: ran.times, now_ms: now_ms() };
+        self.stats().succeeded(&served);
+        Ok(ran.outputs)
+    }
+
+    async fn direct(
+        &self,
+        request: InferRequest,
+        slots: &Semaphore,
+        instances: usize,
+        arrived: Instant,
+    ) -> Result<(Ran, Duration), ServeError> {
+        let permit = self.slot(slots, instances, request.timeout).await?;
         let queued = arrived.elapsed();
-        let (batch, id) = (batch(&request, &self.config), request.id.clone());
-        let started = Instant::now();
-        let outputs = if self.run_us.load(Relaxed) <= INLINE_US_MAX {
-            run(&*self.session, &self.outputs, &request)
+        let ran = if self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
+            self.executor.run(&request, None)
         } else {
-            let (session, names) = (self.session.clone(), self.outputs.clone());
-            let task = tokio::task::spawn_blocking(move || run(&*session, &names, &request));
+            let executor = self.executor.clone();
+            let gone = Gone(Arc::default());
+            let cancel = gone.0.clone();
+            let task = tokio::task::spawn_blocking(move || executor.run(&request, Some(&cancel)));
             task.await.unwrap_or_else(|e| Err(ServeError::new(ServeErrorKind::Internal, format!("the run ended: {e}"))))
         };
         drop(permit);
-        let compute = started.elapsed();
-        self.learn(compute, outputs.as_ref().err());
-        let outputs = outputs?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.stats.succeeded(batch, arrived.elapsed(), queued, compute, now.as_millis() as u64);
-        let (model_name, model_version) = (self.name.clone(), self.number);
-        Ok(InferResponse { model_name, model_version, id, outputs, parameters: Vec::new() })
+        ran.map(|ran| (ran, queued))
     }
 
     /// Waits for a free instance, at most `timeout`; refuses at once where too many wait already.
-    async fn slot(&self, timeout: Option<Duration>) -> Result<SemaphorePermit<'_>, ServeError> {
-        if let Ok(permit) = self.slots.try_acquire() {
+    async fn slot<'a>(
+        &self,
+        slots: &'a Semaphore,
+        instances: usize,
+        timeout: Option<Duration>,
+    ) -> Result<SemaphorePermit<'a>, ServeError> {
+        if let Ok(permit) = slots.try_acquire() {
             return Ok(permit);
         }
-        let waiting = self.stats.pending.load(Relaxed);
-        if waiting > QUEUE_MAX {
-            let wait_us = self.run_us.load(Relaxed).min(1_000_000) * waiting / self.instances as u64;
+        let waiting = self.stats().pending.load(Relaxed).saturating_sub(instances as u64);
+        let wait_us = self.executor.run_us().unwrap_or(0).saturating_mul(waiting) / instances as u64;
+        let wait = Duration::from_micros(wait_us);
+        let overloaded = |message: String, retry_after: Duration| ServeError {
+            kind: ServeErrorKind::Overloaded,
+            message,
+            retry_after: Some(retry_after),
+        };
+        if waiting > QUEUE_MAX as u64 {
             let text = format!("the queue of model `{}` is full ({QUEUE_MAX} requests wait)", self.name);
-            let retry_after = Some(Duration::from_micros(wait_us));
-            return Err(ServeError { kind: ServeErrorKind::Overloaded, message: text, retry_after });
+            return Err(overloaded(text, wait));
+        }
+        if let Some(limit) = timeout.filter(|&limit| wait > limit) {
+            let text = format!("model `{}` is busy for another {wait:?}, the request allows {limit:?}", self.name);
+            return Err(overloaded(text, wait - limit));
         }
         let gone = |_| ServeError::new(ServeErrorKind::Unavailable, "the model is being unloaded");
         match timeout {
-            None => self.slots.acquire().await.map_err(gone),
-            Some(limit) => match tokio::time::timeout(limit, self.slots.acquire()).await {
+            None => slots.acquire().await.map_err(gone),
+            Some(limit) => match tokio::time::timeout(limit, slots.acquire()).await {
                 Ok(permit) => permit.map_err(gone),
                 Err(_) => {
                     let text = format!("no instance of model `{}` was free within {limit:?}", self.name);
@@ -143,10 +212,11 @@ impl Version {
         }
     }
 
-    fn within_batch(&self, request: &InferRequest) -> Result<(), ServeError> {
+    /// Inferences in the request; an error where the model does not take as many.
+    fn within_batch(&self, request: &InferRequest) -> Result<usize, ServeError> {
         let max = usize::try_from(self.config.max_batch_size).unwrap_or(0);
         if max == 0 {
-            return Ok(());
+            return Ok(1);
         }
         let refuse = |text: String| Err(ServeError::new(ServeErrorKind::InvalidArgument, text));
         let sizes = request.inputs.iter().map(|(name, tensor)| (name, tensor.shape().first().copied()));
@@ -163,21 +233,22 @@ impl Version {
                 (size, _) => first = size,
             }
         }
-        Ok(())
+        Ok(first.unwrap_or(1))
     }
+}
 
-    fn learn(&self, compute: Duration, error: Option<&ServeError>) {
-        match error {
-            None => {
-                self.failures.store(0, Relaxed);
-                let (old, new) = (self.run_us.load(Relaxed), compute.as_micros() as u64);
-                self.run_us.store(if old == u64::MAX { new } else { (7 * old + new) / 8 }, Relaxed);
-            }
-            Some(e) if e.kind == ServeErrorKind::Internal => {
-                self.failures.fetch_add(1, Relaxed);
-            }
-            Some(_) => {}
-        }
+type Outputs = Vec<(Arc<str>, edgeward_graph::Tensor)>;
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+/// Tells the engine that nobody waits any more.
+struct Gone(Arc<AtomicBool>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 
@@ -197,62 +268,23 @@ impl Drop for Pending<'_> {
     }
 }
 
-fn batch(request: &InferRequest, config: &ModelConfig) -> u64 {
-    let first = request.inputs.first().and_then(|(_, t)| t.shape().first().copied());
-    if config.max_batch_size > 0 { first.unwrap_or(1) as u64 } else { 1 }
-}
-
-fn run(session: &dyn Session, all: &[Arc<str>], request: &InferRequest) -> Result<Vec<(Arc<str>, Tensor)>, ServeError> {
-    let inputs: Vec<(&str, &Tensor)> = request.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let wanted: Vec<&str> = request.outputs.iter().map(|o| o.name.as_str()).collect();
-    let outputs = if wanted.is_empty() { None } else { Some(wanted.as_slice()) };
-    let tensors = session.run(&inputs, RunOptions { outputs, cancel: None }).map_err(|e| {
-        let kind = match e.kind() {
-            ErrorKind::InvalidInput | ErrorKind::Unsupported => ServeErrorKind::InvalidArgument,
-            ErrorKind::Cancelled => ServeErrorKind::Cancelled,
-            _ => ServeErrorKind::Internal,
+/// An error where requests cannot be joined along the first dimension of what the model takes and gives.
+fn batches(executor: &Executor) -> Result<(), String> {
+    for (what, info) in
+        executor.inputs().iter().map(|i| ("input", i)).chain(executor.outputs().iter().map(|o| ("output", o)))
+    {
+        let first = info.shape.as_ref().map(|dims| dims.first());
+        let fixed = match first {
+            None | Some(Some(Dim::Symbol(_) | Dim::Dynamic(()))) => continue,
+            Some(None) => "is a scalar".to_owned(),
+            Some(Some(Dim::Fixed(size))) => format!("has the fixed first dimension {size}"),
         };
-        ServeError::new(kind, format!("model `{}`: {}", request.model.name, e.message()))
-    })?;
-    if wanted.is_empty() {
-        return Ok(all.iter().cloned().zip(tensors).collect());
+        let name = &info.name;
+        return Err(format!(
+            "`dynamic_batching` needs a batch dimension, {what} `{name}` {fixed}; export the model with a dynamic one, or set `max_batch_size` to 0"
+        ));
     }
-    let named = request.outputs.iter().zip(tensors).map(|(output, tensor)| {
-        let tensor = if output.classification > 0 { classify(&tensor, output.classification)? } else { tensor };
-        Ok((Arc::from(output.name.as_str()), tensor))
-    });
-    named.collect()
-}
-
-/// The `count` highest values of each row as `value:index` strings, as the classification extension asks.
-fn classify(tensor: &Tensor, count: usize) -> Result<Tensor, ServeError> {
-    let refuse = |text: String| ServeError::new(ServeErrorKind::InvalidArgument, text);
-    let values: Vec<f64> = match tensor.dtype() {
-        DataType::Float32 => tensor.values::<f32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
-        DataType::Float64 => tensor.values::<f64>().map(|v| v.to_vec()),
-        DataType::Int32 => tensor.values::<i32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
-        DataType::Int64 => tensor.values::<i64>().map(|v| v.iter().map(|&x| x as f64).collect()),
-        other => {
-            return Err(refuse(format!(
-                "classification of {other} is not supported, expected a float or integer output"
-            )));
-        }
-    }
-    .map_err(|e| refuse(e.to_string()))?;
-    let classes = tensor.shape().last().copied().unwrap_or(1).max(1);
-    let count = count.min(classes);
-    let mut texts = Vec::new();
-    for row in values.chunks(classes) {
-        let mut order: Vec<(usize, f64)> = row.iter().copied().enumerate().collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        texts.extend(order.into_iter().take(count).map(|(i, v)| Bytes::from(format!("{v:.6}:{i}"))));
-    }
-    let mut shape = tensor.shape().to_vec();
-    match shape.last_mut() {
-        Some(last) => *last = count,
-        None => shape.push(count),
-    }
-    Tensor::from_strings(shape, texts).map_err(|e| refuse(e.to_string()))
+    Ok(())
 }
 
 /// A dimension as the protocol writes it: -1 where it is not fixed.

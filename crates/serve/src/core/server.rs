@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 
 use crate::{
     core::{
-        InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind, config,
+        InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind,
+        cache::Cache,
+        config,
         model::{Version, wire_dims},
         repository, stats,
     },
@@ -33,6 +35,8 @@ pub struct ServerConfig {
     pub engine: Option<String>,
     /// Threads within one run.
     pub threads: Option<std::num::NonZeroUsize>,
+    /// Bytes of the response cache; 0 for none.
+    pub cache_bytes: u64,
     /// Which models are loaded at start and who may change that.
     pub control: ModelControl,
 }
@@ -80,6 +84,7 @@ type Versions = BTreeMap<u64, Arc<Version>>;
 struct Inner {
     config: ServerConfig,
     registry: Registry,
+    cache: Option<Cache>,
     /// What answers now; replaced whole, so that a reader never waits.
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
     /// Why a model of the repository does not serve.
@@ -100,6 +105,7 @@ impl Server {
         };
         let server = Self {
             inner: Arc::new(Inner {
+                cache: (config.cache_bytes > 0).then(|| Cache::new(config.cache_bytes)),
                 config,
                 registry: Registry::new(RegistryConfig::default()),
                 models: ArcSwap::default(),
@@ -189,7 +195,7 @@ impl Server {
             self.version(&ModelRef { name: name.into(), version })?;
         }
         let wanted = |v: &Arc<Version>| name.is_empty() || (*v.name == *name && version.is_none_or(|n| n == v.number));
-        Ok(self.versions().iter().filter(|v| wanted(v)).map(|v| v.stats.proto(&v.name, v.number)).collect())
+        Ok(self.versions().iter().filter(|v| wanted(v)).map(|v| v.stats().proto(&v.name, v.number)).collect())
     }
 
     /// Every model of the repositories with its versions.
@@ -253,7 +259,9 @@ impl Server {
             |text: String| ServeError::new(ServeErrorKind::InvalidArgument, format!("model `{name}`: {text}"));
         let named = config::engine(&entry.config).map_err(invalid)?;
         let preferred = named.or(self.inner.config.engine.as_deref());
-        let options = SessionOptions { threads: self.inner.config.threads, ..SessionOptions::default() };
+        let threads = config::threads(&entry.config).map_err(invalid)?.or(self.inner.config.threads);
+        let options = SessionOptions { threads, ..SessionOptions::default() };
+        let warmup_files = path.join("warmup");
         let mut versions = Versions::new();
         for (number, file) in entry.versions {
             let loaded = self
@@ -263,7 +271,8 @@ impl Server {
                 .map_err(|e| invalid(e.to_string()))?;
             tracing::info!(model = name, version = number, engine = loaded.engine.name(), "model loaded");
             let config = completed(name, entry.config.clone(), &*loaded.session).map_err(invalid)?;
-            versions.insert(number, Arc::new(Version::new(name, number, config, loaded)));
+            let version = Version::new(name, number, config, loaded, &warmup_files, self.inner.cache.as_ref());
+            versions.insert(number, Arc::new(version.map_err(invalid)?));
         }
         Ok(versions)
     }
@@ -291,7 +300,7 @@ impl Server {
     /// Waits until no request is queued or running, at most `grace`; true when none was left.
     pub async fn drain(&self, grace: Duration) -> bool {
         let idle = async {
-            while self.versions().iter().any(|v| v.stats.pending.load(Relaxed) > 0) {
+            while self.versions().iter().any(|v| v.stats().pending.load(Relaxed) > 0) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -301,7 +310,7 @@ impl Server {
     /// Metrics in Prometheus text format (`nv_inference_*` counters and true histograms).
     pub fn metrics_text(&self) -> String {
         let versions = self.versions();
-        stats::prometheus(versions.iter().map(|v| (&*v.name, v.number, &v.stats)))
+        stats::prometheus(versions.iter().map(|v| (&*v.name, v.number, v.stats())))
     }
 
     /// Every loaded version, by name and number.

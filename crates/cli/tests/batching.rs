@@ -1,0 +1,220 @@
+//! Batches, priorities, deadlines, the response cache and warm-up, through the binary.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{fs, io::Read as _, path::Path, thread};
+
+use edgeward_graph::{
+    DataType, Model, Tensor,
+    proto::{GraphProto, NodeProto},
+    tensor_proto,
+};
+use serde_json::Value;
+use support::{Server, ask, identity, model, port, send};
+
+mod support;
+
+/// Returns its input of shape `[n, 16]` after a multiplication of square matrices: 900 take tens of milliseconds.
+fn slow(side: usize) -> Model {
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(op.to_owned()),
+        input: inputs.iter().map(|&i| i.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    };
+    let matrix = Tensor::from_vec([side, side], vec![1e-3f32; side * side]).unwrap();
+    let zero = Tensor::from_vec([1], vec![0f32]).unwrap();
+    let graph = GraphProto {
+        name: Some("slow".to_owned()),
+        node: vec![
+            node("ReduceMax", &["INPUT0"], "most"),
+            node("Mul", &["matrix", "most"], "scaled"),
+            node("MatMul", &["scaled", "matrix"], "product"),
+            node("ReduceMax", &["product"], "number"),
+            node("Mul", &["number", "zero"], "nothing"),
+            node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
+        ],
+        initializer: vec![tensor_proto("matrix", &matrix), tensor_proto("zero", &zero)],
+        input: vec![port("INPUT0", DataType::Float32)],
+        output: vec![port("OUTPUT0", DataType::Float32)],
+        ..GraphProto::default()
+    };
+    model(graph)
+}
+
+/// A repository of one model `m` with this configuration.
+fn repository(model: &Model, config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("m/1")).unwrap();
+    model.write(folder.path().join("m/1/model.onnx")).unwrap();
+    fs::write(folder.path().join("m/config.pbtxt"), config).unwrap();
+    folder
+}
+
+fn serve(folder: &Path) -> Server {
+    Server::start(&[folder], &["--engine", "rten", "--threads", "1", "--cache-bytes", "1000000"])
+}
+
+const INFER: &str = "/v2/models/m/infer";
+
+/// A request of `size` rows that hold `value`, with these parameters.
+fn request(size: usize, value: usize, parameters: &str) -> Vec<u8> {
+    let row = vec![value.to_string(); 16 * size].join(",");
+    format!(
+        r#"{{"parameters":{{{parameters}}},"inputs":[{{"name":"INPUT0","shape":[{size},16],"datatype":"FP32","data":[{row}]}}]}}"#
+    )
+    .into_bytes()
+}
+
+/// The first number and the count of numbers of an answer.
+fn answer(body: &str) -> (usize, usize) {
+    let body: Value = serde_json::from_str(body).unwrap();
+    let data = body["outputs"][0]["data"].as_array().unwrap();
+    (data[0].as_f64().unwrap() as usize, data.len())
+}
+
+fn statistics(server: &Server) -> Value {
+    let (status, body) = server.ask("GET", "/v2/models/m/stats", "", b"");
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str::<Value>(&body).unwrap()["model_stats"][0].clone()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// Waits until the server holds this many requests.
+fn await_pending(server: &Server, count: u64) {
+    let wanted = format!("nv_inference_pending_request_count{{model=\"m\",version=\"1\"}} {count}");
+    while !ask(&server.metrics, "GET", "/metrics", "", b"").2.contains(&wanted) {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn batches_never_exceed_the_maximum_and_every_caller_gets_its_own_rows() {
+    let config =
+        "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 1000 } instance_group { count: 1 }";
+    let models = repository(&slow(900), config);
+    let server = serve(models.path());
+    thread::scope(|scope| {
+        for caller in 1..=24usize {
+            let address = &server.http;
+            scope.spawn(move || {
+                let size = caller % 3 + 1;
+                let (status, _, body) = ask(address, "POST", INFER, "", &request(size, caller, ""));
+                assert_eq!((status, answer(&body)), (200, (caller, 16 * size)), "{body}");
+            });
+        }
+    });
+    let stats = statistics(&server);
+    let sizes: Vec<u64> = stats["batch_stats"].as_array().unwrap().iter().map(|b| number(&b["batch_size"])).collect();
+    assert!(sizes.iter().all(|size| (1..=4).contains(size)), "{stats}");
+    assert_eq!(number(&stats["inference_count"]), (1..=24).map(|c| c % 3 + 1).sum::<u64>());
+    assert!(number(&stats["execution_count"]) < 24, "requests were joined: {stats}");
+    let (status, body) = server.ask("POST", INFER, "", &request(5, 1, ""));
+    assert!(status == 400 && body.contains("at most 4"), "{body}");
+}
+
+#[test]
+fn a_high_priority_overtakes_and_late_requests_are_refused() {
+    let config = "max_batch_size: 1 instance_group { count: 1 } dynamic_batching { priority_levels: 2 default_priority_level: 2 \
+        default_queue_policy { allow_timeout_override: true max_queue_size: 3 } }";
+    let models = repository(&slow(2500), config);
+    let server = serve(models.path());
+    let post = |parameters: &str| send(&server.http, "POST", INFER, "", &request(1, 7, parameters));
+    assert_eq!(server.ask("POST", INFER, "", &request(1, 1, "")).0, 200);
+    let first = post("");
+    await_pending(&server, 1);
+    let mut low: Vec<_> = (0..10).map(|_| post("")).collect();
+    low.push(first);
+    let (status, body) = server.ask("POST", INFER, "", &request(1, 7, r#""priority":9"#));
+    assert!(status == 400 && body.contains("levels 1 to 2"), "{body}");
+    let (status, body) = server.ask("POST", INFER, "", &request(1, 7, r#""priority":1,"timeout":1"#));
+    assert!((status == 429 && body.contains("busy")) || status == 504, "{status} {body}");
+    let (status, body) = server.ask("POST", INFER, "", &request(1, 7, r#""priority":1"#));
+    assert_eq!(status, 200, "{body}");
+    let left =
+        low.iter().filter(|stream| stream.set_nonblocking(true).is_ok() && stream.peek(&mut [0]).is_err()).count();
+    assert!(left > 0, "all others were answered before the high priority was");
+    let mut full = 0;
+    for stream in &mut low {
+        let mut text = String::new();
+        stream.set_nonblocking(false).unwrap();
+        stream.read_to_string(&mut text).unwrap();
+        if text.starts_with("HTTP/1.1 429") {
+            assert!(text.to_lowercase().contains("retry-after: ") && text.contains("3 requests"), "{text}");
+            full += 1;
+        } else {
+            assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        }
+    }
+    assert!(full > 0, "three may wait, ten came");
+}
+
+#[test]
+fn who_disconnects_leaves_the_queue() {
+    let models = repository(&slow(900), "max_batch_size: 1 instance_group { count: 1 } dynamic_batching { }");
+    let server = serve(models.path());
+    let first = send(&server.http, "POST", INFER, "", &request(1, 1, ""));
+    await_pending(&server, 1);
+    let waiting: Vec<_> = (0..200).map(|_| send(&server.http, "POST", INFER, "", &request(1, 2, ""))).collect();
+    await_pending(&server, 201);
+    drop(waiting);
+    await_pending(&server, 0);
+    drop(first);
+    let runs = number(&statistics(&server)["execution_count"]);
+    assert!(runs < 100, "{runs} runs, of which one had a caller");
+}
+
+#[test]
+fn the_cache_answers_again_and_forgets_at_a_reload() {
+    let models = repository(&identity(DataType::Float32), "response_cache { enable: true }");
+    let server = serve(models.path());
+    for _ in 0..3 {
+        let (status, body) = server.ask("POST", INFER, "", &request(2, 5, ""));
+        assert_eq!((status, answer(&body)), (200, (5, 32)), "{body}");
+    }
+    assert_eq!(server.ask("POST", INFER, "", &request(2, 6, "")).0, 200);
+    let stats = statistics(&server);
+    let count = |name: &str| number(&stats["inference_stats"][name]["count"]);
+    assert_eq!(
+        (number(&stats["execution_count"]), count("cache_hit"), count("cache_miss"), count("success")),
+        (2, 2, 2, 4)
+    );
+    assert_eq!(server.ask("POST", "/v2/repository/models/m/load", "", b"").0, 200);
+    assert_eq!(server.ask("POST", INFER, "", &request(2, 5, "")).0, 200);
+    assert_eq!(number(&statistics(&server)["execution_count"]), 1, "the reloaded model ran");
+}
+
+#[test]
+fn warm_up_runs_first_and_its_failure_names_the_sample() {
+    let sample = |key: &str, dims: &str, data: &str| {
+        format!(
+            "max_batch_size: 8 model_warmup [ {{ name: \"s\" batch_size: 2 count: 3 \
+             inputs {{ key: \"{key}\" value {{ data_type: TYPE_FP32 dims: [ {dims} ] {data} }} }} }} ]"
+        )
+    };
+    let model = identity(DataType::Float32);
+    let models = repository(&model, &sample("INPUT0", "16", "input_data_file: \"rows\""));
+    fs::create_dir(models.path().join("m/warmup")).unwrap();
+    fs::write(models.path().join("m/warmup/rows"), [0u8; 128]).unwrap();
+    let server = serve(models.path());
+    for (config, part) in [
+        (sample("INPUT0", "16", "input_data_file: \"../config.pbtxt\""), "../config.pbtxt"),
+        (sample("INPUT0", "17", "zero_data: true"), "17"),
+        (sample("X", "16", "random_data: true"), "`X`"),
+        (sample("INPUT0", "-1", "zero_data: true"), "-1"),
+        (sample("INPUT0", "16", ""), "zero_data"),
+    ] {
+        fs::write(models.path().join("m/config.pbtxt"), &config).unwrap();
+        let (status, body) = server.ask("POST", "/v2/repository/models/m/load", "", b"");
+        assert!(status == 400 && body.contains("warm-up `s`") && body.contains(part), "{part}: {status} {body}");
+        assert_eq!(server.ask("POST", INFER, "", &request(1, 1, "")).0, 200, "the old version serves on");
+    }
+    for data in ["zero_data: true", "random_data: true"] {
+        fs::write(models.path().join("m/config.pbtxt"), sample("INPUT0", "16", data)).unwrap();
+        let (status, body) = server.ask("POST", "/v2/repository/models/m/load", "", b"");
+        assert_eq!(status, 200, "{body}");
+    }
+}

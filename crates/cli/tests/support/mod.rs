@@ -1,0 +1,145 @@
+//! What tests of `edgeward serve` share: models made in code, and the binary with a plain client.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use edgeward_graph::{
+    DataType, Model,
+    proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto::{Dimension, dimension},
+        type_proto,
+    },
+};
+
+pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
+    let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(16)];
+    let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).to_vec();
+    let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape: Some(TensorShapeProto { dim }) };
+    let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
+    ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
+}
+
+/// A model that returns its input of shape `[n, 16]`.
+pub fn identity(dtype: DataType) -> Model {
+    let node = NodeProto {
+        op_type: Some("Identity".to_owned()),
+        input: vec!["INPUT0".to_owned()],
+        output: vec!["OUTPUT0".to_owned()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("identity".to_owned()),
+        node: vec![node],
+        input: vec![port("INPUT0", dtype)],
+        output: vec![port("OUTPUT0", dtype)],
+        ..GraphProto::default()
+    };
+    model(graph)
+}
+
+/// A model of opset 17.
+pub fn model(graph: GraphProto) -> Model {
+    let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
+    let opset_import = vec![opset];
+    Model::from_proto(ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() })
+}
+
+pub fn repository() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, dtype) in [
+        ("ident", DataType::Float32),
+        ("ident_str", DataType::String),
+        ("ident_f16", DataType::Float16),
+        ("ident_bool", DataType::Bool),
+    ] {
+        let version = folder.path().join(name).join("1");
+        fs::create_dir_all(&version).unwrap();
+        identity(dtype).write(version.join("model.onnx")).unwrap();
+    }
+    folder
+}
+
+/// A running server, ended when dropped.
+pub struct Server {
+    pub child: Child,
+    pub http: String,
+    pub grpc: String,
+    pub metrics: String,
+    _files: tempfile::TempDir,
+}
+
+impl Server {
+    pub fn start(models: &[&Path], arguments: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let ready = files.path().join("ready.json");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+            .arg("serve")
+            .args(models)
+            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .arg("--ready-file")
+            .arg(&ready)
+            .args(arguments)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !ready.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
+            std::thread::yield_now();
+        }
+        let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
+        let address = |key: &str| text[key].as_str().unwrap().to_owned();
+        Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics"), _files: files }
+    }
+
+    /// One request over a connection of its own: status and body.
+    pub fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
+        let (status, _, body) = ask(&self.http, method, path, headers, body);
+        (status, body)
+    }
+
+    pub fn terminate(mut self) -> std::process::ExitStatus {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM)
+            .unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One request over a connection of its own: status, head and body.
+pub fn ask(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, String) {
+    let mut stream = send(address, method, path, headers, body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (status, head.to_owned(), body.to_owned())
+}
+
+/// Sends a request and leaves its answer to be read.
+pub fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    // A server that refuses early may close before it has read all.
+    let _ = stream.write_all(body);
+    stream
+}

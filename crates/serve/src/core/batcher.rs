@@ -1,0 +1,285 @@
+//! Runs waiting requests together: one queue, as many runs at once as there are instances.
+//!
+//! What goes together, and when, is [`queue`](super::queue)'s to say; this room holds the lock, the clock and the
+//! threads. A run that ends takes the next batch on its own thread, so that a busy server hands nothing over.
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::oneshot,
+    time::{sleep_until, timeout_at},
+};
+
+use crate::{
+    core::{
+        InferRequest, ServeError, ServeErrorKind,
+        execute::{Executor, INLINE_US_MAX, Ran},
+        queue::{Arrival, Entry, Queue, Refused, Take, Ticket},
+    },
+    proto::ModelDynamicBatching,
+};
+
+type Reply = Result<(Ran, Duration), ServeError>;
+
+struct Job {
+    request: InferRequest,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// The queue of a version that batches.
+pub(super) struct Batcher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    executor: Arc<Executor>,
+    state: Mutex<State>,
+    instances: usize,
+    max_batch: usize,
+    /// Answers leave in the order of their requests.
+    ordered: Option<Mutex<Ordered>>,
+}
+
+struct State {
+    queue: Queue<Job>,
+    /// Runs now, and the inferences in them.
+    running: usize,
+    running_inferences: usize,
+    started: u64,
+    timer: Option<Instant>,
+}
+
+/// Answers that wait for those before them.
+#[derive(Default)]
+struct Ordered {
+    next: u64,
+    done: BTreeMap<u64, Vec<(oneshot::Sender<Reply>, Reply)>>,
+}
+
+/// A batch on its way, with its place among all batches.
+struct Batch {
+    number: u64,
+    entries: Vec<Entry<Job>>,
+    size: usize,
+}
+
+impl Batcher {
+    pub(super) fn new(
+        executor: Arc<Executor>,
+        config: &ModelDynamicBatching,
+        max_batch: usize,
+        instances: usize,
+    ) -> Self {
+        let queue = Queue::new(config, max_batch, Instant::now());
+        let state = State { queue, running: 0, running_inferences: 0, started: 0, timer: None };
+        let ordered = config.preserve_ordering.then(Mutex::default);
+        Self { shared: Arc::new(Shared { executor, state: Mutex::new(state), instances, max_batch, ordered }) }
+    }
+
+    /// Answers a request of `size` inferences, with the time that it waited. Dropping the future takes it out of the
+    /// queue.
+    pub(super) async fn infer(&self, mut request: InferRequest, size: usize) -> Reply {
+        // Requests that name the same inputs in another order may run together.
+        request.inputs.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let (reply, answer) = oneshot::channel();
+        let name = request.model.name.clone();
+        let ticket = self.enter(request, size, reply)?;
+        let mut waiting = Waiting { shared: &self.shared, ticket: Some(ticket) };
+        self.shared.pump();
+        let mut answer = std::pin::pin!(answer);
+        let received = match ticket.refused_at {
+            None => answer.await,
+            Some(at) => match timeout_at(at.into(), answer.as_mut()).await {
+                Ok(received) => received,
+                Err(_) if waiting.leave() => return Err(too_late(&name)),
+                // It runs already; only waiting is bounded.
+                Err(_) => answer.await,
+            },
+        };
+        waiting.ticket = None;
+        received.unwrap_or_else(|_| Err(ServeError::new(ServeErrorKind::Internal, "the run ended without an answer")))
+    }
+
+    fn enter(&self, request: InferRequest, size: usize, reply: oneshot::Sender<Reply>) -> Result<Ticket, ServeError> {
+        let (name, timeout, priority) = (request.model.name.clone(), request.timeout, request.priority);
+        let mut state = self.shared.state.lock();
+        let estimate = self.shared.estimate(&state);
+        if let Some(limit) = timeout.filter(|&limit| estimate > limit) {
+            let text = format!("model `{name}` is busy for another {estimate:?}, the request allows {limit:?}");
+            return Err(ServeError {
+                kind: ServeErrorKind::Overloaded,
+                message: text,
+                retry_after: Some(estimate - limit),
+            });
+        }
+        let signature = signature(&request);
+        let arrival = Arrival { payload: Job { request, reply }, size, signature, priority, timeout };
+        let running = state.running_inferences;
+        state.queue.push(arrival, running, Instant::now()).map_err(|refused| match refused {
+            Refused::Full(max) => ServeError {
+                kind: ServeErrorKind::Overloaded,
+                message: format!("the queue of model `{name}` is full ({max} requests wait)"),
+                retry_after: Some(estimate),
+            },
+            Refused::Priority(lowest) => ServeError::new(
+                ServeErrorKind::InvalidArgument,
+                format!("priority {priority} is unknown, model `{name}` has the levels 1 to {lowest}"),
+            ),
+        })
+    }
+}
+
+fn too_late(name: &str) -> ServeError {
+    let text = format!("the request waited for model `{name}` longer than its time allows");
+    ServeError::new(ServeErrorKind::DeadlineExceeded, text)
+}
+
+/// What must be equal for two requests to run together: inputs with types and all sizes but the first, outputs.
+fn signature(request: &InferRequest) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (name, tensor) in &request.inputs {
+        (name, tensor.dtype().to_onnx(), tensor.shape().get(1..)).hash(&mut hasher);
+    }
+    request.outputs.iter().for_each(|output| output.name.hash(&mut hasher));
+    hasher.finish()
+}
+
+/// Takes a request out of the queue when its caller goes away.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    ticket: Option<Ticket>,
+}
+
+impl Waiting<'_> {
+    /// False where the request runs already.
+    fn leave(&mut self) -> bool {
+        let Some(ticket) = self.ticket.take() else { return false };
+        // The payload is dropped after the lock.
+        let removed = self.shared.state.lock().queue.remove(ticket);
+        removed.is_some()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Shared {
+    /// How long a request that came now would wait.
+    fn estimate(&self, state: &State) -> Duration {
+        if state.running < self.instances {
+            return Duration::ZERO;
+        }
+        let ahead = (state.queue.inferences() / self.max_batch.max(1)) as u64 + 1;
+        Duration::from_micros(self.executor.run_us().unwrap_or(0).saturating_mul(ahead) / self.instances as u64)
+    }
+
+    /// Starts a run for each free instance while there is something to run.
+    fn pump(self: &Arc<Self>) {
+        while let Some(batch) = self.next(false) {
+            let this = self.clone();
+            // A hand-over to a blocking thread would cost more than a short run does.
+            if self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
+                tokio::spawn(async move {
+                    let mut batch = Some(batch);
+                    while let Some(one) = batch {
+                        batch = this.run(one);
+                        tokio::task::yield_now().await;
+                    }
+                });
+            } else {
+                tokio::task::spawn_blocking(move || {
+                    let mut batch = Some(batch);
+                    while let Some(one) = batch {
+                        batch = this.run(one);
+                    }
+                });
+            }
+        }
+    }
+
+    /// The next batch, where an instance is free; `keeps` where the caller's own run has just ended.
+    fn next(self: &Arc<Self>, keeps: bool) -> Option<Batch> {
+        let mut expired = Vec::new();
+        let batch = self.next_locked(keeps, &mut expired);
+        for job in expired {
+            let error = too_late(&job.request.model.name);
+            let _ = job.reply.send(Err(error));
+        }
+        batch
+    }
+
+    fn next_locked(self: &Arc<Self>, keeps: bool, expired: &mut Vec<Job>) -> Option<Batch> {
+        let mut state = self.state.lock();
+        state.running -= usize::from(keeps);
+        if state.running >= self.instances {
+            return None;
+        }
+        let running = state.running_inferences;
+        match state.queue.take(running, Instant::now(), expired) {
+            Take::Batch(entries) => {
+                let size = entries.iter().map(|entry| entry.size).sum();
+                state.running += 1;
+                state.running_inferences += size;
+                state.started += 1;
+                Some(Batch { number: state.started - 1, entries, size })
+            }
+            Take::Wait(until) => {
+                if state.timer.is_none_or(|set| until < set) {
+                    state.timer = Some(until);
+                    let this = self.clone();
+                    tokio::spawn(async move {
+                        sleep_until(until.into()).await;
+                        this.state.lock().timer.take_if(|set| *set == until);
+                        this.pump();
+                    });
+                }
+                None
+            }
+            Take::Empty => None,
+        }
+    }
+
+    /// Runs a batch, answers its requests, and takes the next.
+    fn run(self: &Arc<Self>, batch: Batch) -> Option<Batch> {
+        let began = Instant::now();
+        let (mut waited, mut replies, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in batch.entries {
+            waited.push(began.saturating_duration_since(entry.arrived));
+            replies.push(entry.payload.reply);
+            requests.push(entry.payload.request);
+        }
+        let results = self.executor.run_together(&requests);
+        let answers = results.into_iter().zip(waited).map(|(result, waited)| result.map(|ran| (ran, waited)));
+        self.answer(batch.number, replies.into_iter().zip(answers).collect());
+        self.state.lock().running_inferences -= batch.size;
+        self.next(true)
+    }
+
+    fn answer(&self, number: u64, answers: Vec<(oneshot::Sender<Reply>, Reply)>) {
+        let send = |answers: Vec<(oneshot::Sender<Reply>, Reply)>| {
+            for (reply, answer) in answers {
+                // A caller that has gone needs none.
+                let _ = reply.send(answer);
+            }
+        };
+        let Some(ordered) = &self.ordered else { return send(answers) };
+        let mut ordered = ordered.lock();
+        ordered.done.insert(number, answers);
+        while let Some(answers) = {
+            let next = ordered.next;
+            ordered.done.remove(&next)
+        } {
+            ordered.next += 1;
+            send(answers);
+        }
+    }
+}
