@@ -5,9 +5,11 @@
 mod batcher;
 mod cache;
 mod config;
+mod ensemble;
 mod error;
 mod execute;
 mod model;
+mod overrides;
 mod queue;
 mod repository;
 mod request;

@@ -262,7 +262,16 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::RepositoryModelUnloadRequest>,
     ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
-        self.0.unload(&request.get_ref().model_name, false).await.map_err(status)?;
+        use proto::model_repository_parameter::ParameterChoice as Choice;
+        let request = request.into_inner();
+        let mut dependents = false;
+        for (key, value) in request.parameters {
+            match value.parameter_choice {
+                Some(Choice::BoolParam(value)) if key == "unload_dependents" => dependents = value,
+                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for an unload"))),
+            }
+        }
+        self.0.unload(&request.model_name, dependents).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 

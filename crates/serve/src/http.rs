@@ -8,6 +8,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 
@@ -189,7 +190,12 @@ async fn load(State(server): State<Server>, Path(target): Path<Target>, body: By
         match (key.as_str(), value) {
             ("config", Value::String(text)) => overrides.config_json = Some(text.clone()),
             ("config", object @ Value::Object(_)) => overrides.config_json = Some(object.to_string()),
-            (file, _) if file.starts_with("file:") => overrides.files.push((file.to_owned(), Bytes::new())),
+            (file, Value::String(text)) if file.starts_with("file:") => {
+                let content = BASE64_STANDARD.decode(text).map_err(|e| {
+                    ServeError::new(ServeErrorKind::InvalidArgument, format!("parameter `{file}` is not base64: {e}"))
+                })?;
+                overrides.files.push((file.to_owned(), content.into()));
+            }
             _ => return Err(refuse().into()),
         }
     }

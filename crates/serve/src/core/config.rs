@@ -6,7 +6,8 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage as _, Value};
 
 use crate::proto::{
-    self, ModelConfig, ModelDynamicBatching, model_config::SchedulingChoice, model_version_policy::PolicyChoice,
+    self, ModelConfig, ModelDynamicBatching, ModelEnsembling, model_config::SchedulingChoice,
+    model_version_policy::PolicyChoice,
 };
 
 /// What this server acts on; every other field that is set is refused.
@@ -50,6 +51,12 @@ const SUPPORTED: &[&str] = &[
     "model_warmup.batch_size",
     "model_warmup.inputs",
     "model_warmup.count",
+    "ensemble_scheduling",
+    "ensemble_scheduling.step",
+    "ensemble_scheduling.step.model_name",
+    "ensemble_scheduling.step.model_version",
+    "ensemble_scheduling.step.input_map",
+    "ensemble_scheduling.step.output_map",
     "response_cache",
     "response_cache.enable",
     "parameters",
@@ -162,6 +169,14 @@ fn checked_values(config: &ModelConfig) -> Result<(), String> {
     }
     threads(config)?;
     batching(config).map_or(Ok(()), |batching| checked_batching(batching, config.max_batch_size))
+}
+
+/// The graph of models; none where the model is one of its own.
+pub fn ensembling(config: &ModelConfig) -> Option<&ModelEnsembling> {
+    match &config.scheduling_choice {
+        Some(SchedulingChoice::EnsembleScheduling(ensembling)) => Some(ensembling),
+        _ => None,
+    }
 }
 
 /// How requests are joined; none where each runs by itself.

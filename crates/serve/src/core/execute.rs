@@ -23,7 +23,7 @@ const FAILURES_MAX: u32 = 3;
 /// A session with what is known of its runs.
 pub(super) struct Executor {
     pub name: Arc<str>,
-    pub stats: Stats,
+    pub stats: Arc<Stats>,
     batched: bool,
     session: Box<dyn Session>,
     outputs: Vec<Arc<str>>,
@@ -52,7 +52,15 @@ impl Executor {
         let outputs = session.outputs().iter().map(|o| Arc::from(o.name.as_str())).collect();
         // The time of a run is unknown until the first, which is taken for long.
         let (run_us, failures) = (AtomicU64::new(u64::MAX), AtomicU32::new(0));
-        Self { name, stats: Stats::new(max_batch), batched: max_batch > 0, session, outputs, run_us, failures }
+        Self {
+            name,
+            stats: Arc::new(Stats::new(max_batch)),
+            batched: max_batch > 0,
+            session,
+            outputs,
+            run_us,
+            failures,
+        }
     }
 
     pub(super) fn inputs(&self) -> &[TensorInfo] {
@@ -189,17 +197,21 @@ impl Executor {
         }
     }
 
-    /// Names the outputs and classifies those that are asked for so.
     fn named(&self, request: &InferRequest, tensors: Vec<Tensor>) -> Result<Named, ServeError> {
-        if request.outputs.is_empty() {
-            return Ok(self.outputs.iter().cloned().zip(tensors).collect());
-        }
-        let named = request.outputs.iter().zip(tensors).map(|(output, tensor)| {
-            let tensor = if output.classification > 0 { classify(&tensor, output.classification)? } else { tensor };
-            Ok((Arc::from(output.name.as_str()), tensor))
-        });
-        named.collect()
+        named(&self.outputs, request, tensors)
     }
+}
+
+/// Tensors with their names, `all` of them or those asked for, classified where that is asked.
+pub(super) fn named(all: &[Arc<str>], request: &InferRequest, tensors: Vec<Tensor>) -> Result<Named, ServeError> {
+    if request.outputs.is_empty() {
+        return Ok(all.iter().cloned().zip(tensors).collect());
+    }
+    let named = request.outputs.iter().zip(tensors).map(|(output, tensor)| {
+        let tensor = if output.classification > 0 { classify(&tensor, output.classification)? } else { tensor };
+        Ok((Arc::from(output.name.as_str()), tensor))
+    });
+    named.collect()
 }
 
 /// The inputs of all requests as one batch.

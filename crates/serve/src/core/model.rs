@@ -13,11 +13,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     core::{
-        InferRequest, InferResponse, ServeError, ServeErrorKind,
+        InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind, Server,
         batcher::Batcher,
         cache::{Cache, Key},
         config,
-        execute::{Executor, INLINE_US_MAX, Ran},
+        ensemble::Ensemble,
+        execute::{Executor, INLINE_US_MAX, Ran, Times, named},
         queue::QUEUE_MAX,
         stats::{Served, Stats},
         warmup,
@@ -38,9 +39,17 @@ pub struct Version {
     pub engine: &'static str,
     /// Configuration, completed from the model.
     pub config: ModelConfig,
-    executor: Arc<Executor>,
-    schedule: Schedule,
+    stats: Arc<Stats>,
+    work: Work,
     cache: Option<Cache>,
+}
+
+/// Who answers.
+enum Work {
+    /// The model's own session.
+    Session(Arc<Executor>, Schedule),
+    /// Other models.
+    Ensemble(Ensemble, Vec<Arc<str>>),
 }
 
 /// How requests come to run.
@@ -77,62 +86,95 @@ impl Version {
             }
             None => Schedule::Direct { slots: Semaphore::new(instances), instances },
         };
-        let cached = config.response_cache.as_ref().is_some_and(|c| c.enable);
-        if cached && cache.is_none() {
-            tracing::warn!(model = &*name, "asks for a response cache, the server has none; see `--cache-bytes`");
-        }
-        let cache = cache.filter(|_| cached).map(Cache::of_one_version);
-        Ok(Self { name, number, engine: loaded.engine.name(), config, executor, schedule, cache })
+        let cache = own_cache(&name, &config, cache);
+        let (engine, stats) = (loaded.engine.name(), executor.stats.clone());
+        Ok(Self { name, number, engine, config, stats, work: Work::Session(executor, schedule), cache })
+    }
+
+    /// A version that other models answer for.
+    pub(super) fn ensemble(
+        name: &str,
+        number: u64,
+        config: ModelConfig,
+        graph: Ensemble,
+        cache: Option<&Cache>,
+    ) -> Self {
+        let (name, outputs) = (Arc::from(name), graph.outputs.iter().map(|o| Arc::from(o.name.as_str())).collect());
+        let cache = own_cache(&name, &config, cache);
+        let stats = Arc::new(Stats::new(usize::try_from(config.max_batch_size).unwrap_or(0)));
+        Self { name, number, engine: "ensemble", config, stats, work: Work::Ensemble(graph, outputs), cache }
     }
 
     /// Inputs of the model.
     pub fn inputs(&self) -> &[TensorInfo] {
-        self.executor.inputs()
+        match &self.work {
+            Work::Session(executor, _) => executor.inputs(),
+            Work::Ensemble(graph, _) => &graph.inputs,
+        }
     }
 
     /// Outputs of the model.
     pub fn outputs(&self) -> &[TensorInfo] {
-        self.executor.outputs()
+        match &self.work {
+            Work::Session(executor, _) => executor.outputs(),
+            Work::Ensemble(graph, _) => &graph.outputs,
+        }
     }
 
     /// What it has done.
     pub fn stats(&self) -> &Stats {
-        &self.executor.stats
+        &self.stats
     }
 
-    /// False once the engine has failed several times in a row.
+    /// False once the engine has failed several times in a row. An ensemble has no engine of its own.
     pub fn healthy(&self) -> bool {
-        self.executor.healthy()
+        match &self.work {
+            Work::Session(executor, _) => executor.healthy(),
+            Work::Ensemble(..) => true,
+        }
+    }
+
+    /// The models that an ensemble runs; none for a model of its own.
+    pub(super) fn members(&self) -> Vec<ModelRef> {
+        match &self.work {
+            Work::Session(..) => Vec::new(),
+            Work::Ensemble(graph, _) => graph.members().cloned().collect(),
+        }
     }
 
     /// Answers a request. Dropping the future takes it out of the queue, or ends its run where the engine can.
-    pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
+    pub async fn infer(&self, request: InferRequest, server: &Server) -> Result<InferResponse, ServeError> {
         let arrived = Instant::now();
-        let pending = Pending::enter(&self.stats().pending);
-        let result = self.cached(request, arrived).await;
+        let pending = Pending::enter(&self.stats.pending);
+        let result = self.cached(request, arrived, server).await;
         drop(pending);
         if let Err(error) = &result {
-            self.stats().failed(error.kind, arrived.elapsed());
+            self.stats.failed(error.kind, arrived.elapsed());
         }
         result
     }
 
-    async fn cached(&self, request: InferRequest, arrived: Instant) -> Result<InferResponse, ServeError> {
+    async fn cached(
+        &self,
+        request: InferRequest,
+        arrived: Instant,
+        server: &Server,
+    ) -> Result<InferResponse, ServeError> {
         let size = self.within_batch(&request)?;
         let id = request.id.clone();
         let Some(cache) = &self.cache else {
-            return self.answer(request, size, arrived).await.map(|outputs| self.response(id, outputs));
+            return self.answer(request, size, arrived, server).await.map(|outputs| self.response(id, outputs));
         };
         let key = Key::of(&request);
         if let Some(outputs) = cache.get(&key) {
-            self.stats().hit(arrived.elapsed(), now_ms());
+            self.stats.hit(arrived.elapsed(), now_ms());
             return Ok(self.response(id, outputs));
         }
         let looked_up = arrived.elapsed();
-        let outputs = self.answer(request, size, arrived).await?;
+        let outputs = self.answer(request, size, arrived, server).await?;
         let began = Instant::now();
         cache.put(key, &outputs);
-        self.stats().missed(looked_up + began.elapsed());
+        self.stats.missed(looked_up + began.elapsed());
         Ok(self.response(id, outputs))
     }
 
@@ -141,29 +183,44 @@ impl Version {
         InferResponse { model_name, model_version, id, outputs, parameters: Vec::new() }
     }
 
-    async fn answer(&self, request: InferRequest, size: usize, arrived: Instant) -> Result<Outputs, ServeError> {
-        let (ran, queue) = match &self.schedule {
-            Schedule::Batched(batcher) => batcher.infer(request, size).await?,
-            Schedule::Direct { slots, instances } => self.direct(request, slots, *instances, arrived).await?,
+    async fn answer(
+        &self,
+        request: InferRequest,
+        size: usize,
+        arrived: Instant,
+        server: &Server,
+    ) -> Result<Outputs, ServeError> {
+        let (ran, queue) = match &self.work {
+            Work::Session(_, Schedule::Batched(batcher)) => batcher.infer(request, size).await?,
+            Work::Session(executor, Schedule::Direct { slots, instances }) => {
+                self.direct(executor, request, slots, *instances, arrived).await?
+            }
+            Work::Ensemble(graph, outputs) => {
+                let tensors = graph.infer(&request, server).await?;
+                let times = Times { infer: arrived.elapsed(), ..Times::default() };
+                self.stats.ran(size, times);
+                (Ran { outputs: named(outputs, &request, tensors)?, times }, Duration::ZERO)
+            }
         };
         let served = Served { size, request: arrived.elapsed(), queue, times: ran.times, now_ms: now_ms() };
-        self.stats().succeeded(&served);
+        self.stats.succeeded(&served);
         Ok(ran.outputs)
     }
 
     async fn direct(
         &self,
+        executor: &Arc<Executor>,
         request: InferRequest,
         slots: &Semaphore,
         instances: usize,
         arrived: Instant,
     ) -> Result<(Ran, Duration), ServeError> {
-        let permit = self.slot(slots, instances, request.timeout).await?;
+        let permit = self.slot(executor, slots, instances, request.timeout).await?;
         let queued = arrived.elapsed();
-        let ran = if self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
-            self.executor.run(&request, None)
+        let ran = if executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
+            executor.run(&request, None)
         } else {
-            let executor = self.executor.clone();
+            let executor = executor.clone();
             let gone = Gone(Arc::default());
             let cancel = gone.0.clone();
             let task = tokio::task::spawn_blocking(move || executor.run(&request, Some(&cancel)));
@@ -176,6 +233,7 @@ impl Version {
     /// Waits for a free instance, at most `timeout`; refuses at once where too many wait already.
     async fn slot<'a>(
         &self,
+        executor: &Executor,
         slots: &'a Semaphore,
         instances: usize,
         timeout: Option<Duration>,
@@ -183,8 +241,8 @@ impl Version {
         if let Ok(permit) = slots.try_acquire() {
             return Ok(permit);
         }
-        let waiting = self.stats().pending.load(Relaxed).saturating_sub(instances as u64);
-        let wait_us = self.executor.run_us().unwrap_or(0).saturating_mul(waiting) / instances as u64;
+        let waiting = self.stats.pending.load(Relaxed).saturating_sub(instances as u64);
+        let wait_us = executor.run_us().unwrap_or(0).saturating_mul(waiting) / instances as u64;
         let wait = Duration::from_micros(wait_us);
         let overloaded = |message: String, retry_after: Duration| ServeError {
             kind: ServeErrorKind::Overloaded,
@@ -235,6 +293,15 @@ impl Version {
         }
         Ok(first.unwrap_or(1))
     }
+}
+
+/// The shared cache as one version sees it, where its configuration asks for one.
+fn own_cache(name: &str, config: &ModelConfig, shared: Option<&Cache>) -> Option<Cache> {
+    let asked = config.response_cache.as_ref().is_some_and(|c| c.enable);
+    if asked && shared.is_none() {
+        tracing::warn!(model = name, "asks for a response cache, the server has none; see `--cache-bytes`");
+    }
+    shared.filter(|_| asked).map(Cache::of_one_version)
 }
 
 type Outputs = Vec<(Arc<str>, edgeward_graph::Tensor)>;

@@ -93,7 +93,11 @@ pub fn read(name: &str, path: &Path, config_json: Option<&str>) -> Result<Entry,
     let versions = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok().filter(|v| *v > 0));
     let versions = config::wanted(&config, versions.take(MODELS_MAX).collect());
     let files = versions.into_iter().map(|v| (v, path.join(v.to_string()).join(file))).filter(|(_, f)| f.is_file());
-    let versions: BTreeMap<u64, PathBuf> = files.collect();
+    let mut versions: BTreeMap<u64, PathBuf> = files.collect();
+    if config.platform == "ensemble" {
+        // It has no files of its own, and its version folder may have been left out.
+        versions = BTreeMap::from([(1, path.to_owned())]);
+    }
     if versions.is_empty() {
         return Err(invalid(format!("model `{name}`: no version of it holds `{file}` (expected `{name}/1/{file}`)")));
     }

@@ -20,8 +20,9 @@ use crate::{
         InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind,
         cache::Cache,
         config,
+        ensemble::{self, Ensemble},
         model::{Version, wire_dims},
-        repository, stats,
+        overrides, repository, stats,
     },
     proto,
 };
@@ -124,7 +125,7 @@ impl Server {
 
     /// Answers a request. Dropping the future takes the request out of its queue.
     pub async fn infer(&self, request: InferRequest) -> Result<InferResponse, ServeError> {
-        self.version(&request.model)?.infer(request).await
+        self.version(&request.model)?.infer(request, self).await
     }
 
     /// The version that a reference means: the newest where it names none.
@@ -151,7 +152,7 @@ impl Server {
     /// True when every model that should serve can answer, and no drain has begun.
     pub fn ready(&self) -> bool {
         let models = self.inner.models.load();
-        let healthy = models.values().flat_map(|v| v.values()).all(|v| v.healthy());
+        let healthy = models.values().flat_map(|v| v.values()).all(|v| self.defect(v).is_none());
         // A failed reload leaves the old version serving.
         let missing = self.failures().keys().any(|name| !models.contains_key(name.as_str()));
         healthy && !missing && !self.inner.draining.load(Relaxed)
@@ -159,7 +160,21 @@ impl Server {
 
     /// True when this model can answer. Error: no such model.
     pub fn model_ready(&self, model: &ModelRef) -> Result<bool, ServeError> {
-        Ok(self.version(model)?.healthy() && !self.inner.draining.load(Relaxed))
+        Ok(self.defect(&*self.version(model)?).is_none() && !self.inner.draining.load(Relaxed))
+    }
+
+    /// Why a version cannot answer: its engine fails, or for an ensemble one of its models is gone or fails.
+    fn defect(&self, version: &Version) -> Option<String> {
+        if !version.healthy() {
+            return Some("its engine fails".to_owned());
+        }
+        version.members().iter().find_map(|member| {
+            let reason = match self.version(member) {
+                Ok(member) => self.defect(&member)?,
+                Err(e) => e.message,
+            };
+            Some(format!("it needs model `{}`: {reason}", member.name))
+        })
     }
 
     /// Inputs and outputs with versions and platform.
@@ -203,11 +218,14 @@ impl Server {
         let mut entries: Vec<IndexEntry> = self
             .versions()
             .iter()
-            .map(|v| IndexEntry {
-                name: v.name.to_string(),
-                version: v.number.to_string(),
-                state: if v.healthy() { "READY" } else { "UNAVAILABLE" },
-                reason: if v.healthy() { String::new() } else { "its engine fails".to_owned() },
+            .map(|v| {
+                let defect = self.defect(v);
+                IndexEntry {
+                    name: v.name.to_string(),
+                    version: v.number.to_string(),
+                    state: if defect.is_none() { "READY" } else { "UNAVAILABLE" },
+                    reason: defect.unwrap_or_default(),
+                }
             })
             .collect();
         let loaded: HashSet<String> = entries.iter().map(|e| e.name.clone()).collect();
@@ -224,12 +242,26 @@ impl Server {
     }
 
     /// Loads or reloads a model; returns when it serves. The old version serves until then, and on if this fails.
+    /// An ensemble loads the models that it needs and that are not loaded yet.
     pub async fn load(&self, name: &str, overrides: LoadOverrides) -> Result<(), ServeError> {
         let _one_at_a_time = self.inner.changing.lock().await;
         let (server, owned) = (self.clone(), name.to_owned());
-        let loaded = tokio::task::spawn_blocking(move || server.load_files(&owned, &overrides)).await;
-        let loaded = loaded.unwrap_or_else(|e| Err(ServeError::new(ServeErrorKind::Internal, e.to_string())));
-        match loaded {
+        let loaded = tokio::task::spawn_blocking(move || {
+            let found = repository::names(&server.inner.config.repositories)?;
+            server.load_one(&owned, &overrides, &found, &mut Vec::new())
+        });
+        loaded.await.unwrap_or_else(|e| Err(ServeError::new(ServeErrorKind::Internal, e.to_string())))
+    }
+
+    /// Loads a model and puts it in place. `above` are the ensembles on whose behalf that is done.
+    fn load_one(
+        &self,
+        name: &str,
+        overrides: &LoadOverrides,
+        found: &BTreeMap<String, PathBuf>,
+        above: &mut Vec<String>,
+    ) -> Result<(), ServeError> {
+        match self.read_and_load(name, overrides, found, above) {
             Ok(versions) => {
                 self.failures().remove(name);
                 self.replace(name, Some(Arc::new(versions)));
@@ -244,24 +276,33 @@ impl Server {
         }
     }
 
-    fn load_files(&self, name: &str, overrides: &LoadOverrides) -> Result<Versions, ServeError> {
+    fn read_and_load(
+        &self,
+        name: &str,
+        overrides: &LoadOverrides,
+        found: &BTreeMap<String, PathBuf>,
+        above: &mut Vec<String>,
+    ) -> Result<Versions, ServeError> {
         let not_found = || ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` in the repositories"));
-        if let Some((file, _)) = overrides.files.first() {
-            let text = format!("`{file}`: loading from file contents is not supported; put the file into a repository");
-            return Err(ServeError::new(ServeErrorKind::Unsupported, text));
-        }
         if !repository::is_name(name) {
             return Err(not_found());
         }
-        let path = repository::names(&self.inner.config.repositories)?.remove(name).ok_or_else(not_found)?;
-        let entry = repository::read(name, &path, overrides.config_json.as_deref())?;
+        let given = overrides::Files::of(name, overrides)?;
+        let path = match &given {
+            Some(files) => files.folder(),
+            None => found.get(name).ok_or_else(not_found)?,
+        };
+        let entry = repository::read(name, path, overrides.config_json.as_deref())?;
         let invalid =
             |text: String| ServeError::new(ServeErrorKind::InvalidArgument, format!("model `{name}`: {text}"));
         let named = config::engine(&entry.config).map_err(invalid)?;
+        if let Some(ensembling) = config::ensembling(&entry.config) {
+            self.load_members(name, ensemble::members(ensembling), found, above)?;
+            return self.ensemble(name, &entry, ensembling).map_err(invalid);
+        }
         let preferred = named.or(self.inner.config.engine.as_deref());
         let threads = config::threads(&entry.config).map_err(invalid)?.or(self.inner.config.threads);
         let options = SessionOptions { threads, ..SessionOptions::default() };
-        let warmup_files = path.join("warmup");
         let mut versions = Versions::new();
         for (number, file) in entry.versions {
             let loaded = self
@@ -271,23 +312,76 @@ impl Server {
                 .map_err(|e| invalid(e.to_string()))?;
             tracing::info!(model = name, version = number, engine = loaded.engine.name(), "model loaded");
             let config = completed(name, entry.config.clone(), &*loaded.session).map_err(invalid)?;
-            let version = Version::new(name, number, config, loaded, &warmup_files, self.inner.cache.as_ref());
+            let version = Version::new(name, number, config, loaded, &path.join("warmup"), self.inner.cache.as_ref());
             versions.insert(number, Arc::new(version.map_err(invalid)?));
         }
         Ok(versions)
     }
 
-    /// Unloads a model: new requests are refused, accepted ones answered, then its memory is given back.
-    pub async fn unload(&self, name: &str, _unload_dependents: bool) -> Result<(), ServeError> {
+    fn load_members(
+        &self,
+        name: &str,
+        members: Vec<String>,
+        found: &BTreeMap<String, PathBuf>,
+        above: &mut Vec<String>,
+    ) -> Result<(), ServeError> {
+        above.push(name.to_owned());
+        for member in members {
+            let refuse = |text: String| ServeError::new(ServeErrorKind::InvalidArgument, text);
+            if above.contains(&member) {
+                let way = above.join("` → `");
+                return Err(refuse(format!("ensembles on a cycle: `{way}` → `{member}`")));
+            }
+            if !self.inner.models.load().contains_key(member.as_str()) {
+                self.load_one(&member, &LoadOverrides::default(), found, above)
+                    .map_err(|e| refuse(format!("model `{name}`: step `{member}`: {}", e.message)))?;
+            }
+        }
+        above.pop();
+        Ok(())
+    }
+
+    fn ensemble(
+        &self,
+        name: &str,
+        entry: &repository::Entry,
+        ensembling: &proto::ModelEnsembling,
+    ) -> Result<Versions, String> {
+        let mut versions = Versions::new();
+        for &number in entry.versions.keys() {
+            let graph = Ensemble::new(&entry.config, ensembling, self)?;
+            let config = proto::ModelConfig { name: name.to_owned(), ..entry.config.clone() };
+            let version = Version::ensemble(name, number, config, graph, self.inner.cache.as_ref());
+            tracing::info!(model = name, version = number, "ensemble loaded");
+            versions.insert(number, Arc::new(version));
+        }
+        Ok(versions)
+    }
+
+    /// Unloads a model: new requests are refused, accepted ones answered, then its memory is given back. With
+    /// `dependents` the models that an ensemble runs go with it.
+    pub async fn unload(&self, name: &str, dependents: bool) -> Result<(), ServeError> {
         let _one_at_a_time = self.inner.changing.lock().await;
-        self.failures().remove(name);
-        // Only weak references may stay here: the wait below is for the last strong one to go.
-        let old: Option<Vec<_>> = self.replace(name, None).map(|old| old.values().map(Arc::downgrade).collect());
-        let Some(old) = old else {
-            return Err(ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` is loaded")));
-        };
-        while old.iter().any(|v| v.strong_count() > 0) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut names = vec![name.to_owned()];
+        if dependents && let Some(versions) = self.inner.models.load().get(name) {
+            let members: HashSet<String> =
+                versions.values().flat_map(|v| v.members()).map(|member| member.name.to_string()).collect();
+            names.extend(members);
+        }
+        for (index, name) in names.iter().enumerate() {
+            self.failures().remove(name);
+            // Only weak references may stay here: the wait below is for the last strong one to go.
+            let old: Option<Vec<_>> = self.replace(name, None).map(|old| old.values().map(Arc::downgrade).collect());
+            let Some(old) = old else {
+                // A member may have been unloaded before.
+                if index > 0 {
+                    continue;
+                }
+                return Err(ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` is loaded")));
+            };
+            while old.iter().any(|v| v.strong_count() > 0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
         Ok(())
     }
