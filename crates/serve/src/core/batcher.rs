@@ -184,7 +184,7 @@ impl Shared {
 
     /// Starts a run for each free instance while there is something to run.
     fn pump(self: &Arc<Self>) {
-        while let Some(batch) = self.next(false) {
+        while let Some(batch) = self.next(None) {
             let this = self.clone();
             // A hand-over to a blocking thread would cost more than a short run does.
             if self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
@@ -206,10 +206,10 @@ impl Shared {
         }
     }
 
-    /// The next batch, where an instance is free; `keeps` where the caller's own run has just ended.
-    fn next(self: &Arc<Self>, keeps: bool) -> Option<Batch> {
+    /// The next batch, where an instance is free; `ended` is the size of the caller's own run, which has just ended.
+    fn next(self: &Arc<Self>, ended: Option<usize>) -> Option<Batch> {
         let mut expired = Vec::new();
-        let batch = self.next_locked(keeps, &mut expired);
+        let batch = self.next_locked(ended, &mut expired);
         for job in expired {
             let error = too_late(&job.request.model.name);
             let _ = job.reply.send(Err(error));
@@ -217,9 +217,12 @@ impl Shared {
         batch
     }
 
-    fn next_locked(self: &Arc<Self>, keeps: bool, expired: &mut Vec<Job>) -> Option<Batch> {
+    fn next_locked(self: &Arc<Self>, ended: Option<usize>, expired: &mut Vec<Job>) -> Option<Batch> {
         let mut state = self.state.lock();
-        state.running -= usize::from(keeps);
+        if let Some(size) = ended {
+            state.running -= 1;
+            state.running_inferences -= size;
+        }
         if state.running >= self.instances {
             return None;
         }
@@ -260,8 +263,7 @@ impl Shared {
         let results = self.executor.run_together(&requests);
         let answers = results.into_iter().zip(waited).map(|(result, waited)| result.map(|ran| (ran, waited)));
         self.answer(batch.number, replies.into_iter().zip(answers).collect());
-        self.state.lock().running_inferences -= batch.size;
-        self.next(true)
+        self.next(Some(batch.size))
     }
 
     fn answer(&self, number: u64, answers: Vec<(oneshot::Sender<Reply>, Reply)>) {

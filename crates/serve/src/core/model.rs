@@ -61,7 +61,7 @@ enum Schedule {
 }
 
 impl Version {
-    /// Readies a loaded model: runs its warm-up samples, whose files lie in `warmup_files`. `cache` is shared by all
+    /// Readies a loaded model: runs its warm-up samples, whose files lie in `files`. `cache` is shared by all
     /// versions that ask for it.
     pub(super) fn new(
         name: &str,
