@@ -34,27 +34,50 @@ struct Wheel {
     sha256: &'static str,
 }
 
-const PACKAGES: &[Package] = &[Package {
-    engine: "onnxruntime",
-    version: "1.32.0",
-    library: "onnxruntime/capi/libonnxruntime.so.1.32.0",
-    wheels: &[
-        Wheel {
-            arch: "x86_64",
-            python: "3.12",
-            abi: "cp312",
-            platform: "manylinux_2_28_x86_64",
-            sha256: "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8",
-        },
-        Wheel {
-            arch: "aarch64",
-            python: "3.12",
-            abi: "cp312",
-            platform: "manylinux_2_28_aarch64",
-            sha256: "e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054",
-        },
-    ],
-}];
+const PACKAGES: &[Package] = &[
+    Package {
+        engine: "onnxruntime",
+        version: "1.32.0",
+        library: "onnxruntime/capi/libonnxruntime.so.1.32.0",
+        wheels: &[
+            Wheel {
+                arch: "x86_64",
+                python: "3.12",
+                abi: "cp312",
+                platform: "manylinux_2_28_x86_64",
+                sha256: "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8",
+            },
+            Wheel {
+                arch: "aarch64",
+                python: "3.12",
+                abi: "cp312",
+                platform: "manylinux_2_28_aarch64",
+                sha256: "e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054",
+            },
+        ],
+    },
+    Package {
+        engine: "openvino",
+        version: "2026.4.1",
+        library: "openvino/libs/libopenvino_c.so.2641",
+        wheels: &[
+            Wheel {
+                arch: "x86_64",
+                python: "3.12",
+                abi: "cp312",
+                platform: "manylinux_2_28_x86_64",
+                sha256: "6b4375c17ddcac83a5180349e2e2bb811185c261066e2a920659892d58ef0e3b",
+            },
+            Wheel {
+                arch: "aarch64",
+                python: "3.12",
+                abi: "cp312",
+                platform: "manylinux_2_35_aarch64",
+                sha256: "82efccb2f9f1bdc7e5a1996e05a3b719ebff9232dd54b44150d6d2e983a86b7d",
+            },
+        ],
+    },
+];
 
 /// What can be installed and what is.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

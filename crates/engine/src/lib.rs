@@ -1,12 +1,14 @@
 //! Runs ONNX graphs: one trait, several engines behind it.
 //!
-//! `rten` is built in and always there; ONNX Runtime is opened at run time when its library is installed. Which
+//! `rten` is built in and always there; ONNX Runtime and OpenVINO are opened at run time when their libraries are
+//! installed. Which
 //! engine, how many threads and which batch size serve a model is for callers to decide.
 
 mod check;
 mod error;
 pub mod install;
 mod onnxruntime;
+mod openvino;
 mod registry;
 mod rten;
 mod session;
@@ -15,6 +17,7 @@ mod source;
 pub use check::shape_text;
 pub use error::{EngineError, ErrorKind};
 pub use onnxruntime::OnnxRuntime;
+pub use openvino::OpenVino;
 pub use registry::{Loaded, NAMES, Registry, RegistryConfig};
 pub use rten::Rten;
 pub use session::{

@@ -112,7 +112,7 @@ impl OnnxRuntime {
         let mut runtime = Runtime { api, env: ptr::null_mut() };
         let name = c"edgeward".as_ptr();
         let mut env = ptr::null_mut();
-        let made = call!(runtime, CreateEnv(OrtLoggingLevel::ORT_LOGGING_LEVEL_ERROR, name, &mut env));
+        let made = call!(runtime, CreateEnv(OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL, name, &mut env));
         runtime.env = env;
         made.and_then(|()| call!(runtime, DisableTelemetryEvents(runtime.env))).map_err(|e| e.to_string())?;
         let providers = providers(&runtime).map_err(|e| e.to_string())?;

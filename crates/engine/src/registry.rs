@@ -12,13 +12,21 @@ use crate::{Engine, EngineError, ErrorKind, Session, SessionOptions, Source, rte
 pub struct RegistryConfig {
     /// ONNX Runtime's shared library; none where it is not installed.
     pub onnxruntime_lib: Option<PathBuf>,
+    /// OpenVINO's `libopenvino_c`; none where it is not installed.
+    pub openvino_lib: Option<PathBuf>,
 }
 
 impl Default for RegistryConfig {
-    /// From `EDGEWARD_ONNXRUNTIME_LIB`, else what `engine install` left in the user's cache folder.
+    /// From `EDGEWARD_ONNXRUNTIME_LIB` and `EDGEWARD_OPENVINO_LIB`, else what `engine install` left in the user's cache folder.
     fn default() -> Self {
-        let given = std::env::var_os("EDGEWARD_ONNXRUNTIME_LIB").filter(|v| !v.is_empty()).map(PathBuf::from);
-        Self { onnxruntime_lib: given.or_else(|| crate::install::path("onnxruntime")) }
+        let library = |variable, engine| {
+            let given = std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+            given.or_else(|| crate::install::path(engine))
+        };
+        Self {
+            onnxruntime_lib: library("EDGEWARD_ONNXRUNTIME_LIB", "onnxruntime"),
+            openvino_lib: library("EDGEWARD_OPENVINO_LIB", "openvino"),
+        }
     }
 }
 
@@ -32,21 +40,22 @@ pub struct Loaded {
 
 type Opened = OnceLock<Result<Arc<dyn Engine>, String>>;
 
-/// The engines in the order in which they are tried: ONNX Runtime where installed, since it runs
-/// more models and faster, then the built-in one.
+/// The engines in the order in which they are tried: ONNX Runtime where installed, since it runs the most models, then
+/// OpenVINO, then the built-in one. Which is the fastest for a model is for `tune` to measure.
 pub struct Registry {
     config: RegistryConfig,
     onnxruntime: Opened,
+    openvino: Opened,
     rten: Arc<dyn Engine>,
 }
 
 /// Every engine by name, in the order in which they are tried.
-pub const NAMES: [&str; 2] = ["onnxruntime", "rten"];
+pub const NAMES: [&str; 3] = ["onnxruntime", "openvino", "rten"];
 
 impl Registry {
     /// No library is opened yet.
     pub fn new(config: RegistryConfig) -> Self {
-        Self { config, onnxruntime: OnceLock::new(), rten: Arc::new(Rten) }
+        Self { config, onnxruntime: OnceLock::new(), openvino: OnceLock::new(), rten: Arc::new(Rten) }
     }
 
     /// Every engine by name, in the order in which they are tried.
@@ -59,6 +68,7 @@ impl Registry {
         let (known, slot, path) = match name {
             "rten" => return Ok(self.rten.clone()),
             "onnxruntime" => ("onnxruntime", &self.onnxruntime, &self.config.onnxruntime_lib),
+            "openvino" => ("openvino", &self.openvino, &self.config.openvino_lib),
             _ => {
                 let text = format!("no such engine, there are `{}`", NAMES.join("`, `"));
                 return Err(EngineError::new("engine", ErrorKind::Unavailable, format!("`{name}`: {text}")));
@@ -68,7 +78,10 @@ impl Registry {
             let Some(path) = path else {
                 return Err(format!("is not installed; `edgeward engine install {known}` fetches it"));
             };
-            crate::onnxruntime::OnnxRuntime::open(path).map(|e| Arc::new(e) as Arc<dyn Engine>)
+            match known {
+                "openvino" => crate::openvino::OpenVino::open(path).map(|e| Arc::new(e) as Arc<dyn Engine>),
+                _ => crate::onnxruntime::OnnxRuntime::open(path).map(|e| Arc::new(e) as Arc<dyn Engine>),
+            }
         });
         opened.clone().map_err(|reason| EngineError::new(known, ErrorKind::Unavailable, reason))
     }

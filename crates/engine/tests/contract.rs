@@ -164,6 +164,7 @@ fn keeps_every_type(engine: &dyn Engine) {
     }
     let expected: &[DataType] = match engine.name() {
         "rten" => &[Float64, Float16, BFloat16, Int16, UInt16, UInt32, UInt64, String],
+        "openvino" => &[String],
         _ => &[],
     };
     assert_eq!(refused, expected, "{}", engine.name());
@@ -227,4 +228,9 @@ fn rten() {
 #[test]
 fn onnxruntime() {
     contract("onnxruntime");
+}
+
+#[test]
+fn openvino() {
+    contract("openvino");
 }
