@@ -121,7 +121,7 @@ impl Ensemble {
     ) -> Result<Vec<(&'a str, Tensor)>, ServeError> {
         let used = |tensor: &str| {
             let feeds = |i: &usize| self.steps.get(*i).is_some_and(|s| s.inputs.iter().any(|(_, t)| t == tensor));
-            wanted.contains(&tensor) || needed.iter().any(|i| feeds(i))
+            wanted.contains(&tensor) || needed.iter().any(feeds)
         };
         let asked: Vec<&(String, String)> = step.outputs.iter().filter(|(_, tensor)| used(tensor)).collect();
         let outputs = asked.iter().map(|(name, _)| RequestedOutput { name: name.clone(), classification: 0 });
