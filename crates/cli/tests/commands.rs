@@ -359,3 +359,50 @@ fn bench_profiles_operators_where_the_engine_records_them() {
     let report = json(folder.path(), &arguments);
     assert_eq!(report["profile"]["nodes"][0]["op_type"], "Relu");
 }
+
+/// Runs the demo with an empty cache folder and an environment of its own.
+fn demo_without_engines(folder: &Path, environment: &[(&str, &str)]) -> String {
+    let mut demo = command(folder, &["demo", "--exit", "--requests", "5"]);
+    demo.env("XDG_CACHE_HOME", folder).env_remove("EDGEWARD_ONNXRUNTIME_LIB").envs(environment.iter().copied());
+    let output = demo.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("going on without it") && text.contains("edgeward engine install"), "{text}");
+    assert!(text.contains("rten: 5 of 5 requests answered"), "{text}");
+    text
+}
+
+#[test]
+fn the_demo_goes_on_without_pip() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = demo_without_engines(folder.path(), &[("PATH", folder.path().to_str().unwrap())]);
+    assert!(text.contains("pip is needed"), "{text}");
+}
+
+#[test]
+fn the_demo_goes_on_without_a_network() {
+    if Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|o| !o.status.success()) {
+        return println!("skipped: `python3` has no pip");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Bound and let go: nothing listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let index = format!("http://127.0.0.1:{port}/simple");
+    let environment = [("PIP_INDEX_URL", index.as_str()), ("PIP_EXTRA_INDEX_URL", ""), ("PIP_NO_CACHE_DIR", "1")];
+    let text = demo_without_engines(folder.path(), &environment);
+    assert!(text.contains("not fetched"), "{text}");
+}
+
+#[test]
+fn the_demo_measures_every_engine_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(folder.path(), &["demo", "--exit", "--offline", "--requests", "5", "--json"]);
+    let engines = json(folder.path(), &["engine", "list", "--json"]);
+    let there = engines.as_array().unwrap().iter().filter(|engine| engine["available"] == true);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), there.count(), "{report}");
+    for row in rows {
+        let figures = ["load_ms", "bare_p50_ms", "served_p50_ms", "served_p99_ms", "served_per_s"];
+        assert!(figures.iter().all(|key| row[key].as_f64().is_some_and(|value| value > 0.0)), "{row}");
+    }
+}
