@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
-    Listening, RunConfig,
+    Addresses, Listening, RunConfig,
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -45,15 +45,19 @@ struct Row {
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
+    if !context.json {
+        let requests = args.requests;
+        eprintln!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
+    }
     if !args.offline {
         fetch_engines(context.json)?;
     }
-    let folder = std::env::temp_dir().join(format!("edgeward-demo-{}", std::process::id()));
-    let path = folder.join("digits/1/model.onnx");
-    std::fs::create_dir_all(folder.join("digits/1"))?;
-    let result = measure(args, context, &folder, &path);
-    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove `{}`", folder.display()))?;
-    result
+    let folder = tempfile::Builder::new().prefix("edgeward-demo-").tempdir()?;
+    let path = folder.path().join("digits/1/model.onnx");
+    std::fs::create_dir_all(folder.path().join("digits/1"))?;
+    measure(args, context, folder.path(), &path)?;
+    let shown = folder.path().display().to_string();
+    Ok(folder.close().with_context(|| format!("cannot remove `{shown}`"))?)
 }
 
 fn fetch_engines(quiet: bool) -> Outcome {
@@ -63,8 +67,13 @@ fn fetch_engines(quiet: bool) -> Outcome {
                 eprintln!("{}: {step}", known.name);
             }
         });
-        if let (Err(e), false) = (result, quiet) {
-            eprintln!("{} is not there ({}); the built-in engine serves alone", known.name, e.message());
+        match result {
+            _ if quiet => {}
+            Ok(_) => eprintln!("{}: version {} is there", known.name, known.version),
+            Err(e) => {
+                eprintln!("{}: not fetched: {}", known.name, e.message());
+                eprintln!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
+            }
         }
     }
     Ok(())
@@ -92,16 +101,24 @@ fn measure(args: &DemoArgs, context: &Context, folder: &Path, path: &Path) -> Ou
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
     let listening = runtime.block_on(Listening::open(server(folder, best)))?;
-    if let Some(http) = listening.addresses().http {
-        eprintln!("\nserving `digits` with {best} at http://{http} until Ctrl-C; in another terminal:\n");
-        eprintln!("  curl -s http://{http}/v2/models/digits");
-        eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
-    }
+    invite(best, &listening.addresses());
     runtime.block_on(listening.serve_until(async {
         // Without a handler the default action ends the process, which is what is asked for here as well.
         let _ = tokio::signal::ctrl_c().await;
     }))?;
     Ok(())
+}
+
+/// What to try while the server is there.
+fn invite(engine: &str, at: &Addresses) {
+    let Some(http) = at.http else { return };
+    eprintln!("\n`digits` is served with {engine} at http://{http} until Ctrl-C. Paste into another terminal:\n");
+    eprintln!("  curl -s http://{http}/v2/models/digits");
+    eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
+    if let Some(metrics) = at.metrics {
+        eprintln!("  curl -s http://{metrics}/metrics\n");
+    }
+    eprintln!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
 }
 
 fn server(folder: &Path, engine: &str) -> RunConfig {
@@ -158,11 +175,14 @@ async fn serve_and_ask(
         let _ = stopped.await;
     }));
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(requests.into()) };
-    let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {per_sec}, {eta} left")?;
+    let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {eta} left")?;
     bar.set_style(style);
     bar.set_prefix(engine.to_owned());
     let times = ask(address, &model::request(image), requests, &bar).await;
     bar.finish();
+    if bar.is_hidden() && !quiet {
+        eprintln!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
+    }
     drop(stop);
     serving.await??;
     times
@@ -234,7 +254,14 @@ fn show(rows: &[Row]) -> Outcome {
             print::rate(r.served_per_s),
         ]
     });
-    let header = ["engine", "load", "bare p50", "served p50", "served p99", "requests/s"];
-    print::line("\na digit classifier (28 x 28), batch 1, 1 thread, one connection, JSON over HTTP")?;
-    print::line(&print::table(&header, cells.collect(), 1))
+    let header = ["engine", "load", "alone p50", "served p50", "served p99", "requests/s"];
+    print::line(&print::table(&header, cells.collect(), 1))?;
+    print::line(
+        "alone: the engine's run without a server; served: from request to answer, JSON over one HTTP connection.",
+    )?;
+    print::line("One image of 28 x 28 per request, 1 thread, client and server on this machine.")?;
+    if cfg!(debug_assertions) {
+        print::line("This is a debug build; `cargo run --release -- demo` serves several times faster.")?;
+    }
+    Ok(())
 }

@@ -18,12 +18,21 @@ use crate::{
 /// Engine options that several commands share.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct EngineArgs {
-    /// Engine: rten or onnxruntime; the best that loads the model where none
+    /// Engine, as `edgeward engine list` names them; the first that loads the model where none
     #[arg(long, env = "EDGEWARD_ENGINE", value_name = "NAME")]
     pub engine: Option<String>,
     /// Threads within one run; the engine's own choice where none
-    #[arg(long, env = "EDGEWARD_THREADS", value_name = "N")]
+    #[arg(long, env = "EDGEWARD_THREADS", value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
+}
+
+/// More threads than any machine has cores; engines start each of them, and a mistyped number would start a million.
+pub const MAX_THREADS: usize = 1024;
+
+/// A number of threads that an engine can start.
+pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let parsed = text.parse::<NonZeroUsize>().ok().filter(|threads| threads.get() <= MAX_THREADS);
+    parsed.ok_or_else(|| format!("`{text}` is no number of threads; expected 1 to {MAX_THREADS}"))
 }
 
 impl EngineArgs {

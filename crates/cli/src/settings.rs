@@ -11,7 +11,10 @@ use std::{
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use crate::failure::{Failure, OrInput as _};
+use crate::{
+    engines::MAX_THREADS,
+    failure::{Failure, OrInput as _},
+};
 
 /// Name of the file that is read from the working folder where `--config` names none.
 pub const DEFAULT_FILE: &str = "edgeward.toml";
@@ -78,7 +81,14 @@ fn read(path: &Path) -> Result<Settings, Failure> {
     }
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read configuration `{shown}`")).or_input()?;
-    toml::from_str(&text).with_context(|| format!("configuration `{shown}` is wrong")).or_input()
+    let settings: Settings =
+        toml::from_str(&text).with_context(|| format!("configuration `{shown}` is wrong")).or_input()?;
+    match settings.engine.threads {
+        Some(threads) if threads.get() > MAX_THREADS => Err(Failure::input(format!(
+            "configuration `{shown}` is wrong: `threads = {threads}` in `[engine]`, expected 1 to {MAX_THREADS}"
+        ))),
+        _ => Ok(settings),
+    }
 }
 
 #[cfg(test)]

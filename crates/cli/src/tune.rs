@@ -4,6 +4,7 @@
 //! `tune/state.rs` remembers. The result goes to a file beside the model; `tune/result.rs` is what `serve` takes of it.
 
 mod agree;
+mod interrupt;
 mod plan;
 pub mod result;
 mod state;
@@ -15,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use edgeward_engine::{Registry, RunOptions, Session, SessionOptions};
 use edgeward_graph::{Model, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,7 +29,7 @@ use self::{
 };
 use crate::{
     Context, engines,
-    failure::{Failure, Outcome},
+    failure::{Failure, OrInput as _, Outcome},
     inputs::{self, Inputs, NamedShape, Wanted},
     measure::{self, Load, Summary},
     print,
@@ -47,8 +48,8 @@ pub struct TuneArgs {
     /// 99 of 100 requests shall take at most this long
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     target_latency_ms: Option<f64>,
-    /// Cores to use at most [default: all]
-    #[arg(long, value_name = "N")]
+    /// Cores to use at most, never more than there are [default: all]
+    #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads_max: Option<std::num::NonZeroUsize>,
     /// Engine to try (repeat) [default: all that are there]
     #[arg(long = "engine", value_name = "NAME")]
@@ -80,10 +81,11 @@ struct Report {
     target_latency_ms: Option<f64>,
     target_met: bool,
     tolerance: f64,
-    /// Engines that were left out, and why.
+    /// Engines, and single settings of one, that were left out, and why.
     excluded: BTreeMap<String, String>,
     /// Slices that an interrupted run had measured already.
     resumed_slices: usize,
+    /// Everything that was measured, those that fell out early as well.
     measured: Vec<Best>,
 }
 
@@ -103,34 +105,43 @@ struct Bench<'a> {
     /// Sessions by engine and threads, where they are small enough to be kept.
     sessions: HashMap<(String, usize), Vec<Box<dyn Session>>>,
     keep_sessions: bool,
+    tolerance: f64,
+    /// What the first engine answers, by batch.
+    reference: HashMap<usize, Vec<Tensor>>,
 }
 
 /// Runs the command.
 pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     engines::check_file(&args.model)?;
     let model = engines::read_model(&args.model)?;
+    let output = args.output.clone().unwrap_or_else(|| engines::beside(&args.model, "tune.json"));
+    check_output(&output)?;
     let registry = engines::registry(&context.settings.engine);
-    let cores = args.threads_max.or(std::thread::available_parallelism().ok()).map_or(1, usize::from);
+    let cores = cores(args.threads_max);
     let file_bytes = std::fs::metadata(&args.model)?.len();
-    let keep_sessions = file_bytes.saturating_mul(6 * cores as u64) <= KEPT_BYTES;
-    let mut bench = Bench { args, model: &model, registry: &registry, sessions: HashMap::new(), keep_sessions };
-
+    let mut bench = Bench {
+        args,
+        model: &model,
+        registry: &registry,
+        sessions: HashMap::new(),
+        keep_sessions: file_bytes.saturating_mul(6 * cores as u64) <= KEPT_BYTES,
+        tolerance: agree::tolerance(&model),
+        reference: HashMap::new(),
+    };
     let mut excluded = BTreeMap::new();
-    let tolerance = agree::tolerance(&model);
-    let agreeing = agreeing_engines(&mut bench, tolerance, &mut excluded)?;
+    let agreeing = agreeing_engines(&mut bench, &mut excluded)?;
     let takes_batches = takes_batches(&mut bench, &agreeing)?;
     let all = plan::candidates(&agreeing, cores, takes_batches);
 
-    let output = args.output.clone().unwrap_or_else(|| engines::beside(&args.model, "tune.json"));
     let sha256 = hash(&args.model)?;
     let key = format!("{sha256} {:?} {cores} {} {all:?}", args.shapes, args.slice_seconds);
-    let mut state = State::open(&state_path(&output), &key);
+    let mut state = State::open(&state_path(&output), &key).or_input()?;
     let resumed_slices = state.resumed();
-    let scores = halve(&mut bench, &mut state, all, &mut excluded)?;
-    let mut report = conclude(args, &scores, sha256)?;
-    (report.tolerance, report.excluded, report.resumed_slices) = (tolerance, excluded, resumed_slices);
+    let measured = halve(&mut bench, &mut state, all, &mut excluded)?;
+    let mut report = conclude(args, &measured, sha256)?;
+    (report.tolerance, report.excluded, report.resumed_slices) = (bench.tolerance, excluded, resumed_slices);
     std::fs::write(&output, serde_json::to_vec_pretty(&report)?)
-        .map_err(|error| anyhow!("cannot write `{}`: {error}", output.display()))?;
+        .with_context(|| format!("cannot write `{}`", output.display()))?;
     state.remove();
     show(&report, &output, context)?;
     if args.output.is_none() && !context.json {
@@ -141,6 +152,23 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     }
     let target = args.target_latency_ms.unwrap_or_default();
     Err(Failure::Work(anyhow!("no setting answers 99 of 100 requests within {target} ms; the nearest was written")))
+}
+
+/// Known before minutes of measuring, not after.
+fn check_output(output: &Path) -> Outcome {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let why = match () {
+        () if output.is_dir() => "is a folder; name a file in it",
+        () if !folder.is_dir() => "is in a folder that does not exist",
+        () => return Ok(()),
+    };
+    Err(Failure::input(format!("result `{}` {why}, with `-o FILE`", output.display())))
+}
+
+/// More threads than cores only wait for each other.
+fn cores(threads_max: Option<std::num::NonZeroUsize>) -> usize {
+    let there = std::thread::available_parallelism().map_or(1, usize::from);
+    threads_max.map_or(there, |most| there.min(most.get()))
 }
 
 fn state_path(output: &Path) -> PathBuf {
@@ -161,11 +189,7 @@ fn hash(path: &Path) -> Result<String, Failure> {
 }
 
 /// The engines whose outputs agree with those of the first that loads the model.
-fn agreeing_engines(
-    bench: &mut Bench<'_>,
-    tolerance: f64,
-    excluded: &mut BTreeMap<String, String>,
-) -> Result<Vec<String>, Failure> {
+fn agreeing_engines(bench: &mut Bench<'_>, excluded: &mut BTreeMap<String, String>) -> Result<Vec<String>, Failure> {
     let named = bench.args.engines.clone();
     if let Some(unknown) = named.iter().find(|name| !bench.registry.names().contains(&name.as_str())) {
         let known = bench.registry.names().join("`, `");
@@ -176,7 +200,7 @@ fn agreeing_engines(
     let mut agreeing = Vec::new();
     let mut reference: Option<(Vec<String>, Vec<Tensor>)> = None;
     for name in names {
-        let outputs = match first_outputs(bench, &name) {
+        let outputs = match bench.outputs(&name, 1, 1) {
             Ok(outputs) => outputs,
             Err(Failure::Input(error)) => return Err(Failure::Input(error)),
             Err(failure) => {
@@ -185,26 +209,17 @@ fn agreeing_engines(
             }
         };
         let (names, expected) = reference.get_or_insert_with(|| outputs.clone());
-        match agree::disagreement(names, expected, &outputs.1, tolerance) {
+        match agree::disagreement(names, expected, &outputs.1, bench.tolerance) {
             None => agreeing.push(name),
             Some(reason) => drop(excluded.insert(name, format!("it disagrees with the first engine: {reason}"))),
         }
     }
+    bench.reference.extend(reference.map(|(_, outputs)| (1, outputs)));
     if agreeing.is_empty() {
         let reasons: Vec<_> = excluded.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
         return Err(Failure::Work(anyhow!("no engine runs `{}`: {}", bench.args.model.display(), reasons.join("; "))));
     }
     Ok(agreeing)
-}
-
-fn first_outputs(bench: &mut Bench<'_>, engine: &str) -> Result<(Vec<String>, Vec<Tensor>), Failure> {
-    let sessions = bench.take(engine, 1, 1)?;
-    let session = sessions.first().ok_or_else(|| anyhow!("no session"))?;
-    let inputs = bench.inputs(session.as_ref(), 1)?;
-    let outputs = session.run(&inputs::borrowed(&inputs), RunOptions::default())?;
-    let names = session.outputs().iter().map(|info| info.name.clone()).collect();
-    bench.give_back(engine, 1, sessions);
-    Ok((names, outputs))
 }
 
 /// A model may leave its first dimension open and still not take two items: that is tried.
@@ -247,6 +262,33 @@ impl Bench<'_> {
         }
     }
 
+    /// Whether a setting answers what the first engine does on one thread.
+    fn check(&mut self, reference: &str, candidate: &Candidate) -> Result<(), Failure> {
+        let Candidate { engine, batch, threads, .. } = candidate;
+        if !self.reference.contains_key(batch) {
+            let (_, outputs) = self.outputs(reference, 1, *batch)?;
+            self.reference.insert(*batch, outputs);
+        }
+        let (names, outputs) = self.outputs(engine, *threads, *batch)?;
+        let expected = self.reference.get(batch).map(Vec::as_slice).unwrap_or_default();
+        match agree::disagreement(&names, expected, &outputs, self.tolerance) {
+            None => Ok(()),
+            Some(reason) => Err(Failure::Work(anyhow!("it disagrees with {reference} on 1 thread: {reason}"))),
+        }
+    }
+
+    /// Names and values of what one run answers.
+    fn outputs(&mut self, engine: &str, threads: usize, batch: usize) -> Result<(Vec<String>, Vec<Tensor>), Failure> {
+        let sessions = self.take(engine, threads, 1)?;
+        let session = sessions.first().ok_or_else(|| anyhow!("no session"))?;
+        let inputs = self.inputs(session.as_ref(), batch)?;
+        let run = session.run(&inputs::borrowed(&inputs), RunOptions::default());
+        let outputs = run.with_context(|| inputs::described(&inputs))?;
+        let names = session.outputs().iter().map(|info| info.name.clone()).collect();
+        self.give_back(engine, threads, sessions);
+        Ok((names, outputs))
+    }
+
     fn slice(&mut self, candidate: &Candidate, seconds: f64) -> Result<Summary, Failure> {
         let Candidate { engine, batch, threads, instances } = candidate;
         let sessions = self.take(engine, *threads, *instances)?;
@@ -263,23 +305,38 @@ impl Bench<'_> {
     }
 }
 
-/// Rounds of turns until few candidates are left; the scores of everything that was measured.
+/// What was measured: all of it, and what is left in the last round.
+struct Measured {
+    all: Scores,
+    last: Scores,
+}
+
+/// Rounds of turns until few candidates are left.
 fn halve(
     bench: &mut Bench<'_>,
     state: &mut State,
     mut left: Vec<Candidate>,
     excluded: &mut BTreeMap<String, String>,
-) -> Result<Scores, Failure> {
+) -> Result<Measured, Failure> {
+    let reference = left.first().map(|candidate| candidate.engine.clone()).unwrap_or_default();
     let mut slices: BTreeMap<Candidate, Vec<Summary>> = BTreeMap::new();
     let bar = progress_bar();
+    interrupt::listen();
     for round in 0.. {
-        let seconds = bench.args.slice_seconds * f64::from(1u32 << round.min(4));
-        bar.set_length((left.len() * TURNS) as u64);
-        bar.set_position(0);
+        let weight = plan::weight(round);
+        let seconds = bench.args.slice_seconds * weight as f64;
+        bar.set_length(bar.position() + plan::work(left.len(), round, TURNS));
         for turn in 0..TURNS {
             for candidate in left.clone() {
+                stop_if_interrupted(state)?;
                 bar.set_message(format!("round {}: {}", round + 1, label(&candidate)));
-                match state.slice(round, turn, &candidate, || bench.slice(&candidate, seconds)) {
+                let measured = state.slice(round, turn, &candidate, || {
+                    if (round, turn) == (0, 0) {
+                        bench.check(&reference, &candidate)?;
+                    }
+                    bench.slice(&candidate, seconds)
+                });
+                match measured {
                     Ok(summary) => slices.entry(candidate).or_default().push(summary),
                     Err(failure) => {
                         excluded.insert(label(&candidate), failure.message());
@@ -287,28 +344,38 @@ fn halve(
                         left.retain(|other| *other != candidate);
                     }
                 }
-                bar.inc(1);
+                bar.inc(weight);
             }
         }
         let scored = |(c, s): (&Candidate, &Vec<Summary>)| Some((c.clone(), Score::of(s)?));
         let all: Scores = slices.iter().filter_map(scored).collect();
-        let current: Scores =
-            all.iter().filter(|(c, _)| left.contains(c)).map(|(c, s)| (c.clone(), s.clone())).collect();
-        let next = plan::survivors(&current, bench.args.target_latency_ms);
-        if plan::is_last(&current) || next.len() == left.len() {
+        let last: Scores = all.iter().filter(|(c, _)| left.contains(c)).map(|(c, s)| (c.clone(), s.clone())).collect();
+        let next = plan::survivors(&last, bench.args.target_latency_ms);
+        if plan::is_last(&last) || next.len() == left.len() {
             bar.finish_and_clear();
-            return Ok(current);
+            return Ok(Measured { all, last });
         }
         left = next;
     }
-    Ok(Scores::new())
+    Ok(Measured { all: Scores::new(), last: Scores::new() })
+}
+
+fn stop_if_interrupted(state: &State) -> Outcome {
+    if !interrupt::came() {
+        return Ok(());
+    }
+    let kept = state.path().display();
+    Err(Failure::Work(anyhow!(
+        "interrupted; what was measured is in `{kept}`, and the same command goes on from there"
+    )))
 }
 
 fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::new(1);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/dim} {pos:>3}/{len} {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/dim} {percent:>3} %, {eta} left, {msg}") {
         bar.set_style(style);
     }
+    bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
 
@@ -317,11 +384,11 @@ fn label(candidate: &Candidate) -> String {
     format!("{engine}, {threads} threads, batch {batch}, {instances} at once")
 }
 
-fn conclude(args: &TuneArgs, scores: &Scores, model_sha256: String) -> Result<Report, Failure> {
+fn conclude(args: &TuneArgs, measured: &Measured, model_sha256: String) -> Result<Report, Failure> {
     let best = |(candidate, score): (&Candidate, &Score)| Best { candidate: candidate.clone(), score: score.clone() };
     let nothing = || anyhow!("every candidate failed");
-    let latency = plan::best_latency(scores).map(best).ok_or_else(nothing)?;
-    let met = plan::best_throughput(scores, args.target_latency_ms).map(best);
+    let latency = plan::best_latency(&measured.last).map(best).ok_or_else(nothing)?;
+    let met = plan::best_throughput(&measured.last, args.target_latency_ms).map(best);
     let target_met = met.is_some();
     // Where nothing meets the target, the shortest latency comes nearest.
     let throughput = met.unwrap_or_else(|| latency.clone());
@@ -334,7 +401,7 @@ fn conclude(args: &TuneArgs, scores: &Scores, model_sha256: String) -> Result<Re
         tolerance: 0.0,
         excluded: BTreeMap::new(),
         resumed_slices: 0,
-        measured: scores.iter().map(best).collect(),
+        measured: measured.all.iter().map(best).collect(),
     })
 }
 

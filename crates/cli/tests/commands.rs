@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    io::{BufRead as _, Read as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -75,6 +76,9 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
     write_model(folder.path(), "Relu");
     fs::write(folder.path().join("text.onnx"), "this is no model, whatever its name says").unwrap();
     fs::write(folder.path().join("bad.toml"), "[serve]\nhtp = 1\n").unwrap();
+    let model = fs::read(folder.path().join("model.onnx")).unwrap();
+    fs::write(folder.path().join("cut.onnx"), &model[..model.len() - 5]).unwrap();
+    fs::write(folder.path().join("many.toml"), "[engine]\nthreads = 1000000\n").unwrap();
     fs::write(folder.path().join("ragged.json"), r#"{"x": [[1, 2], [3]]}"#).unwrap();
     fs::write(folder.path().join("other.json"), r#"{"z": [[1, 2, 3, 4]]}"#).unwrap();
     let table: &[(&[&str], &str)] = &[
@@ -86,7 +90,16 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
         (&["bench", "text.onnx"], "text.onnx"),
         (&["infer", "text.onnx"], "text.onnx"),
         (&["tune", "text.onnx"], "text.onnx"),
+        (&["inspect", "cut.onnx"], "cut.onnx"),
+        (&["bench", "cut.onnx"], "cut.onnx"),
+        (&["infer", "cut.onnx"], "cut.onnx"),
+        (&["tune", "cut.onnx"], "cut.onnx"),
         (&["bench", "model.onnx", "--threads", "0"], "--threads"),
+        (&["bench", "model.onnx", "--threads", "1000000"], "expected 1 to 1024"),
+        (&["infer", "model.onnx", "--threads", "many"], "`many` is no number of threads"),
+        (&["serve", "model.onnx", "--insecure", "--threads", "1000000"], "expected 1 to 1024"),
+        (&["bench", "model.onnx", "--config", "many.toml"], "expected 1 to 1024"),
+        (&["bench", "model.onnx", "--batch", "1000000000"], "--batch"),
         (&["bench", "model.onnx", "--batch", "0"], "--batch"),
         (&["bench", "model.onnx", "--seconds", "0"], "--seconds"),
         (&["bench", "model.onnx", "--shape", "x"], "`x` is no shape"),
@@ -99,6 +112,9 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
         (&["infer", "model.onnx", "--input", "model.onnx"], ".npz"),
         (&["tune", "model.onnx", "--target-latency-ms", "0"], "above 0"),
         (&["tune", "model.onnx", "--engine", "steam"], "no engine `steam`"),
+        (&["tune", "model.onnx", "--threads-max", "0"], "--threads-max"),
+        (&["tune", "model.onnx", "-o", "none/tune.json"], "`none/tune.json` is in a folder that does not exist"),
+        (&["tune", "model.onnx", "-o", "."], "`.` is a folder"),
         (&["engine", "install", "steam"], "`steam` cannot be installed"),
         (&["engine", "path", "rten"], "`rten` has no library"),
         (&["serve"], "nothing to serve"),
@@ -211,6 +227,40 @@ fn engines_are_listed() {
     assert_eq!(rten["available"], true);
 }
 
+/// A tune that has just measured its first slice, or gone on from one.
+fn tune_until_something_is_kept(folder: &Path, arguments: &[&str]) -> std::process::Child {
+    let mut child = command(folder, arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let slices = || {
+        let state: Value = serde_json::from_slice(&fs::read(folder.join("model.tune.json.state")).ok()?).ok()?;
+        state["slices"].as_object().map(serde_json::Map::len)
+    };
+    let before = slices().unwrap_or(0);
+    while slices().unwrap_or(0) <= before {
+        assert!(child.try_wait().unwrap().is_none(), "the tune ended before it kept anything");
+        std::thread::yield_now();
+    }
+    child
+}
+
+/// Starts `serve model.onnx` and reads which engine its log says has loaded it.
+fn engine_that_serves(folder: &Path) -> String {
+    let any = "127.0.0.1:0";
+    let arguments = ["serve", "model.onnx", "--insecure", "--http", any, "--grpc", any, "--metrics", any];
+    let mut server = command(folder, &arguments)
+        .args(["--log-format", "json"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(server.stderr.take().unwrap()).lines();
+    let logged = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut loaded = logged.filter(|line| line["message"] == "model loaded");
+    let engine = loaded.next().unwrap()["engine"].as_str().unwrap().to_owned();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    engine
+}
+
 #[test]
 fn an_interrupted_tune_goes_on_and_serve_takes_its_result() {
     let folder = tempfile::tempdir().unwrap();
@@ -218,13 +268,19 @@ fn an_interrupted_tune_goes_on_and_serve_takes_its_result() {
     let arguments =
         ["tune", "model.onnx", "--engine", "rten", "--threads-max", "1", "--slice-seconds", "0.05", "--json"];
     let (result, state) = (folder.path().join("model.tune.json"), folder.path().join("model.tune.json.state"));
-    let mut child = command(folder.path(), &arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !state.exists() {
-        assert!(child.try_wait().unwrap().is_none(), "the tune ended before it kept anything");
-        std::thread::yield_now();
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let mut killed = tune_until_something_is_kept(folder.path(), &arguments);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(!result.exists());
+
+    let mut interrupted = tune_until_something_is_kept(folder.path(), &arguments);
+    let pid = rustix::process::Pid::from_child(&interrupted);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let status = interrupted.wait().unwrap();
+    let mut text = String::new();
+    interrupted.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(status.code(), Some(1), "{text}");
+    assert!(text.contains("interrupted") && text.contains("model.tune.json.state"), "{text}");
     assert!(!result.exists());
 
     let report = json(folder.path(), &arguments);
@@ -237,10 +293,44 @@ fn an_interrupted_tune_goes_on_and_serve_takes_its_result() {
         assert_eq!(written[goal]["threads"], 1);
     }
 
+    assert_eq!(engine_that_serves(folder.path()), "rten", "`serve` does not take what was tuned");
+
     fs::write(&result, "{\"latency\": 3}").unwrap();
     let output = edgeward(folder.path(), &["serve", "model.onnx", "--insecure"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("edgeward tune"));
+}
+
+/// Every engine that is there, every batch, and no more cores than allowed; the best are among what was measured.
+#[test]
+fn a_tune_reports_all_that_it_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let arguments = ["tune", "model.onnx", "--threads-max", "2", "--slice-seconds", "0.001", "--json", "-o", "to.json"];
+    let report = json(folder.path(), &arguments);
+    let written: Value = serde_json::from_slice(&fs::read(folder.path().join("to.json")).unwrap()).unwrap();
+    assert_eq!(written, report);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "only the model and the result stay");
+
+    let measured = report["measured"].as_array().unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get().min(2);
+    for one in measured {
+        let figures = ["p50_ms", "p99_ms", "per_second", "batch", "threads", "instances"];
+        assert!(figures.iter().all(|key| one[key].as_f64().is_some_and(|value| value > 0.0)), "{one}");
+        assert!(one["threads"].as_u64().unwrap() * one["instances"].as_u64().unwrap() <= cores as u64, "{one}");
+    }
+    for goal in ["latency", "throughput"] {
+        assert!(measured.contains(&report[goal]), "{goal}: {report}");
+    }
+    let engines = json(folder.path(), &["engine", "list", "--json"]);
+    let there = engines.as_array().unwrap().iter().filter(|engine| engine["available"] == true);
+    for engine in there.map(|engine| &engine["name"]) {
+        let batches = measured.iter().filter(|one| one["engine"] == *engine && one["threads"] == 1);
+        let batches: std::collections::BTreeSet<_> = batches.map(|one| one["batch"].as_u64().unwrap()).collect();
+        assert_eq!(batches, [1, 2, 4, 8, 16, 32].into(), "{engine}: {report}");
+    }
+    let keys = ["model_sha256", "target_latency_ms", "target_met", "tolerance", "excluded", "resumed_slices"];
+    assert!(keys.iter().all(|key| report.as_object().unwrap().contains_key(*key)), "{report}");
 }
 
 #[test]
@@ -268,4 +358,51 @@ fn bench_profiles_operators_where_the_engine_records_them() {
     let arguments = ["bench", "model.onnx", "--engine", "onnxruntime", "--seconds", "0.01", "--profile", "--json"];
     let report = json(folder.path(), &arguments);
     assert_eq!(report["profile"]["nodes"][0]["op_type"], "Relu");
+}
+
+/// Runs the demo with an empty cache folder and an environment of its own.
+fn demo_without_engines(folder: &Path, environment: &[(&str, &str)]) -> String {
+    let mut demo = command(folder, &["demo", "--exit", "--requests", "5"]);
+    demo.env("XDG_CACHE_HOME", folder).env_remove("EDGEWARD_ONNXRUNTIME_LIB").envs(environment.iter().copied());
+    let output = demo.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("going on without it") && text.contains("edgeward engine install"), "{text}");
+    assert!(text.contains("rten: 5 of 5 requests answered"), "{text}");
+    text
+}
+
+#[test]
+fn the_demo_goes_on_without_pip() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = demo_without_engines(folder.path(), &[("PATH", folder.path().to_str().unwrap())]);
+    assert!(text.contains("pip is needed"), "{text}");
+}
+
+#[test]
+fn the_demo_goes_on_without_a_network() {
+    if Command::new("python3").args(["-m", "pip", "--version"]).output().is_ok_and(|o| !o.status.success()) {
+        return println!("skipped: `python3` has no pip");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Bound and let go: nothing listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let index = format!("http://127.0.0.1:{port}/simple");
+    let environment = [("PIP_INDEX_URL", index.as_str()), ("PIP_EXTRA_INDEX_URL", ""), ("PIP_NO_CACHE_DIR", "1")];
+    let text = demo_without_engines(folder.path(), &environment);
+    assert!(text.contains("not fetched"), "{text}");
+}
+
+#[test]
+fn the_demo_measures_every_engine_that_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(folder.path(), &["demo", "--exit", "--offline", "--requests", "5", "--json"]);
+    let engines = json(folder.path(), &["engine", "list", "--json"]);
+    let there = engines.as_array().unwrap().iter().filter(|engine| engine["available"] == true);
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), there.count(), "{report}");
+    for row in rows {
+        let figures = ["load_ms", "bare_p50_ms", "served_p50_ms", "served_p99_ms", "served_per_s"];
+        assert!(figures.iter().all(|key| row[key].as_f64().is_some_and(|value| value > 0.0)), "{row}");
+    }
 }

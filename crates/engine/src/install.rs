@@ -156,6 +156,8 @@ fn download(package: &Package, wheel: &Wheel, folder: &Path) -> Result<PathBuf, 
         let output = Command::new(program)
             .args(arguments)
             .args(["download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
+            // Pip's own five attempts keep a caller without a network waiting for ten seconds and more.
+            .args(["--retries", "2"])
             .args(["--only-binary=:all:", "--implementation", "cp", "--python-version", wheel.python])
             .args(["--abi", wheel.abi, "--platform", wheel.platform, "--dest"])
             .arg(folder)

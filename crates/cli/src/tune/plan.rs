@@ -95,6 +95,18 @@ pub fn survivors(scores: &Scores, target_latency_ms: Option<f64>) -> Vec<Candida
     kept
 }
 
+/// How much longer a slice of `round` is than one of the first: twice as long each, up to 16 times.
+pub fn weight(round: usize) -> u64 {
+    1 << round.min(4)
+}
+
+/// Work from `round` to the end in units of the first round's slices, as far as can be foreseen: half of the
+/// candidates stay each time.
+pub fn work(candidates: usize, round: usize, turns: usize) -> u64 {
+    let this = weight(round) * (candidates * turns) as u64;
+    if candidates <= 2 * FINALISTS { this } else { this + work((candidates / 2).max(2 * FINALISTS), round + 1, turns) }
+}
+
 /// True when another round would only measure the same again.
 pub fn is_last(scores: &Scores) -> bool {
     scores.len() <= 2 * FINALISTS
@@ -211,6 +223,15 @@ mod tests {
             rounds += 1;
             assert!(rounds < 20);
         }
+    }
+
+    #[test]
+    fn the_work_ahead_ends_with_the_finalists() {
+        assert_eq!(work(0, 0, 3), 0);
+        assert_eq!(work(2 * FINALISTS, 0, 3), 18);
+        // 24 for one unit, 12 for two, 6 for four.
+        assert_eq!(work(24, 0, 3), 3 * (24 + 24 + 24));
+        assert_eq!(work(6, 9, 1), 6 * 16);
     }
 
     #[test]

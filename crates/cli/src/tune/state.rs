@@ -4,10 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Candidate;
@@ -26,11 +26,19 @@ pub struct State {
 }
 
 impl State {
-    /// Takes up the file of the same key, or starts anew.
-    pub fn open(path: &Path, key: &str) -> Self {
+    /// Takes up the file of the same key, or starts anew. An error where the file cannot be written.
+    pub fn open(path: &Path, key: &str) -> anyhow::Result<Self> {
         let read = || serde_json::from_slice::<Self>(&std::fs::read(path).ok()?).ok();
         let state = read().filter(|state| state.key == key).unwrap_or_default();
-        Self { key: key.to_owned(), path: path.to_owned(), resumed: state.slices.len(), slices: state.slices }
+        let state =
+            Self { key: key.to_owned(), path: path.to_owned(), resumed: state.slices.len(), slices: state.slices };
+        state.save()?;
+        Ok(state)
+    }
+
+    /// Where it is kept.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Slices that an earlier run had measured.
@@ -58,12 +66,11 @@ impl State {
     }
 
     /// Written whole or not at all: a tune may be interrupted at any time.
-    fn save(&self) -> Result<(), Failure> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(&self.path)?;
-        Ok(())
+    fn save(&self) -> anyhow::Result<()> {
+        let part = self.path.with_extension("state.part");
+        let written =
+            std::fs::write(&part, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&part, &self.path));
+        written.with_context(|| format!("cannot write `{}`", self.path.display()))
     }
 
     /// The tune is done; the file has no further use.
@@ -86,14 +93,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         let candidate = Candidate { engine: "rten".to_owned(), batch: 1, threads: 1, instances: 1 };
-        let mut first = State::open(&path, "key");
+        let mut first = State::open(&path, "key").unwrap();
         first.slice(0, 0, &candidate, || Ok(summary(5.0))).unwrap();
-        let mut second = State::open(&path, "key");
+        let mut second = State::open(&path, "key").unwrap();
         assert_eq!(second.resumed(), 1);
         let again = second.slice(0, 0, &candidate, || panic!("measured again")).unwrap();
         assert_eq!(again, summary(5.0));
         assert_eq!(second.slice(0, 1, &candidate, || Ok(summary(6.0))).unwrap(), summary(6.0));
-        assert_eq!(State::open(&path, "another key").resumed(), 0);
+        assert_eq!(State::open(&path, "another key").unwrap().resumed(), 0);
         second.remove();
         assert!(!path.exists());
     }
@@ -103,6 +110,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         std::fs::write(&path, "{\"key\":").unwrap();
-        assert_eq!(State::open(&path, "key").resumed(), 0);
+        assert_eq!(State::open(&path, "key").unwrap().resumed(), 0);
     }
 }
