@@ -25,7 +25,7 @@ enum Action {
     List,
     /// Fetch engines with pip, checked by hash, into the user's cache folder
     Install {
-        /// onnxruntime; all where none
+        /// Names, as `list` shows them; all that can be fetched where none
         names: Vec<String>,
     },
     /// Print where an engine's library is

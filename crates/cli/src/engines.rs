@@ -48,7 +48,14 @@ impl EngineArgs {
 /// The engines as the file configures them; no library is opened yet.
 pub fn registry(settings: &EngineSettings) -> Registry {
     let mut config = RegistryConfig::default();
-    config.onnxruntime_lib = settings.onnxruntime_lib.clone().or(config.onnxruntime_lib);
+    // What the environment says is in `config` already, and wins over the file.
+    let take = |found: &mut Option<PathBuf>, variable: &str, file: &Option<PathBuf>| {
+        if file.is_some() && std::env::var_os(variable).is_none_or(|value| value.is_empty()) {
+            found.clone_from(file);
+        }
+    };
+    take(&mut config.onnxruntime_lib, "EDGEWARD_ONNXRUNTIME_LIB", &settings.onnxruntime_lib);
+    take(&mut config.openvino_lib, "EDGEWARD_OPENVINO_LIB", &settings.openvino_lib);
     Registry::new(config)
 }
 

@@ -40,6 +40,8 @@ pub struct EngineSettings {
     pub threads: Option<NonZeroUsize>,
     /// Shared library of ONNX Runtime in place of the installed one.
     pub onnxruntime_lib: Option<PathBuf>,
+    /// OpenVINO's `libopenvino_c` in place of the installed one.
+    pub openvino_lib: Option<PathBuf>,
     /// Execution providers or devices in order of preference, for `bench` and `infer`.
     pub providers: Option<Vec<String>>,
 }

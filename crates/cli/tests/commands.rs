@@ -227,6 +227,28 @@ fn engines_are_listed() {
     assert_eq!(rten["available"], true);
 }
 
+/// `onnxruntime` and `openvino` alike: the file wins over what is installed, the environment over the file.
+#[test]
+fn the_environment_wins_over_the_file_for_libraries() {
+    let folder = tempfile::tempdir().unwrap();
+    let listed = |environment: Option<(&str, &str)>| {
+        let output = command(folder.path(), &["engine", "list", "--json"]).envs(environment).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap().as_array().unwrap().clone()
+    };
+    let installed: Vec<Value> = listed(None).into_iter().filter(|e| e["library"].is_string()).collect();
+    for engine in installed {
+        let (name, library) = (engine["name"].as_str().unwrap(), engine["library"].as_str().unwrap());
+        fs::write(folder.path().join("edgeward.toml"), format!("[engine]\n{name}_lib = \"none.so\"\n")).unwrap();
+        let of = |engines: Vec<Value>| engines.into_iter().find(|engine| engine["name"] == name).unwrap();
+        let from_file = of(listed(None));
+        assert_eq!(from_file["available"], false, "{from_file}");
+        assert!(from_file["reason"].as_str().unwrap().contains("none.so"), "{from_file}");
+        let variable = format!("EDGEWARD_{}_LIB", name.to_uppercase());
+        let from_environment = of(listed(Some((&variable, library))));
+        assert_eq!(from_environment["available"], true, "{from_environment}");
+    }
+}
+
 /// A tune that has just measured its first slice, or gone on from one.
 fn tune_until_something_is_kept(folder: &Path, arguments: &[&str]) -> std::process::Child {
     let mut child = command(folder, arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
