@@ -138,6 +138,9 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     let mut state = State::open(&state_path(&output), &key).or_input()?;
     let resumed_slices = state.resumed();
     let measured = halve(&mut bench, &mut state, all, &mut excluded)?;
+    if measured.last.is_empty() {
+        return Err(nothing_left(&excluded));
+    }
     let mut report = conclude(args, &measured, sha256)?;
     (report.tolerance, report.excluded, report.resumed_slices) = (bench.tolerance, excluded, resumed_slices);
     std::fs::write(&output, serde_json::to_vec_pretty(&report)?)
@@ -152,6 +155,11 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     }
     let target = args.target_latency_ms.unwrap_or_default();
     Err(Failure::Work(anyhow!("no setting answers 99 of 100 requests within {target} ms; the nearest was written")))
+}
+
+fn nothing_left(excluded: &BTreeMap<String, String>) -> Failure {
+    let reasons: Vec<_> = excluded.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    Failure::Work(anyhow!("no setting is left to choose from: {}", reasons.join("; ")))
 }
 
 /// Known before minutes of measuring, not after.

@@ -355,6 +355,20 @@ fn a_tune_reports_all_that_it_measured() {
     assert!(keys.iter().all(|key| report.as_object().unwrap().contains_key(*key)), "{report}");
 }
 
+/// A model that draws its answers agrees with nothing, itself included: no setting of it can be recommended.
+#[test]
+fn settings_whose_answers_differ_are_left_out_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "RandomUniformLike");
+    let arguments = ["tune", "model.onnx", "--threads-max", "1", "--slice-seconds", "0.001", "--json"];
+    let output = edgeward(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains("1 threads, batch 1, 1 at once: it disagrees with"), "{error}");
+    assert!(!folder.path().join("model.tune.json").exists());
+}
+
 #[test]
 fn a_target_that_nothing_meets_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
