@@ -1,6 +1,6 @@
 //! `edgeward inspect`: what a model is, and which engines can run it.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use edgeward_engine::{Registry, SessionOptions, Source};
 use edgeward_graph::{Dimension, Model, Port};
@@ -20,6 +20,15 @@ pub struct InspectArgs {
     /// Do not try which engines load it
     #[arg(long)]
     no_engines: bool,
+    /// Size of a dimension that the model names, e.g. `batch=1`; 1 for every other
+    #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = named_size)]
+    dims: Vec<(String, usize)>,
+}
+
+fn named_size(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.split_once('=').ok_or("expected NAME=SIZE, e.g. `batch=1`")?;
+    let size = size.parse().map_err(|_| format!("`{size}` is no size"))?;
+    Ok((name.to_owned(), size))
 }
 
 #[derive(Serialize)]
@@ -36,6 +45,12 @@ struct Report {
     parameters: u64,
     initializer_bytes: u64,
     file_bytes: u64,
+    /// Of convolutions, matrix products and recurrent layers; none where the shapes are not known.
+    multiply_adds: Option<u64>,
+    /// The same by operator type, most first.
+    multiply_adds_by_operator: serde_json::Map<String, serde_json::Value>,
+    /// What it is counted for, and where shapes stay unknown.
+    multiply_adds_note: String,
     /// What the checker finds wrong; an engine may run the model all the same.
     problems: Vec<String>,
     engines: Vec<EngineVerdict>,
@@ -96,6 +111,7 @@ fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
         domain: if opset.domain().is_empty() { "ai.onnx".to_owned() } else { opset.domain().to_owned() },
         version: opset.version(),
     });
+    let (cost, note) = cost(model, args)?;
     Ok(Report {
         model: args.model.display().to_string(),
         producer: [proto.producer_name(), proto.producer_version()].join(" ").trim().to_owned(),
@@ -109,9 +125,39 @@ fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
         parameters: stats.parameters,
         initializer_bytes: stats.initializer_bytes,
         file_bytes: std::fs::metadata(&args.model)?.len(),
-        problems: Vec::new(),
+        multiply_adds: cost.unknown.is_none().then_some(cost.total),
+        multiply_adds_by_operator: cost.operators.into_iter().map(|(op, n)| (op, n.into())).collect(),
+        multiply_adds_note: note,
+        problems: edgeward_graph::check(model).err().into_iter().flatten().map(|e| e.to_string()).collect(),
         engines: Vec::new(),
     })
+}
+
+/// Multiply-adds with every symbol given a size, and what that size is.
+fn cost(model: &Model, args: &InspectArgs) -> Result<(edgeward_graph::Cost, String), Failure> {
+    let symbols = model.inputs().into_iter().flat_map(|input| input.shape.unwrap_or_default());
+    let named = symbols.filter_map(|dim| if let Dimension::Symbol(name) = dim { Some((name, 1)) } else { None });
+    let mut sizes: BTreeMap<String, usize> = named.collect();
+    for (name, size) in &args.dims {
+        if sizes.insert(name.clone(), *size).is_none() {
+            let known = sizes.keys().filter(|known| *known != name).cloned().collect::<Vec<_>>().join("`, `");
+            return Err(Failure::input(format!("no input has a dimension `{name}`; there are `{known}`")));
+        }
+    }
+    let inferred = match edgeward_graph::infer(model, &sizes) {
+        Ok(inferred) => inferred,
+        Err(e) => {
+            let unknown = Some(e.to_string());
+            return Ok((edgeward_graph::Cost { unknown, ..Default::default() }, format!("not counted: {e}")));
+        }
+    };
+    let cost = edgeward_graph::cost(model, &inferred);
+    let sized: Vec<String> = sizes.iter().map(|(name, size)| format!("{name}={size}")).collect();
+    let mut note = if sized.is_empty() { String::new() } else { format!("for {}", sized.join(", ")) };
+    if let Some(node) = &cost.unknown {
+        note = format!("not counted: the shapes of {node} are not known {note}").trim_end().to_owned();
+    }
+    Ok((cost, note))
 }
 
 fn value(port: Port) -> Value {
@@ -158,6 +204,12 @@ fn print_report(report: &Report) -> Outcome {
         print::count(report.parameters),
         print::bytes(report.initializer_bytes),
     ))?;
+    print::line(&match report.multiply_adds {
+        Some(count) => {
+            format!("{} multiply-adds {}", print::count(count), report.multiply_adds_note).trim_end().to_owned()
+        }
+        None => format!("multiply-adds {}", report.multiply_adds_note),
+    })?;
     let operators: Vec<_> = report.operators.iter().map(|op| format!("{} × {}", op.count, op.name)).collect();
     print::line(&format!("operators: {}", operators.join(", ")))?;
     report.problems.iter().try_for_each(|problem| print::line(&format!("problem: {problem}")))?;

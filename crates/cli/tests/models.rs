@@ -132,6 +132,9 @@ fn made(name: &str) -> Option<PathBuf> {
 #[test]
 fn every_command_on_resnet50() {
     let Some(model) = made("resnet50") else { return };
+    let inspected = edgeward(Path::new("."), &["inspect", model.to_str().unwrap(), "--no-engines"]);
+    // The figure that is published for it.
+    assert!((4.0e9..4.2e9).contains(&inspected["multiply_adds"].as_f64().unwrap()), "{inspected}");
     every_command(&model, &["image=1,3,224,224"]);
 }
 

@@ -4,9 +4,11 @@
 
 mod check;
 mod codec;
+mod cost;
 mod dtype;
 mod error;
 mod external;
+mod infer;
 mod limits;
 mod model;
 mod node;
@@ -18,9 +20,11 @@ mod wire;
 
 pub use check::{IR_VERSIONS, OPSETS, check};
 pub use codec::tensor_proto;
+pub use cost::{Cost, cost};
 pub use dtype::DataType;
 pub use error::{ErrorKind, GraphError};
 pub use external::ExternalRef;
+pub use infer::{Inferred, ValueType, annotate, infer};
 pub use limits::Limits;
 pub use model::{Dimension, Model, Port};
 pub use rewrite::Links;

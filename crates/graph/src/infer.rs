@@ -1,0 +1,291 @@
+//! Types and shapes of every value of a graph, as far as the graph tells them.
+//!
+//! Dimensions that stay open keep the names that the model gives them. Small integer tensors are followed by their
+//! contents as well, since exported models compute the shapes that they reshape to. Left out, and so unknown: what comes
+//! of local functions, `Loop`, `Scan`, sequences, optionals and operators of other domains. An operator without a rule
+//! leaves its outputs unknown; a contradiction is an error that names the node.
+
+mod arrange;
+mod compute;
+mod items;
+mod rules;
+
+use std::collections::{BTreeMap, HashMap};
+
+use items::Item;
+
+use crate::{
+    DataType, Dimension, GraphError, Model, codec,
+    node::place,
+    proto::{
+        GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+    },
+};
+
+/// Contents are followed up to this many elements: more than any shape has.
+const ITEMS_MAX: usize = 64;
+
+/// What is known of one value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ValueType {
+    /// Element type; none where it is unknown or no tensor.
+    pub dtype: Option<DataType>,
+    /// Dimensions; none where the rank is unknown.
+    pub shape: Option<Vec<Dimension>>,
+}
+
+impl ValueType {
+    /// Number of elements, where all dimensions are known.
+    pub fn element_count(&self) -> Option<u64> {
+        self.shape.as_ref()?.iter().try_fold(1u64, |count, dim| match dim {
+            Dimension::Fixed(size) => count.checked_mul(*size as u64),
+            Dimension::Symbol(_) | Dimension::Unknown => None,
+        })
+    }
+
+    /// Sizes, where all are known.
+    pub fn fixed(&self) -> Option<Vec<usize>> {
+        let size = |dim: &Dimension| if let Dimension::Fixed(size) = dim { Some(*size) } else { None };
+        self.shape.as_ref()?.iter().map(size).collect()
+    }
+}
+
+/// Types of a model's values by name, those of the main graph and of `If` branches.
+#[derive(Clone, Debug, Default)]
+pub struct Inferred {
+    types: HashMap<String, ValueType>,
+}
+
+impl Inferred {
+    /// What is known of a value; all unknown for a name that is not in the graph.
+    pub fn of(&self, name: &str) -> ValueType {
+        self.types.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Every value with its type, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ValueType)> {
+        self.types.iter().map(|(name, value)| (name.as_str(), value))
+    }
+}
+
+/// Infers types and shapes. `sizes` gives sizes to symbols of the model, e.g. `batch`. The graph must be in topological
+/// order; an error names the node whose inputs contradict its operator.
+pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred, GraphError> {
+    let mut state = State { sizes, types: HashMap::new(), items: HashMap::new() };
+    state.graph(model.graph())?;
+    Ok(Inferred { types: state.types })
+}
+
+/// Writes what [`infer`] finds into the graph's `value_info`, as other tools expect it.
+pub fn annotate(model: &mut Model) -> Result<(), GraphError> {
+    let inferred = infer(model, &BTreeMap::new())?;
+    let graph = model.graph_mut();
+    let known: std::collections::HashSet<String> = graph
+        .input
+        .iter()
+        .chain(&graph.output)
+        .map(|v| v.name().to_owned())
+        .chain(graph.initializer.iter().map(|t| t.name().to_owned()))
+        .collect();
+    let made = graph.node.iter().flat_map(|n| &n.output).filter(|name| !name.is_empty() && !known.contains(*name));
+    graph.value_info = made.filter_map(|name| value_info(name, &inferred.of(name))).collect();
+    Ok(())
+}
+
+fn value_info(name: &str, value: &ValueType) -> Option<ValueInfoProto> {
+    let dim = |dim: &Dimension| tensor_shape_proto::Dimension {
+        value: match dim {
+            Dimension::Fixed(size) => Some(tensor_shape_proto::dimension::Value::DimValue(*size as i64)),
+            Dimension::Symbol(name) => Some(tensor_shape_proto::dimension::Value::DimParam(name.clone())),
+            Dimension::Unknown => None,
+        },
+        denotation: None,
+    };
+    let shape = value.shape.as_ref().map(|dims| TensorShapeProto { dim: dims.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: Some(value.dtype?.to_onnx()), shape };
+    let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
+    Some(ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..ValueInfoProto::default() })
+}
+
+struct State<'a> {
+    sizes: &'a BTreeMap<String, usize>,
+    types: HashMap<String, ValueType>,
+    /// Contents of small integer tensors.
+    items: HashMap<String, Vec<Item>>,
+}
+
+impl State<'_> {
+    fn graph(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
+        for input in &graph.input {
+            let declared = self.declared(input);
+            self.types.insert(input.name().to_owned(), declared);
+        }
+        for tensor in &graph.initializer {
+            self.constant(tensor.name(), tensor)?;
+        }
+        for (index, node) in graph.node.iter().enumerate() {
+            self.node(node).map_err(|fault| match fault {
+                Fault::Inner(error) => error,
+                Fault::Here(reason) => GraphError::invalid(place(node, index), reason),
+            })?;
+        }
+        // What the model declares is known beside what is inferred.
+        for value in graph.output.iter().chain(&graph.value_info) {
+            let declared = self.declared(value);
+            let own = self.types.entry(value.name().to_owned()).or_default();
+            if let Some(merged) = refined(own, &declared) {
+                *own = merged;
+            }
+        }
+        Ok(())
+    }
+
+    fn declared(&self, value: &ValueInfoProto) -> ValueType {
+        let port = crate::model::port(value);
+        let bound = |dim: Dimension| match dim {
+            Dimension::Symbol(name) => self.sizes.get(&name).map_or(Dimension::Symbol(name), |&s| Dimension::Fixed(s)),
+            other => other,
+        };
+        ValueType { dtype: port.dtype, shape: port.shape.map(|dims| dims.into_iter().map(bound).collect()) }
+    }
+
+    fn constant(&mut self, name: &str, tensor: &TensorProto) -> Result<(), GraphError> {
+        let (dtype, shape) = codec::header(tensor)?;
+        if shape.len() <= 1 && !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
+            let numbers = codec::decode(tensor).ok().and_then(|t| items::of_tensor(&t));
+            self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
+        }
+        let dims = shape.into_iter().map(Dimension::Fixed).collect();
+        self.types.insert(name.to_owned(), ValueType { dtype: Some(dtype), shape: Some(dims) });
+        Ok(())
+    }
+
+    fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
+        if !node.is_standard() {
+            return Ok(());
+        }
+        if node.op_type() == "If" {
+            return self.branches(node);
+        }
+        if node.op_type() == "Constant"
+            && let (Some(tensor), Some(name)) = (node.attr("value").and_then(|a| a.t.as_ref()), node.output.first())
+        {
+            return self.constant(name, tensor).map_err(Fault::Inner);
+        }
+        let view = View { state: self, node };
+        let outputs = rules::outputs(&view).map_err(Fault::Here)?;
+        let items = items::outputs(&view);
+        for (name, value) in node.output.iter().zip(outputs).filter(|(name, _)| !name.is_empty()) {
+            self.types.insert(name.clone(), value);
+        }
+        if let (Some(items), Some(name)) = (items, node.output.first()) {
+            self.items.insert(name.clone(), items);
+        }
+        Ok(())
+    }
+
+    fn branches(&mut self, node: &NodeProto) -> Result<(), Fault> {
+        let graphs: Vec<&GraphProto> = node.attribute.iter().flat_map(crate::walk::subgraphs).collect();
+        for graph in &graphs {
+            self.graph(graph).map_err(Fault::Inner)?;
+        }
+        for (index, name) in node.output.iter().enumerate() {
+            let ends = graphs
+                .iter()
+                .map(|g| g.output.get(index).map(|o| self.types.get(o.name()).cloned().unwrap_or_default()));
+            let merged = ends.map(Option::unwrap_or_default).reduce(|a, b| either(&a, &b));
+            self.types.insert(name.clone(), merged.unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+enum Fault {
+    Here(String),
+    Inner(GraphError),
+}
+
+/// One of two types: only what both agree on.
+fn either(a: &ValueType, b: &ValueType) -> ValueType {
+    let shape = match (&a.shape, &b.shape) {
+        (Some(a), Some(b)) if a.len() == b.len() => {
+            let dim = |(a, b): (&Dimension, &Dimension)| if a == b { a.clone() } else { Dimension::Unknown };
+            Some(a.iter().zip(b).map(dim).collect())
+        }
+        _ => None,
+    };
+    ValueType { dtype: a.dtype.filter(|_| a.dtype == b.dtype), shape }
+}
+
+/// Both together: what either knows; none where they contradict each other.
+fn refined(a: &ValueType, b: &ValueType) -> Option<ValueType> {
+    let shape = match (&a.shape, &b.shape) {
+        (Some(x), Some(y)) => {
+            if x.len() != y.len() {
+                return None;
+            }
+            let dim = |(x, y): (&Dimension, &Dimension)| match (x, y) {
+                (Dimension::Fixed(_), _) | (Dimension::Symbol(_), Dimension::Unknown) => x.clone(),
+                _ => y.clone(),
+            };
+            Some(x.iter().zip(y).map(dim).collect())
+        }
+        (x, y) => x.clone().or(y.clone()),
+    };
+    Some(ValueType { dtype: a.dtype.or(b.dtype), shape })
+}
+
+/// A node with what is known of its inputs.
+struct View<'s> {
+    state: &'s State<'s>,
+    node: &'s NodeProto,
+}
+
+impl View<'_> {
+    fn has(&self, index: usize) -> bool {
+        self.node.input.get(index).is_some_and(|name| !name.is_empty())
+    }
+
+    fn input(&self, index: usize) -> ValueType {
+        self.node.input.get(index).and_then(|name| self.state.types.get(name)).cloned().unwrap_or_default()
+    }
+
+    fn dtype(&self, index: usize) -> Option<DataType> {
+        self.input(index).dtype
+    }
+
+    fn dims(&self, index: usize) -> Option<Vec<Dimension>> {
+        self.input(index).shape
+    }
+
+    fn items(&self, index: usize) -> Option<&[Item]> {
+        self.state.items.get(self.node.input.get(index)?).map(Vec::as_slice)
+    }
+
+    /// Contents of an input where all are known numbers.
+    fn numbers(&self, index: usize) -> Option<Vec<i64>> {
+        self.items(index)?.iter().map(Item::number).collect()
+    }
+
+    /// A list that older operator sets have as an attribute and newer ones as an input; none where it is not known.
+    fn list(&self, attribute: &str, index: usize) -> Option<Vec<i64>> {
+        match self.node.attr_ints(attribute) {
+            Some(list) => Some(list.to_vec()),
+            None => self.numbers(index),
+        }
+    }
+
+    fn int(&self, attribute: &str, default: i64) -> i64 {
+        self.node.attr_int(attribute).unwrap_or(default)
+    }
+
+    fn outputs(&self) -> usize {
+        self.node.output.len()
+    }
+}
+
+/// A position that may count from the end; an error where it is outside.
+fn axis(axis: i64, rank: usize) -> Result<usize, String> {
+    let positive = if axis < 0 { axis + rank as i64 } else { axis };
+    usize::try_from(positive).ok().filter(|&a| a < rank).ok_or_else(|| format!("axis {axis} is outside of rank {rank}"))
+}
