@@ -38,8 +38,9 @@ fn client(python: &str, script: &str, arguments: &[&str]) {
 
 #[test]
 fn tritonclient_passes_untouched() {
-    let models = repository();
-    let server = Server::start(&[models.path()], &[]);
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let trace = files.path().join("trace.json");
+    let server = Server::start(&[models.path()], &["--trace-file", trace.to_str().unwrap()]);
     client("EDGEWARD_TEST_PYTHON", "triton.py", &[&server.http, &server.grpc]);
 }
 

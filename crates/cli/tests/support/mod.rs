@@ -79,6 +79,15 @@ pub struct Server {
 
 impl Server {
     pub fn start(models: &[&Path], arguments: &[&str]) -> Self {
+        Self::spawn(models, arguments, Stdio::null())
+    }
+
+    /// A server whose log goes to a file.
+    pub fn start_logging(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into())
+    }
+
+    fn spawn(models: &[&Path], arguments: &[&str], log: Stdio) -> Self {
         let files = tempfile::tempdir().unwrap();
         let ready = files.path().join("ready.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
@@ -88,7 +97,7 @@ impl Server {
             .arg("--ready-file")
             .arg(&ready)
             .args(arguments)
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         while !ready.exists() {
