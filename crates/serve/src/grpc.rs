@@ -4,7 +4,7 @@ mod convert;
 mod settings;
 mod stream;
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use axum::middleware::from_fn_with_state;
 use prost::Message as _;
@@ -98,8 +98,7 @@ impl tonic_health::pb::health_server::Health for Health {
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
         let (this, service) = (Health(self.0.clone()), request.into_inner().service);
-        let ticks =
-            tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(std::time::Duration::from_secs(1)));
+        let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
         let changes = ticks.filter_map(move |_| {
             let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
@@ -139,18 +138,39 @@ struct Inference(App);
 async fn answer(
     app: &App,
     request: proto::ModelInferRequest,
-    parent: Option<&str>,
-    slot: Option<&Slot>,
+    call: Call<'_>,
+    deadline: Option<Duration>,
 ) -> Result<proto::ModelInferResponse, Status> {
+    let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
     let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
-    let request = convert::request(request, model).map_err(status)?;
-    let response = app.infer(request, Call { parent, slot }).await.map_err(status)?;
+    let mut request = convert::request(request, model).map_err(status)?;
+    request.timeout = request.timeout.into_iter().chain(deadline).min();
+    let response = app.infer(request, call).await.map_err(status)?;
     let response = convert::response(response, raw).map_err(status)?;
     if let Some(slot) = slot {
         slot.sized(bytes_in, response.encoded_len());
     }
     Ok(response)
+}
+
+/// How long the caller waits, from the header `grpc-timeout`: up to 8 digits and a unit.
+/// Source: gRPC over HTTP/2, "Timeout". tonic ends the call then, as cancelled; a tenth of the time is
+/// kept back, so that the queue says before that why there is no answer.
+fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    let whole = match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Some(whole - whole / 10)
 }
 
 /// The caller's span.
@@ -208,7 +228,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        answer(&self.0, message, parent(&metadata), extensions.get::<Slot>()).await.map(Response::new)
+        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>() };
+        answer(&self.0, message, call, deadline(&metadata)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = stream::InferStream;

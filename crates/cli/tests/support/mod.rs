@@ -12,12 +12,13 @@ use std::{
 };
 
 use edgeward_graph::{
-    DataType, Model,
+    DataType, Model, Tensor,
     proto::{
         GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
+    tensor_proto,
 };
 
 pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
@@ -41,6 +42,34 @@ pub fn identity(dtype: DataType) -> Model {
         node: vec![node],
         input: vec![port("INPUT0", dtype)],
         output: vec![port("OUTPUT0", dtype)],
+        ..GraphProto::default()
+    };
+    model(graph)
+}
+
+/// Returns its input of shape `[n, 16]` after a multiplication of square matrices: 900 take tens of milliseconds.
+pub fn slow(side: usize) -> Model {
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(op.to_owned()),
+        input: inputs.iter().map(|&i| i.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    };
+    let matrix = Tensor::from_vec([side, side], vec![1e-3f32; side * side]).unwrap();
+    let zero = Tensor::from_vec([1], vec![0f32]).unwrap();
+    let graph = GraphProto {
+        name: Some("slow".to_owned()),
+        node: vec![
+            node("ReduceMax", &["INPUT0"], "most"),
+            node("Mul", &["matrix", "most"], "scaled"),
+            node("MatMul", &["scaled", "matrix"], "product"),
+            node("ReduceMax", &["product"], "number"),
+            node("Mul", &["number", "zero"], "nothing"),
+            node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
+        ],
+        initializer: vec![tensor_proto("matrix", &matrix), tensor_proto("zero", &zero)],
+        input: vec![port("INPUT0", DataType::Float32)],
+        output: vec![port("OUTPUT0", DataType::Float32)],
         ..GraphProto::default()
     };
     model(graph)

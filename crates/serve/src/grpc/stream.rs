@@ -13,7 +13,10 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
 use super::{answer, parent};
-use crate::{proto, telemetry::App};
+use crate::{
+    proto,
+    telemetry::{App, Call},
+};
 
 /// Requests of one stream that run at the same time.
 const AHEAD_MAX: usize = 16;
@@ -67,7 +70,7 @@ async fn stream_answer(
     let wants_final = matches!(wants_final, Some(proto::infer_parameter::ParameterChoice::BoolParam(true)));
     let line = app.telemetry.access.as_ref().map(|log| log.begin(peer, ("POST", PATH), true));
     let slot = line.as_ref().map(|line| line.slot());
-    let result = answer(app, request, parent, slot.as_ref()).await;
+    let result = answer(app, request, Call { parent, slot: slot.as_ref() }, None).await;
     let (status, error_message, mut response) = match result {
         Ok(response) => (0, String::new(), response),
         Err(e) => {
