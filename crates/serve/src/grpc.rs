@@ -4,6 +4,8 @@ mod convert;
 mod settings;
 mod stream;
 
+pub(crate) use convert::{request, response};
+
 use std::{pin::Pin, time::Duration};
 
 use axum::middleware::from_fn_with_state;

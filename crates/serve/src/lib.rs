@@ -4,6 +4,8 @@
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
 pub mod core;
+#[doc(hidden)]
+pub mod decode;
 mod grpc;
 mod http;
 mod json;
