@@ -59,6 +59,41 @@ def common(client, kind):
     refused(lambda: client.infer("ident_bool", make(kind, flags, "BOOL")), "batch")
     refused(lambda: client.load_model("ident_bool", config='{"sequence_batching": {}}'), "sequence_batching")
     client.load_model("ident_bool")
+    settings(client)
+
+
+def settings(client):
+    """Trace and log settings; as JSON over both protocols, where gRPC's own form wraps each value."""
+    as_json = {"as_json": True} if isinstance(client, grpc.InferenceServerClient) else {}
+
+    def plain(answer):
+        if not as_json:
+            return answer
+        one = lambda v: v.get("value", []) if "value" in v or not v else next(iter(v.values()))
+        return {k: one(v) for k, v in answer["settings"].items()}
+
+    def trace(model=None, **updates):
+        call = client.update_trace_settings if updates else client.get_trace_settings
+        more = {"settings": updates} if updates else {}
+        return plain(call(model_name=model, **more, **as_json))
+
+    only = lambda value: value[0] if isinstance(value, list) else value
+    assert trace()["trace_level"] == ["OFF"] and only(trace()["trace_rate"]) == "1000", trace()
+    assert trace("ident", trace_level=["TIMESTAMPS"], trace_rate="1", trace_count="3")["trace_level"] == ["TIMESTAMPS"]
+    kind = grpc if as_json else http
+    client.infer("ident", make(kind, X, "FP32"))
+    assert only(trace("ident")["trace_count"]) == "2", trace("ident")
+    assert trace()["trace_level"] == ["OFF"] and trace("ident_f16")["trace_level"] == ["OFF"]
+    cleared = trace("ident", trace_level=None, trace_rate=None, trace_count=None)
+    assert cleared == trace(), cleared
+    refused(lambda: trace(trace_rate="never"), "trace_rate")
+    refused(lambda: trace("nobody"), "nobody")
+    before = plain(client.get_log_settings(**as_json))
+    assert before["log_info"] is True and before["log_verbose_level"] == 0, before
+    after = plain(client.update_log_settings({"log_info": False, "log_verbose_level": 1}, **as_json))
+    assert after == {**before, "log_info": False, "log_verbose_level": 1}, after
+    assert plain(client.update_log_settings({"log_info": True, "log_verbose_level": 0}, **as_json)) == before
+    refused(lambda: client.update_log_settings({"log_file": "/f"}), "log_file")
 
 
 def over_http(address):
@@ -101,6 +136,12 @@ def over_grpc(address):
             assert error is None, error
             assert result.get_response().id == str(i)
             np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), X + i)
+    client.stop_stream()
+    # A stream that asks for it is told that each answer is the last of its request.
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    client.async_stream_infer("ident", make(grpc, X, "FP32"), enable_empty_final_response=True)
+    result, error = answers.get(timeout=30)
+    assert error is None and result.get_response().parameters["triton_final_response"].bool_param
     client.stop_stream()
 
 

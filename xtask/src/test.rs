@@ -23,6 +23,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         lint_steps(&mut steps, &root)?;
     }
     steps.step("programs", tools::ensure)?;
+    steps.step("programs in Go", || tools::ensure_go(&root))?;
     let pythons = steps.step("python environments", || python::ensure(&root))?;
     steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
     steps.step("engines", || install_engines(&root))?;
@@ -44,6 +45,7 @@ pub fn setup() -> anyhow::Result<()> {
     let root = root();
     let mut steps = Steps::new();
     steps.step("programs", tools::ensure)?;
+    steps.step("programs in Go", || tools::ensure_go(&root))?;
     steps.step("python environments", || python::ensure(&root))?;
     steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
     steps.step("engines", || install_engines(&root))?;

@@ -1,6 +1,6 @@
 //! Programs that benchmarks and some tests call, from the distribution's packages.
 
-use std::process::Command;
+use std::{fs, path::Path, process::Command};
 
 use anyhow::bail;
 
@@ -12,6 +12,34 @@ const TOOLS: &[(&str, &str, &str)] = &[
     ("h2load", "nghttp2-client", "HTTP/2 and gRPC load"),
     ("curl", "curl", "client tests"),
 ];
+
+/// (program, Go package with its version, what it is for)
+const GO_TOOLS: &[(&str, &str, &str)] = &[
+    ("h2spec", "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible", "HTTP/2 conformance"),
+    ("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4", "gRPC by reflection"),
+];
+
+/// Builds programs that come as Go source into `target/test-env/bin`, each once per version.
+pub fn ensure_go(root: &Path) -> anyhow::Result<()> {
+    let folder = root.join("target/test-env/bin");
+    for (program, package, purpose) in GO_TOOLS {
+        let stamp = folder.join(format!("{program}.made-from"));
+        if folder.join(program).exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == *package) {
+            continue;
+        }
+        if !on_path("go") {
+            println!("   `{program}` ({purpose}) is missing and needs Go; what needs it is skipped");
+            continue;
+        }
+        fs::create_dir_all(&folder)?;
+        if let Err(error) = steps::output(Command::new("go").env("GOBIN", &folder).args(["install", package])) {
+            println!("   {error}; what needs `{program}` is skipped");
+            continue;
+        }
+        fs::write(stamp, package)?;
+    }
+    Ok(())
+}
 
 /// Installs the missing programs where that needs no password; else says which they are.
 pub fn ensure() -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
-    Addresses, Listening, RunConfig,
+    Addresses, Listening, RunConfig, TelemetryConfig,
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
@@ -136,6 +136,7 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
             control: ModelControl::Fixed,
         },
         grace: Duration::from_secs(5),
+        telemetry: TelemetryConfig::default(),
     }
 }
 

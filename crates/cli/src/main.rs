@@ -15,6 +15,7 @@ mod measure;
 mod print;
 mod serve;
 mod settings;
+mod telemetry;
 mod tune;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -54,7 +55,7 @@ enum Command {
     /// Make a model, serve it, send requests and print what they cost
     Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
 }
@@ -97,7 +98,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Bench(args) => bench::run(&args, &context),
         Command::Tune(args) => tune::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
-        Command::Serve(args) => serve::run(args, &context),
+        Command::Serve(args) => serve::run(*args, &context),
         Command::Engine(args) => engine::run(&args, &context),
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     failure::{Failure, Outcome},
     log::{self, LogFormat},
     print,
+    telemetry::TelemetryArgs,
     tune::result,
 };
 
@@ -72,12 +73,15 @@ pub struct ServeArgs {
     /// Form of log lines [default: text on a terminal, else json]
     #[arg(long, env = "EDGEWARD_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
 }
 
 /// Runs the command.
 pub fn run(args: ServeArgs, context: &Context) -> Outcome {
-    log::init(args.log_format);
-    let config = config(&args, context)?;
+    let log = log::init(args.log_format);
+    let mut config = config(&args, context)?;
+    config.telemetry.log = Some(log);
     if !args.insecure {
         return Err(Failure::input(NEEDS_INSECURE));
     }
@@ -103,6 +107,7 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         metrics: Some(metrics),
         ready_file: args.ready_file.clone(),
         server: server(args, context)?,
+        telemetry: args.telemetry.config(&settings.telemetry)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
     })
 }
@@ -165,7 +170,7 @@ async fn serve(config: RunConfig, context: &Context) -> Outcome {
 fn not_started(error: RunError) -> Failure {
     match error {
         // Folders and files of models are named on the command line.
-        RunError::NotLoopback(_) | RunError::Models(_) => Failure::Input(error.into()),
+        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) => Failure::Input(error.into()),
         _ => Failure::Work(error.into()),
     }
 }

@@ -62,6 +62,36 @@ pub struct ServeSettings {
     pub grace_seconds: Option<u64>,
     /// Memory for the response cache; 0 for none.
     pub cache_bytes: Option<u64>,
+    /// `[serve.telemetry]`
+    pub telemetry: TelemetrySettings,
+}
+
+/// `[serve.telemetry]`: what is told of single requests.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// File of the access log; `-` for standard output.
+    pub access_log: Option<PathBuf>,
+    /// `json` or `text`.
+    pub access_log_format: Option<AccessLogFormat>,
+    /// File of traces.
+    pub trace_file: Option<PathBuf>,
+    /// `OFF`, `TIMESTAMPS`, `TENSORS`.
+    pub trace_level: Option<Vec<String>>,
+    /// One request in so many is traced.
+    pub trace_rate: Option<u64>,
+    /// Collector of traces.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Form of an access line.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLogFormat {
+    /// One JSON object
+    Json,
+    /// Fields between blanks
+    Text,
 }
 
 /// Reads the file that `--config` names, else `edgeward.toml` where the working folder has one.

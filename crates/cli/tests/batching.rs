@@ -4,43 +4,11 @@
 
 use std::{fs, io::Read as _, path::Path, thread};
 
-use edgeward_graph::{
-    DataType, Model, Tensor,
-    proto::{GraphProto, NodeProto},
-    tensor_proto,
-};
+use edgeward_graph::{DataType, Model};
 use serde_json::Value;
-use support::{Server, ask, identity, model, port, send};
+use support::{Server, ask, identity, send, slow};
 
 mod support;
-
-/// Returns its input of shape `[n, 16]` after a multiplication of square matrices: 900 take tens of milliseconds.
-fn slow(side: usize) -> Model {
-    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
-        op_type: Some(op.to_owned()),
-        input: inputs.iter().map(|&i| i.to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..NodeProto::default()
-    };
-    let matrix = Tensor::from_vec([side, side], vec![1e-3f32; side * side]).unwrap();
-    let zero = Tensor::from_vec([1], vec![0f32]).unwrap();
-    let graph = GraphProto {
-        name: Some("slow".to_owned()),
-        node: vec![
-            node("ReduceMax", &["INPUT0"], "most"),
-            node("Mul", &["matrix", "most"], "scaled"),
-            node("MatMul", &["scaled", "matrix"], "product"),
-            node("ReduceMax", &["product"], "number"),
-            node("Mul", &["number", "zero"], "nothing"),
-            node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
-        ],
-        initializer: vec![tensor_proto("matrix", &matrix), tensor_proto("zero", &zero)],
-        input: vec![port("INPUT0", DataType::Float32)],
-        output: vec![port("OUTPUT0", DataType::Float32)],
-        ..GraphProto::default()
-    };
-    model(graph)
-}
 
 /// A repository of one model `m` with this configuration.
 fn repository(model: &Model, config: &str) -> tempfile::TempDir {

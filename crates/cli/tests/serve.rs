@@ -7,7 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -38,8 +38,9 @@ fn client(python: &str, script: &str, arguments: &[&str]) {
 
 #[test]
 fn tritonclient_passes_untouched() {
-    let models = repository();
-    let server = Server::start(&[models.path()], &[]);
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let trace = files.path().join("trace.json");
+    let server = Server::start(&[models.path()], &["--trace-file", trace.to_str().unwrap()]);
     client("EDGEWARD_TEST_PYTHON", "triton.py", &[&server.http, &server.grpc]);
 }
 
@@ -81,7 +82,32 @@ fn malformed_requests_are_named_and_harmless() {
         "[".repeat(100),
         "]".repeat(100)
     );
-    let table: [(&str, &str, &[u8], &str); 13] = [
+    let very_deep = format!("{{\"inputs\":{}{}}}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+    let deep_data = format!(
+        r#"{{"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"BYTES","data":{}1{}}}]}}"#,
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    let one = r#"{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[1]}"#;
+    let many = format!(r#"{{"inputs":[{}]}}"#, vec![one; 100_000].join(","));
+    let bomb = bomb();
+    let table: [(&str, &str, &[u8], &str); 28] = [
+        ("very deep", "", very_deep.as_bytes(), "JSON"),
+        ("deep strings", "", deep_data.as_bytes(), "INPUT0"),
+        ("100,000 inputs", "", many.as_bytes(), "INPUT0"),
+        ("gzip bomb", "content-encoding: gzip\r\n", &bomb, "grows beyond"),
+        ("encoding", "content-encoding: br\r\n", b"{}", "br"),
+        ("twice", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,2],"datatype":"FP32","data":[1,2]},{"name":"INPUT0","shape":[1,2],"datatype":"FP32","data":[1,2]}]}"#, "twice"),
+        ("ragged", "", br#"{"inputs":[{"name":"INPUT0","shape":[3],"datatype":"FP32","data":[[1,2],[3]]}]}"#, "ragged"),
+        ("mixed", "", br#"{"inputs":[{"name":"INPUT0","shape":[3],"datatype":"FP32","data":[[1,2],3]}]}"#, "ragged"),
+        ("other nesting", "", br#"{"inputs":[{"name":"INPUT0","shape":[2,3],"datatype":"FP32","data":[[1,2],[3,4],[5,6]]}]}"#, "[3, 2]"),
+        ("NaN", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[NaN]}]}"#, "JSON"),
+        ("too large", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[1e39]}]}"#, "1e39"),
+        ("null", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[null]}]}"#, "null"),
+        ("size beyond 64 bits", "", br#"{"inputs":[{"name":"INPUT0","shape":[99999999999999999999],"datatype":"FP32","data":[]}]}"#, "JSON"),
+        ("string length", "inference-header-content-length: 100\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"BYTES","parameters":{"binary_data_size":6}}]}\x09\0\0\0ab"#, "string 0"),
+        ("header length text", "inference-header-content-length: many\r\n", b"{}", "number"),
         ("truncated", "", br#"{"inputs":[{"name":"INPUT0""#, "JSON"),
         ("empty", "", b"", "JSON"),
         ("no inputs", "", b"{}", "inputs"),
@@ -111,6 +137,16 @@ fn malformed_requests_are_named_and_harmless() {
     assert_eq!(server.ask("POST", "/v2/repository/models/..%2f..%2fetc/load", "", b"").0, 404);
     let (status, text) = server.ask("POST", "/v2/models/ident/infer", "", GOOD);
     assert_eq!(status, 200, "a good request after all the bad ones: {text}");
+}
+
+/// A hundred megabytes of zeros, compressed.
+fn bomb() -> Vec<u8> {
+    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || input.write_all(&vec![b' '; 100 << 20]));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    output.stdout
 }
 
 /// A request that [`identity`] answers.

@@ -19,5 +19,5 @@ mod warmup;
 
 pub use error::{ServeError, ServeErrorKind};
 pub use model::Version;
-pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestedOutput};
+pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestTimes, RequestedOutput};
 pub use server::{IndexEntry, LoadOverrides, ModelControl, Server, ServerConfig};

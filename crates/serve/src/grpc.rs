@@ -1,48 +1,64 @@
 //! The gRPC half of the Open Inference Protocol, with the standard health and reflection services.
 
 mod convert;
+mod settings;
+mod stream;
 
-use std::pin::Pin;
+pub(crate) use convert::{request, response};
 
+use std::{pin::Pin, time::Duration};
+
+use axum::middleware::from_fn_with_state;
+use prost::Message as _;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Code, Request, Response, Status, Streaming, codec::CompressionEncoding, transport::server::Router};
+use tonic::{
+    Code, Request, Response, Status, Streaming, codec::CompressionEncoding, metadata::MetadataMap, service::Routes,
+    transport::server::Router,
+};
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
-    http::version_of,
+    http::{self, version_of},
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
     },
+    telemetry::{App, Call, Slot},
 };
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
 /// Streams of one connection; the requests of one client wait rather than flood.
 const STREAMS_MAX: u32 = 1024;
-/// Requests of one stream that run at the same time; answers keep the order of the requests.
-const STREAM_AHEAD_MAX: usize = 16;
 
 /// Every service of the gRPC listener.
-pub(crate) fn services(server: Server) -> Router {
-    let inference = GrpcInferenceServiceServer::new(Inference(server.clone()))
+pub(crate) fn services(app: App) -> Router {
+    let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
         .accept_compressed(CompressionEncoding::Gzip)
         .send_compressed(CompressionEncoding::Gzip);
+    let routes = reflection(Routes::new(inference).add_service(health(app.server.clone())));
+    let routes = if app.telemetry.access.is_some() {
+        routes.into_axum_router().layer(from_fn_with_state(app, http::access)).into()
+    } else {
+        routes
+    };
     let mut builder = tonic::transport::Server::builder().tcp_nodelay(true).max_concurrent_streams(STREAMS_MAX);
-    let router = builder.add_service(inference).add_service(health(server));
-    let v1 = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    let alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    match (v1.build_v1(), alpha.build_v1alpha()) {
-        (Ok(v1), Ok(alpha)) => router.add_service(v1).add_service(alpha),
+    builder.add_routes(routes)
+}
+
+fn reflection(routes: Routes) -> Routes {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(v1), Ok(alpha)) => routes.add_service(v1).add_service(alpha),
         (Err(e), _) | (_, Err(e)) => {
             tracing::error!(error = %e, "reflection is off: the descriptors are damaged");
-            router
+            routes
         }
     }
 }
@@ -84,8 +100,7 @@ impl tonic_health::pb::health_server::Health for Health {
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
         let (this, service) = (Health(self.0.clone()), request.into_inner().service);
-        let ticks =
-            tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(std::time::Duration::from_secs(1)));
+        let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
         let changes = ticks.filter_map(move |_| {
             let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
@@ -120,17 +135,50 @@ fn no_shared_memory<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("shared memory is not supported; send tensors in the request"))
 }
 
-struct Inference(Server);
+struct Inference(App);
 
-async fn answer(server: &Server, request: proto::ModelInferRequest) -> Result<proto::ModelInferResponse, Status> {
+async fn answer(
+    app: &App,
+    request: proto::ModelInferRequest,
+    call: Call<'_>,
+    deadline: Option<Duration>,
+) -> Result<proto::ModelInferResponse, Status> {
+    let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
-    let raw = convert::is_raw(&request);
-    let request = convert::request(request, model).map_err(status)?;
-    let response = server.infer(request).await.map_err(status)?;
-    convert::response(response, raw).map_err(status)
+    let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
+    let mut request = convert::request(request, model).map_err(status)?;
+    request.timeout = request.timeout.into_iter().chain(deadline).min();
+    let response = app.infer(request, call).await.map_err(status)?;
+    let response = convert::response(response, raw).map_err(status)?;
+    if let Some(slot) = slot {
+        slot.sized(bytes_in, response.encoded_len());
+    }
+    Ok(response)
 }
 
-type InferStream = Pin<Box<dyn Stream<Item = Result<proto::ModelStreamInferResponse, Status>> + Send>>;
+/// How long the caller waits, from the header `grpc-timeout`: up to 8 digits and a unit.
+/// Source: gRPC over HTTP/2, "Timeout". tonic ends the call then, as cancelled; a tenth of the time is
+/// kept back, so that the queue says before that why there is no answer.
+fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    let whole = match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Some(whole - whole / 10)
+}
+
+/// The caller's span.
+fn parent(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("traceparent")?.to_str().ok()
+}
 
 #[tonic::async_trait]
 impl GrpcInferenceService for Inference {
@@ -145,7 +193,7 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<proto::ServerReadyRequest>,
     ) -> Result<Response<proto::ServerReadyResponse>, Status> {
-        Ok(Response::new(proto::ServerReadyResponse { ready: self.0.ready() }))
+        Ok(Response::new(proto::ServerReadyResponse { ready: self.0.server.ready() }))
     }
 
     async fn model_ready(
@@ -154,7 +202,7 @@ impl GrpcInferenceService for Inference {
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
         let request = request.get_ref();
         // Clients of this call expect false, not an error, for a model that is not there.
-        let ready = self.0.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
+        let ready = self.0.server.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
         Ok(Response::new(proto::ModelReadyResponse { ready }))
     }
 
@@ -174,37 +222,25 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
         let request = request.get_ref();
-        self.0.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
+        self.0.server.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
     }
 
     async fn model_infer(
         &self,
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
-        answer(&self.0, request.into_inner()).await.map(Response::new)
+        let (metadata, extensions, message) = request.into_parts();
+        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>() };
+        answer(&self.0, message, call, deadline(&metadata)).await.map(Response::new)
     }
 
-    type ModelStreamInferStream = InferStream;
+    type ModelStreamInferStream = stream::InferStream;
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<proto::ModelInferRequest>>,
-    ) -> Result<Response<InferStream>, Status> {
-        let server = self.0.clone();
-        let (mut requests, (send, receive)) = (request.into_inner(), tokio::sync::mpsc::channel(STREAM_AHEAD_MAX));
-        tokio::spawn(async move {
-            while let Some(Ok(request)) = requests.next().await {
-                let server = server.clone();
-                let run = tokio::spawn(async move { stream_answer(&server, request).await });
-                // The other end has gone: whatever still runs answers nobody.
-                if send.send(run).await.is_err() {
-                    break;
-                }
-            }
-        });
-        let answers = tokio_stream::wrappers::ReceiverStream::new(receive);
-        let answers = answers.then(|run| async { run.await.map_err(|e| Status::internal(e.to_string())) });
-        Ok(Response::new(Box::pin(answers)))
+    ) -> Result<Response<stream::InferStream>, Status> {
+        Ok(Response::new(stream::run(self.0.clone(), request)))
     }
 
     async fn model_config(
@@ -212,7 +248,7 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelConfigRequest>,
     ) -> Result<Response<proto::ModelConfigResponse>, Status> {
         let request = request.get_ref();
-        let config = self.0.model_config(&model(&request.name, &request.version)?).map_err(status)?;
+        let config = self.0.server.model_config(&model(&request.name, &request.version)?).map_err(status)?;
         Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
     }
 
@@ -222,7 +258,7 @@ impl GrpcInferenceService for Inference {
     ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
         let request = request.get_ref();
         let version = version_of(&request.version).map_err(status)?;
-        let model_stats = self.0.statistics(&request.name, version).map_err(status)?;
+        let model_stats = self.0.server.statistics(&request.name, version).map_err(status)?;
         Ok(Response::new(proto::ModelStatisticsResponse { model_stats }))
     }
 
@@ -231,7 +267,7 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryIndexRequest>,
     ) -> Result<Response<proto::RepositoryIndexResponse>, Status> {
         use proto::repository_index_response::ModelIndex;
-        let entries = self.0.index(request.get_ref().ready).into_iter().map(|e| ModelIndex {
+        let entries = self.0.server.index(request.get_ref().ready).into_iter().map(|e| ModelIndex {
             name: e.name,
             version: e.version,
             state: e.state.to_owned(),
@@ -254,7 +290,7 @@ impl GrpcInferenceService for Inference {
                 _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for a load"))),
             }
         }
-        self.0.load(&request.model_name, overrides).await.map_err(status)?;
+        self.0.server.load(&request.model_name, overrides).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelLoadResponse {}))
     }
 
@@ -271,7 +307,7 @@ impl GrpcInferenceService for Inference {
                 _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for an unload"))),
             }
         }
-        self.0.unload(&request.model_name, dependents).await.map_err(status)?;
+        self.0.server.unload(&request.model_name, dependents).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 
@@ -319,28 +355,15 @@ impl GrpcInferenceService for Inference {
 
     async fn trace_setting(
         &self,
-        _: Request<proto::TraceSettingRequest>,
+        request: Request<proto::TraceSettingRequest>,
     ) -> Result<Response<proto::TraceSettingResponse>, Status> {
-        Err(Status::unimplemented("tracing is not supported"))
+        settings::trace(&self.0, request.into_inner()).map(Response::new)
     }
 
     async fn log_settings(
         &self,
-        _: Request<proto::LogSettingsRequest>,
+        request: Request<proto::LogSettingsRequest>,
     ) -> Result<Response<proto::LogSettingsResponse>, Status> {
-        Err(Status::unimplemented("log settings cannot be changed while running"))
-    }
-}
-
-async fn stream_answer(server: &Server, request: proto::ModelInferRequest) -> proto::ModelStreamInferResponse {
-    let (id, model_name) = (request.id.clone(), request.model_name.clone());
-    match answer(server, request).await {
-        Ok(response) => {
-            proto::ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
-        }
-        Err(e) => {
-            let response = proto::ModelInferResponse { id, model_name, ..proto::ModelInferResponse::default() };
-            proto::ModelStreamInferResponse { error_message: e.message().to_owned(), infer_response: Some(response) }
-        }
+        settings::log(&self.0, request.into_inner()).map(Response::new)
     }
 }

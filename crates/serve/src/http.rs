@@ -1,26 +1,32 @@
-//! The REST half of the Open Inference Protocol.
+//! The REST half of the Open Inference Protocol. One table makes both the router and the OpenAPI document.
+
+mod infer;
+mod settings;
+
+use std::net::SocketAddr;
 
 use axum::{
     Json, Router,
-    body::Body,
-    extract::{DefaultBodyLimit, Path, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{Next, from_fn_with_state},
     response::{Html, IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use hyper::body::Body as _;
 use serde_json::{Value, json};
+use tonic::transport::server::TcpConnectInfo;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
-    json as codec, page,
+    openapi::{self, Operation},
+    page,
     proto::{self},
+    telemetry::App,
 };
 
-const JSON_LENGTH: &str = "inference-header-content-length";
-/// What a compressed body may grow to.
-const INFLATED_BYTES_MAX: u64 = 1 << 30;
 /// What a body may be.
 const BODY_BYTES_MAX: usize = 1 << 30;
 
@@ -55,30 +61,137 @@ impl IntoResponse for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
+/// A path, what the document says of it, and who answers.
+struct Route {
+    operation: Operation,
+    answer: MethodRouter<App>,
+}
+
+fn read(path: &'static str, summary: &'static str, schema: &'static str, answer: MethodRouter<App>) -> Route {
+    Route { operation: Operation { method: "get", path, summary, takes: None, gives: schema }, answer }
+}
+
+fn act(
+    path: &'static str,
+    summary: &'static str,
+    (takes, gives): (&'static str, &'static str),
+    answer: MethodRouter<App>,
+) -> Route {
+    Route { operation: Operation { method: "post", path, summary, takes: Some(takes), gives }, answer }
+}
+
+/// Every route, in the order of the document.
+fn routes() -> Vec<Route> {
+    let mut routes = vec![
+        read("/", "A short page for people", "Page", get(home)),
+        read("/v2", "Name, version and extensions of the server", "ServerMetadata", get(server_metadata)),
+        read("/v2/openapi.json", "This document", "Document", get(document)),
+        read("/v2/health/live", "Whether the server runs", "Live", get(|| async { Json(json!({ "live": true })) })),
+        read("/v2/health/ready", "Whether every model that should serve can answer", "Ready", get(ready)),
+        read("/v2/models/stats", "Statistics of all models", "Statistics", get(all_statistics)),
+        read("/v2/trace/setting", "What is traced of all models", "TraceSettings", get(settings::trace)),
+        act("/v2/trace/setting", "Change it", ("TraceUpdate", "TraceSettings"), post(settings::set_trace)),
+        read("/v2/models/{model}/trace/setting", "What is traced of a model", "TraceSettings", get(settings::trace_of)),
+        act(
+            "/v2/models/{model}/trace/setting",
+            "Change it; null follows the settings of all models",
+            ("TraceUpdate", "TraceSettings"),
+            post(settings::set_trace_of),
+        ),
+        read("/v2/logging", "What the server logs", "LogSettings", get(settings::log)),
+        act("/v2/logging", "Change it", ("LogUpdate", "LogSettings"), post(settings::set_log)),
+        act(
+            "/v2/repository/index",
+            "Every model of the repositories with its versions",
+            ("IndexRequest", "Index"),
+            post(index),
+        ),
+        act("/v2/repository/models/{model}/load", "Load or reload a model", ("Load", "Empty"), post(load)),
+        act("/v2/repository/models/{model}/unload", "Unload a model", ("Unload", "Empty"), post(unload)),
+    ];
+    let (newest, numbered) = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}");
+    for (metadata_path, ready_path, infer_path, config_path, stats_path) in [
+        (
+            newest,
+            "/v2/models/{model}/ready",
+            "/v2/models/{model}/infer",
+            "/v2/models/{model}/config",
+            "/v2/models/{model}/stats",
+        ),
+        (
+            numbered,
+            "/v2/models/{model}/versions/{version}/ready",
+            "/v2/models/{model}/versions/{version}/infer",
+            "/v2/models/{model}/versions/{version}/config",
+            "/v2/models/{model}/versions/{version}/stats",
+        ),
+    ] {
+        routes.extend([
+            read(metadata_path, "Inputs, outputs and versions", "ModelMetadata", get(metadata)),
+            read(ready_path, "Whether the model can answer", "ModelReady", get(model_ready)),
+            act(infer_path, "Run the model", ("InferRequest", "InferResponse"), post(infer::infer)),
+            read(config_path, "The completed configuration", "ModelConfig", get(config)),
+            read(stats_path, "Statistics", "Statistics", get(statistics)),
+        ]);
+    }
+    routes
+}
+
 /// Every route of the protocol.
-pub(crate) fn router(server: Server) -> Router {
-    Router::new()
-        .route("/", get(home))
-        .route("/v2", get(server_metadata))
-        .route("/v2/health/live", get(|| async { Json(json!({ "live": true })) }))
-        .route("/v2/health/ready", get(ready))
-        .route("/v2/models/stats", get(all_statistics))
-        .route("/v2/models/{model}", get(metadata))
-        .route("/v2/models/{model}/ready", get(model_ready))
-        .route("/v2/models/{model}/infer", post(infer))
-        .route("/v2/models/{model}/config", get(config))
-        .route("/v2/models/{model}/stats", get(statistics))
-        .route("/v2/models/{model}/versions/{version}", get(metadata))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
-        .route("/v2/models/{model}/versions/{version}/config", get(config))
-        .route("/v2/models/{model}/versions/{version}/stats", get(statistics))
-        .route("/v2/repository/index", post(index))
-        .route("/v2/repository/models/{model}/load", post(load))
-        .route("/v2/repository/models/{model}/unload", post(unload))
-        .fallback(|| async { Refusal(ServeError::new(ServeErrorKind::NotFound, "no such path; see `GET /v2`")) })
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(server)
+pub(crate) fn router(app: App) -> Router {
+    let mut router = Router::new();
+    for Route { operation, answer } in routes() {
+        router = router.route(operation.path, answer);
+    }
+    let router = router
+        .fallback(|| async {
+            Refusal(ServeError::new(ServeErrorKind::NotFound, "no such path; see `GET /v2/openapi.json`"))
+        })
+        .method_not_allowed_fallback(|| async {
+            let text = "this path does not take this method; see `GET /v2/openapi.json`";
+            (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": text })))
+        })
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let logged = app.telemetry.access.is_some();
+    let router = if logged { router.layer(from_fn_with_state(app.clone(), access)) } else { router };
+    router.with_state(app)
+}
+
+/// The OpenAPI document of the table above.
+pub(crate) fn operations_document() -> Value {
+    openapi::document(routes().iter().map(|route| &route.operation))
+}
+
+async fn document() -> Json<Value> {
+    Json(operations_document())
+}
+
+/// Writes the access line of a call, over HTTP and gRPC alike.
+pub(crate) async fn access(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let Some(log) = &app.telemetry.access else { return next.run(request).await };
+    let path = request.uri().path();
+    let grpc =
+        request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    if grpc && path.ends_with("/ModelStreamInfer") {
+        // Each request of a stream has a line of its own.
+        return next.run(request).await;
+    }
+    let extensions = request.extensions();
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let peer = peer.or_else(|| extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr));
+    let line = log.begin(peer, (request.method().as_str(), path), grpc);
+    let bytes_in = request.body().size_hint().exact();
+    request.extensions_mut().insert(line.slot());
+    let response = next.run(request).await;
+    let status = if grpc {
+        // Without the header the call went well: the status comes after the body.
+        let status = response.headers().get("grpc-status").and_then(|v| v.to_str().ok()?.parse().ok());
+        status.unwrap_or(0)
+    } else {
+        response.status().as_u16()
+    };
+    line.answered(status, bytes_in, response.body().size_hint().exact());
+    response
 }
 
 /// A model and perhaps a version, from the path.
@@ -208,90 +321,4 @@ async fn unload(State(server): State<Server>, Path(target): Path<Target>, body: 
     let dependents = body.get("parameters").and_then(|p| p.get("unload_dependents")).and_then(Value::as_bool);
     server.unload(&target.model, dependents.unwrap_or(false)).await?;
     Ok(Json(json!({})))
-}
-
-async fn infer(
-    State(server): State<Server>,
-    Path(target): Path<Target>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Answer<Response> {
-    let body = inflate(&headers, body)?;
-    let decoded = codec::decode(&body, json_length(&headers)?, target.model()?)?;
-    let (binary_default, binary) = (decoded.binary_default, decoded.binary);
-    let response = server.infer(decoded.request).await?;
-    let raw_only = |i: usize| {
-        use edgeward_graph::DataType::{BFloat16, Float16};
-        response.outputs.get(i).is_some_and(|(_, t)| matches!(t.dtype(), Float16 | BFloat16))
-    };
-    let wants = |i: usize| binary.get(i).copied().flatten().unwrap_or(binary_default) || raw_only(i);
-    let (json, tail) = codec::encode(&response, wants)?;
-    Ok(answer(&headers, json, &tail))
-}
-
-fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
-    let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
-    let number = value.to_str().ok().and_then(|v| v.trim().parse().ok());
-    let text = "Inference-Header-Content-Length is not a number of bytes";
-    number.map(Some).ok_or_else(|| ServeError::new(ServeErrorKind::InvalidArgument, text).into())
-}
-
-/// Undoes the request's compression, within bounds.
-fn inflate(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
-    use std::io::Read as _;
-    let refuse = |text: String| Refusal(ServeError::new(ServeErrorKind::InvalidArgument, text));
-    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(body) };
-    let mut out = Vec::new();
-    let read = match encoding.as_bytes() {
-        b"identity" | b"" => return Ok(body),
-        b"gzip" => flate2::read::GzDecoder::new(&*body).take(INFLATED_BYTES_MAX + 1).read_to_end(&mut out),
-        b"deflate" => flate2::read::ZlibDecoder::new(&*body).take(INFLATED_BYTES_MAX + 1).read_to_end(&mut out),
-        _ => return Err(refuse(format!("content encoding {encoding:?} is not supported, expected gzip or deflate"))),
-    };
-    read.map_err(|e| refuse(format!("the compressed body is damaged: {e}")))?;
-    if out.len() as u64 > INFLATED_BYTES_MAX {
-        return Err(refuse(format!("the body grows beyond {INFLATED_BYTES_MAX} bytes")));
-    }
-    Ok(out.into())
-}
-
-/// Puts the parts together and compresses them where the caller accepts it and there is much.
-fn answer(headers: &HeaderMap, json: Vec<u8>, tail: &[Bytes]) -> Response {
-    let length = json.len();
-    let body = if tail.is_empty() {
-        Bytes::from(json)
-    } else {
-        let mut whole = BytesMut::with_capacity(length + tail.iter().map(Bytes::len).sum::<usize>());
-        whole.extend_from_slice(&json);
-        tail.iter().for_each(|part| whole.extend_from_slice(part));
-        whole.freeze()
-    };
-    let (encoding, body) = deflate(headers, body);
-    let mut response = Response::new(Body::from(body));
-    let kind = if tail.is_empty() { "application/json" } else { "application/octet-stream" };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    if !tail.is_empty() {
-        response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
-    }
-    if let Some(encoding) = encoding {
-        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
-    }
-    response
-}
-
-fn deflate(headers: &HeaderMap, body: Bytes) -> (Option<&'static str>, Bytes) {
-    use std::io::Write as _;
-    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("");
-    let level = flate2::Compression::fast();
-    let accepts = |name: &str| accepted.split(',').any(|part| part.split(';').next().is_some_and(|n| n.trim() == name));
-    let (name, compressed) = if accepts("gzip") {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
-        ("gzip", encoder.write_all(&body).and_then(|()| encoder.finish()))
-    } else if accepts("deflate") {
-        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
-        ("deflate", encoder.write_all(&body).and_then(|()| encoder.finish()))
-    } else {
-        return (None, body);
-    };
-    compressed.map_or((None, body), |bytes| (Some(name), Bytes::from(bytes)))
 }

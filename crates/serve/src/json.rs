@@ -171,7 +171,8 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         text: &str,
         parse: impl Fn(&[u8]) -> Option<(T, usize)>,
     ) -> Result<Tensor, String> {
-        Tensor::from_vec(shape, scan(text.as_bytes(), T::DTYPE, parse)?).map_err(|e| e.to_string())
+        let values = scan(text.as_bytes(), &shape, T::DTYPE, parse)?;
+        Tensor::from_vec(shape, values).map_err(|e| e.to_string())
     }
     macro_rules! integers {
         ($type:ty) => {
@@ -179,8 +180,13 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         };
     }
     match dtype {
-        DataType::Float32 => numbers::<f32>(shape, text, |b| fast_float2::parse_partial(b).ok()),
-        DataType::Float64 => numbers::<f64>(shape, text, |b| fast_float2::parse_partial(b).ok()),
+        // What is too large for the type would become infinite.
+        DataType::Float32 => numbers::<f32>(shape, text, |b| {
+            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f32, usize)| v.is_finite())
+        }),
+        DataType::Float64 => numbers::<f64>(shape, text, |b| {
+            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f64, usize)| v.is_finite())
+        }),
         DataType::Int8 => integers!(i8),
         DataType::Int16 => integers!(i16),
         DataType::Int32 => integers!(i32),
@@ -190,7 +196,7 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         DataType::UInt32 => integers!(u32),
         DataType::UInt64 => integers!(u64),
         DataType::Bool => {
-            let values = scan(text.as_bytes(), dtype, |b| match b {
+            let values = scan(text.as_bytes(), &shape, dtype, |b| match b {
                 [b't', b'r', b'u', b'e', ..] => Some((true, 4)),
                 [b'f', b'a', b'l', b's', b'e', ..] => Some((false, 5)),
                 [b'0', ..] => Some((false, 1)),
@@ -201,7 +207,9 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         }
         DataType::String => {
             let mut values = Vec::new();
-            strings(&serde_json::from_str(text).map_err(|e| e.to_string())?, &mut values)?;
+            let mut nesting = Nesting::default();
+            strings(&serde_json::from_str(text).map_err(|e| e.to_string())?, &mut values, &mut nesting)?;
+            nesting.fits(&shape, values.len())?;
             Tensor::from_strings(shape, values).map_err(|e| e.to_string())
         }
         other => Err(format!("{} has no JSON form; send it as binary data", wire_type(other))),
@@ -219,21 +227,75 @@ fn integer(bytes: &[u8]) -> Option<(i128, usize)> {
     Some((if negative { -value } else { value }, start + digits))
 }
 
+/// How lists lie within lists: all of one level must be equally long, and a nested `data` as its shape says.
+#[derive(Default)]
+struct Nesting {
+    /// Sizes of the lists of each level, once one of it has ended.
+    sizes: Vec<Option<usize>>,
+    /// Of each list that is open: the elements before it, and its lists.
+    open: Vec<(usize, usize)>,
+}
+
+impl Nesting {
+    fn begin(&mut self, elements: usize) -> Result<(), String> {
+        if self.open.len() == NESTING_MAX {
+            return Err(format!("`data` nests deeper than {NESTING_MAX} levels"));
+        }
+        if let Some((_, lists)) = self.open.last_mut() {
+            *lists += 1;
+        }
+        self.open.push((elements, 0));
+        if self.sizes.len() < self.open.len() {
+            self.sizes.push(None);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, elements: usize) -> Result<(), String> {
+        let Some((before, lists)) = self.open.pop() else { return Ok(()) };
+        let level = self.open.len();
+        let inner: usize = self.sizes.get(level + 1..).unwrap_or_default().iter().map(|s| s.unwrap_or(0)).product();
+        let mixed = lists > 0 && lists.checked_mul(inner) != Some(elements - before);
+        let size = if lists > 0 { lists } else { elements - before };
+        // A list without elements beside lists of elements is shorter than they are.
+        let known = self.sizes.get_mut(level).map(|known| *known.get_or_insert(size));
+        if mixed || known != Some(size) {
+            return Err(format!(
+                "`data` is ragged: before element {elements} a list ends that is not as long as the others of its level; send equal lists, or one flat list"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A flat list fits any shape.
+    fn fits(&self, shape: &[usize], elements: usize) -> Result<(), String> {
+        let sizes: Vec<usize> = self.sizes.iter().map(|size| size.unwrap_or(0)).collect();
+        if sizes.len() > 1 && elements > 0 && sizes != shape {
+            return Err(format!(
+                "`data` is nested as {sizes:?}, its shape is {shape:?}; make them equal, or send a flat list"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// Every number of a flat or nested array, in order. The text is valid JSON already.
-fn scan<T>(text: &[u8], dtype: DataType, parse: impl Fn(&[u8]) -> Option<(T, usize)>) -> Result<Vec<T>, String> {
-    let (mut values, mut rest, mut depth) = (Vec::with_capacity(text.len() / 8), text, 0usize);
+fn scan<T>(
+    text: &[u8],
+    shape: &[usize],
+    dtype: DataType,
+    parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+) -> Result<Vec<T>, String> {
+    let (mut values, mut rest, mut nesting) = (Vec::with_capacity(text.len() / 8), text, Nesting::default());
     while let Some((&byte, tail)) = rest.split_first() {
         match byte {
             b' ' | b'\t' | b'\n' | b'\r' | b',' => rest = tail,
             b'[' => {
-                depth += 1;
-                if depth > NESTING_MAX {
-                    return Err(format!("`data` nests deeper than {NESTING_MAX} levels"));
-                }
+                nesting.begin(values.len())?;
                 rest = tail;
             }
             b']' => {
-                depth = depth.saturating_sub(1);
+                nesting.end(values.len())?;
                 rest = tail;
             }
             _ => {
@@ -250,12 +312,17 @@ fn scan<T>(text: &[u8], dtype: DataType, parse: impl Fn(&[u8]) -> Option<(T, usi
             }
         }
     }
+    nesting.fits(shape, values.len())?;
     Ok(values)
 }
 
-fn strings(value: &serde_json::Value, out: &mut Vec<Bytes>) -> Result<(), String> {
+fn strings(value: &serde_json::Value, out: &mut Vec<Bytes>, nesting: &mut Nesting) -> Result<(), String> {
     match value {
-        serde_json::Value::Array(items) => items.iter().try_for_each(|item| strings(item, out)),
+        serde_json::Value::Array(items) => {
+            nesting.begin(out.len())?;
+            items.iter().try_for_each(|item| strings(item, out, nesting))?;
+            nesting.end(out.len())
+        }
         serde_json::Value::String(text) => {
             out.push(Bytes::copy_from_slice(text.as_bytes()));
             Ok(())
@@ -301,6 +368,13 @@ pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Resul
     }
     json.extend_from_slice(b"]}");
     Ok((json, tail))
+}
+
+/// A tensor's elements as a flat JSON list; none where JSON cannot hold them.
+pub(crate) fn list(tensor: &Tensor) -> Option<String> {
+    let mut json = Vec::new();
+    data(&mut json, tensor).ok()?;
+    String::from_utf8(json).ok()
 }
 
 fn data(json: &mut Vec<u8>, tensor: &Tensor) -> Result<(), String> {

@@ -4,15 +4,24 @@
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
 pub mod core;
+#[doc(hidden)]
+pub mod decode;
 mod grpc;
 mod http;
 mod json;
+mod logging;
+mod openapi;
 mod page;
 mod reflect;
 mod run;
+mod telemetry;
 mod types;
 
+pub use logging::{LogControl, LogLevels};
 pub use run::{Addresses, Listening, RunConfig, RunError, run};
+pub use telemetry::{
+    AccessFormat, AccessLogConfig, AccessTarget, TelemetryConfig, TelemetryError, TraceConfig, TraceLevels,
+};
 pub use types::{config_type, from_wire_type, wire_type};
 
 /// What the server calls itself.
@@ -27,6 +36,8 @@ pub const EXTENSIONS: &[&str] = &[
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
+    "logging",
 ];
 
 /// The messages and services of the protocol, as generated.

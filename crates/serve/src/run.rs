@@ -4,6 +4,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::{
     core::{ServeError, Server, ServerConfig},
     grpc, http,
+    telemetry::{App, Telemetry, TelemetryConfig, TelemetryError},
 };
 
 /// Where to listen and what to serve.
@@ -31,6 +33,8 @@ pub struct RunConfig {
     pub server: ServerConfig,
     /// Longest drain after the stop signal.
     pub grace: Duration,
+    /// Access log, traces and log settings.
+    pub telemetry: TelemetryConfig,
 }
 
 /// Why a server did not start or did not end well.
@@ -51,6 +55,9 @@ pub enum RunError {
     /// The repositories cannot be read.
     #[error(transparent)]
     Models(#[from] ServeError),
+    /// The access log or the traces have no place to go.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     /// The ready file cannot be written.
     #[error("cannot write `{}`: {source}", path.display())]
     ReadyFile {
@@ -79,6 +86,7 @@ pub struct Addresses {
 pub struct Listening {
     addresses: Addresses,
     server: Server,
+    telemetry: Arc<Telemetry>,
     http: Option<TcpListener>,
     grpc: Option<TcpListener>,
     metrics: Option<TcpListener>,
@@ -97,9 +105,10 @@ impl Listening {
         let (http, grpc, metrics) = (bind(config.http).await?, bind(config.grpc).await?, bind(config.metrics).await?);
         let address = |l: &Option<TcpListener>| l.as_ref().and_then(|l| l.local_addr().ok());
         let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
+        let telemetry = Telemetry::start(config.telemetry)?;
         let server = Server::start(config.server).await?;
         let (ready_file, grace) = (config.ready_file, config.grace);
-        Ok(Self { addresses, server, http, grpc, metrics, ready_file, grace })
+        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace })
     }
 
     /// The bound addresses.
@@ -120,20 +129,24 @@ impl Listening {
             let _ = stopped.wait_for(|s| *s).await;
         };
         let mut tasks = tokio::task::JoinSet::new();
-        let metrics_server = self.server.clone();
-        let metrics = Router::new().route("/metrics", get(|| async move { metrics_server.metrics_text() }));
-        for (listener, router) in [(self.http, http::router(self.server.clone())), (self.metrics, metrics)] {
+        let app = App { server: self.server.clone(), telemetry: self.telemetry.clone() };
+        let (server, telemetry) = (self.server.clone(), self.telemetry.clone());
+        let metrics_text = move || async move { server.metrics_text() + &telemetry.metrics_text() };
+        let metrics = Router::new().route("/metrics", get(metrics_text));
+        for (listener, router) in [(self.http, http::router(app.clone())), (self.metrics, metrics)] {
             let Some(listener) = listener else { continue };
             // An answer is written at once; waiting for more bytes would only delay it.
             let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
             let stopping = wait(stopped.clone());
             tasks.spawn(async move {
-                let _ = axum::serve(listener, router).with_graceful_shutdown(stopping).await;
+                let _ = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+                    .with_graceful_shutdown(stopping)
+                    .await;
             });
         }
         if let Some(listener) = self.grpc {
             let (incoming, stopping) = (TcpListenerStream::new(listener), wait(stopped.clone()));
-            let services = grpc::services(self.server.clone());
+            let services = grpc::services(app);
             tasks.spawn(async move {
                 if let Err(e) = services.serve_with_incoming_shutdown(incoming, stopping).await {
                     tracing::error!(error = %e, "the gRPC listener ended");
@@ -149,6 +162,9 @@ impl Listening {
         let _ = stop.send(true);
         let ended = tokio::time::timeout(self.grace, async { while tasks.join_next().await.is_some() {} }).await;
         let drained = self.server.drain(Duration::ZERO).await;
+        let telemetry = self.telemetry;
+        // The sinks' own threads are waited for: not on a thread that serves.
+        let _ = tokio::task::spawn_blocking(move || telemetry.end()).await;
         // Idle connections that stayed open to the end of the grace time are no lost requests.
         if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { Ok(()) }
     }

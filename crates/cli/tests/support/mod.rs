@@ -12,12 +12,13 @@ use std::{
 };
 
 use edgeward_graph::{
-    DataType, Model,
+    DataType, Model, Tensor,
     proto::{
         GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
+    tensor_proto,
 };
 
 pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
@@ -41,6 +42,34 @@ pub fn identity(dtype: DataType) -> Model {
         node: vec![node],
         input: vec![port("INPUT0", dtype)],
         output: vec![port("OUTPUT0", dtype)],
+        ..GraphProto::default()
+    };
+    model(graph)
+}
+
+/// Returns its input of shape `[n, 16]` after a multiplication of square matrices: 900 take tens of milliseconds.
+pub fn slow(side: usize) -> Model {
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(op.to_owned()),
+        input: inputs.iter().map(|&i| i.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    };
+    let matrix = Tensor::from_vec([side, side], vec![1e-3f32; side * side]).unwrap();
+    let zero = Tensor::from_vec([1], vec![0f32]).unwrap();
+    let graph = GraphProto {
+        name: Some("slow".to_owned()),
+        node: vec![
+            node("ReduceMax", &["INPUT0"], "most"),
+            node("Mul", &["matrix", "most"], "scaled"),
+            node("MatMul", &["scaled", "matrix"], "product"),
+            node("ReduceMax", &["product"], "number"),
+            node("Mul", &["number", "zero"], "nothing"),
+            node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
+        ],
+        initializer: vec![tensor_proto("matrix", &matrix), tensor_proto("zero", &zero)],
+        input: vec![port("INPUT0", DataType::Float32)],
+        output: vec![port("OUTPUT0", DataType::Float32)],
         ..GraphProto::default()
     };
     model(graph)
@@ -79,6 +108,15 @@ pub struct Server {
 
 impl Server {
     pub fn start(models: &[&Path], arguments: &[&str]) -> Self {
+        Self::spawn(models, arguments, Stdio::null())
+    }
+
+    /// A server whose log goes to a file.
+    pub fn start_logging(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into())
+    }
+
+    fn spawn(models: &[&Path], arguments: &[&str], log: Stdio) -> Self {
         let files = tempfile::tempdir().unwrap();
         let ready = files.path().join("ready.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
@@ -88,7 +126,7 @@ impl Server {
             .arg("--ready-file")
             .arg(&ready)
             .args(arguments)
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         while !ready.exists() {

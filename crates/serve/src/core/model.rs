@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     core::{
-        InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind, Server,
+        InferRequest, InferResponse, ModelRef, RequestTimes, ServeError, ServeErrorKind, Server,
         batcher::Batcher,
         cache::{Cache, Key},
         config,
@@ -163,24 +163,27 @@ impl Version {
         let size = self.within_batch(&request)?;
         let id = request.id.clone();
         let Some(cache) = &self.cache else {
-            return self.answer(request, size, arrived, server).await.map(|outputs| self.response(id, outputs));
+            return self
+                .answer(request, size, arrived, server)
+                .await
+                .map(|(outputs, times)| self.response(id, outputs, times));
         };
         let key = Key::of(&request);
         if let Some(outputs) = cache.get(&key) {
             self.stats.hit(arrived.elapsed(), now_ms());
-            return Ok(self.response(id, outputs));
+            return Ok(self.response(id, outputs, RequestTimes::default()));
         }
         let looked_up = arrived.elapsed();
-        let outputs = self.answer(request, size, arrived, server).await?;
+        let (outputs, times) = self.answer(request, size, arrived, server).await?;
         let began = Instant::now();
         cache.put(key, &outputs);
         self.stats.missed(looked_up + began.elapsed());
-        Ok(self.response(id, outputs))
+        Ok(self.response(id, outputs, times))
     }
 
-    fn response(&self, id: String, outputs: Outputs) -> InferResponse {
+    fn response(&self, id: String, outputs: Outputs, times: RequestTimes) -> InferResponse {
         let (model_name, model_version) = (self.name.clone(), self.number);
-        InferResponse { model_name, model_version, id, outputs, parameters: Vec::new() }
+        InferResponse { model_name, model_version, id, outputs, parameters: Vec::new(), times }
     }
 
     async fn answer(
@@ -189,7 +192,7 @@ impl Version {
         size: usize,
         arrived: Instant,
         server: &Server,
-    ) -> Result<Outputs, ServeError> {
+    ) -> Result<(Outputs, RequestTimes), ServeError> {
         let (ran, queue) = match &self.work {
             Work::Session(_, Schedule::Batched(batcher)) => batcher.infer(request, size).await?,
             Work::Session(executor, Schedule::Direct { slots, instances }) => {
@@ -204,7 +207,8 @@ impl Version {
         };
         let served = Served { size, request: arrived.elapsed(), queue, times: ran.times, now_ms: now_ms() };
         self.stats.succeeded(&served);
-        Ok(ran.outputs)
+        let Times { input, infer, output } = ran.times;
+        Ok((ran.outputs, RequestTimes { queue, input, infer, output }))
     }
 
     async fn direct(

@@ -57,6 +57,19 @@ pub struct InferRequest {
     pub parameters: Parameters,
 }
 
+/// Where the time of an answered request went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestTimes {
+    /// Wait for an instance.
+    pub queue: Duration,
+    /// Joining the requests of a batch.
+    pub input: Duration,
+    /// The engine's run.
+    pub infer: Duration,
+    /// Taking the batch apart.
+    pub output: Duration,
+}
+
 /// The answer to a request.
 #[derive(Clone, Debug)]
 pub struct InferResponse {
@@ -70,4 +83,6 @@ pub struct InferResponse {
     pub outputs: Vec<(Arc<str>, Tensor)>,
     /// Response parameters.
     pub parameters: Parameters,
+    /// All zero where the answer came from the cache.
+    pub times: RequestTimes,
 }

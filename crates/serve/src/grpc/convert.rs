@@ -25,7 +25,7 @@ fn refuse(text: String) -> ServeError {
 }
 
 /// A request as the core takes it.
-pub(super) fn request(request: ModelInferRequest, model: ModelRef) -> Result<InferRequest, ServeError> {
+pub(crate) fn request(request: ModelInferRequest, model: ModelRef) -> Result<InferRequest, ServeError> {
     let (raw, count) = (request.raw_input_contents, request.inputs.len());
     if !raw.is_empty() && raw.len() != count {
         return Err(refuse(format!("{} raw contents for {count} inputs", raw.len())));
@@ -108,7 +108,7 @@ fn typed(dtype: DataType, shape: Vec<usize>, contents: InferTensorContents) -> R
 }
 
 /// An answer as the client gets it.
-pub(super) fn response(response: InferResponse, raw: bool) -> Result<ModelInferResponse, ServeError> {
+pub(crate) fn response(response: InferResponse, raw: bool) -> Result<ModelInferResponse, ServeError> {
     use DataType::{BFloat16, Float16};
     // Half floats have no typed field, and raw contents are for all outputs or for none.
     let raw = raw || response.outputs.iter().any(|(_, t)| matches!(t.dtype(), Float16 | BFloat16));

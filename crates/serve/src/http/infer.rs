@@ -1,0 +1,131 @@
+//! `POST …/infer`: the body into a request, the answer into a body.
+
+use axum::{
+    Json,
+    body::{Body, to_bytes},
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use bytes::{Bytes, BytesMut};
+use serde_json::json;
+
+use super::{Answer, BODY_BYTES_MAX, Refusal, Target};
+use crate::{
+    core::{ServeError, ServeErrorKind},
+    json as codec,
+    telemetry::{App, Call, Slot},
+};
+
+const JSON_LENGTH: &str = "inference-header-content-length";
+/// What a compressed body may grow to.
+const INFLATED_BYTES_MAX: usize = 1 << 30;
+/// A body this many times its compressed size, beyond [`INFLATED_BYTES_FREE`], was made to fill memory.
+const INFLATED_RATIO_MAX: usize = 200;
+/// What any compressed body may grow to.
+const INFLATED_BYTES_FREE: usize = 16 << 20;
+
+pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, request: Request) -> Answer<Response> {
+    let (parts, body) = request.into_parts();
+    let headers = &parts.headers;
+    let body = match to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(body) => inflate(headers, body)?,
+        Err(e) => return Ok(unread(&e)),
+    };
+    let decoded = codec::decode(&body, json_length(headers)?, target.model()?)?;
+    let (binary_default, binary) = (decoded.binary_default, decoded.binary);
+    let parent = headers.get("traceparent").and_then(|v| v.to_str().ok());
+    let response = app.infer(decoded.request, Call { parent, slot: parts.extensions.get::<Slot>() }).await?;
+    let raw_only = |i: usize| {
+        use edgeward_graph::DataType::{BFloat16, Float16};
+        response.outputs.get(i).is_some_and(|(_, t)| matches!(t.dtype(), Float16 | BFloat16))
+    };
+    let wants = |i: usize| binary.get(i).copied().flatten().unwrap_or(binary_default) || raw_only(i);
+    let (json, tail) = codec::encode(&response, wants)?;
+    Ok(answer(headers, json, &tail))
+}
+
+/// The body ended early, or is larger than any may be.
+fn unread(error: &axum::Error) -> Response {
+    let long = std::error::Error::source(error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+    let (status, text) = if long {
+        (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {BODY_BYTES_MAX} bytes; send fewer rows at once"),
+        )
+    } else {
+        (StatusCode::BAD_REQUEST, format!("the body cannot be read to its end: {error}"))
+    };
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
+fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
+    let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
+    let number = value.to_str().ok().and_then(|v| v.trim().parse().ok());
+    let text = "Inference-Header-Content-Length is not a number of bytes";
+    number.map(Some).ok_or_else(|| ServeError::new(ServeErrorKind::InvalidArgument, text).into())
+}
+
+/// Undoes the request's compression, within bounds.
+fn inflate(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
+    use std::io::Read as _;
+    let refuse = |text: String| Refusal(ServeError::new(ServeErrorKind::InvalidArgument, text));
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(body) };
+    let max = (body.len().saturating_mul(INFLATED_RATIO_MAX)).clamp(INFLATED_BYTES_FREE, INFLATED_BYTES_MAX);
+    let limit = max as u64 + 1;
+    let mut out = Vec::new();
+    let read = match encoding.as_bytes() {
+        b"identity" | b"" => return Ok(body),
+        b"gzip" | b"x-gzip" => flate2::read::GzDecoder::new(&*body).take(limit).read_to_end(&mut out),
+        b"deflate" => flate2::read::ZlibDecoder::new(&*body).take(limit).read_to_end(&mut out),
+        _ => return Err(refuse(format!("content encoding {encoding:?} is not supported, expected gzip or deflate"))),
+    };
+    read.map_err(|e| refuse(format!("the compressed body is damaged: {e}")))?;
+    if out.len() > max {
+        let text =
+            format!("the compressed body of {} bytes grows beyond {max}; send it without compression", body.len());
+        return Err(refuse(text));
+    }
+    Ok(out.into())
+}
+
+/// Puts the parts together and compresses them where the caller accepts it and there is much.
+fn answer(headers: &HeaderMap, json: Vec<u8>, tail: &[Bytes]) -> Response {
+    let length = json.len();
+    let body = if tail.is_empty() {
+        Bytes::from(json)
+    } else {
+        let mut whole = BytesMut::with_capacity(length + tail.iter().map(Bytes::len).sum::<usize>());
+        whole.extend_from_slice(&json);
+        tail.iter().for_each(|part| whole.extend_from_slice(part));
+        whole.freeze()
+    };
+    let (encoding, body) = deflate(headers, body);
+    let mut response = Response::new(Body::from(body));
+    let kind = if tail.is_empty() { "application/json" } else { "application/octet-stream" };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if !tail.is_empty() {
+        response.headers_mut().insert(JSON_LENGTH, HeaderValue::from(length));
+    }
+    if let Some(encoding) = encoding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+    }
+    response
+}
+
+fn deflate(headers: &HeaderMap, body: Bytes) -> (Option<&'static str>, Bytes) {
+    use std::io::Write as _;
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let level = flate2::Compression::fast();
+    let accepts = |name: &str| accepted.split(',').any(|part| part.split(';').next().is_some_and(|n| n.trim() == name));
+    let (name, compressed) = if accepts("gzip") {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+        ("gzip", encoder.write_all(&body).and_then(|()| encoder.finish()))
+    } else if accepts("deflate") {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+        ("deflate", encoder.write_all(&body).and_then(|()| encoder.finish()))
+    } else {
+        return (None, body);
+    };
+    compressed.map_or((None, body), |bytes| (Some(name), Bytes::from(bytes)))
+}
