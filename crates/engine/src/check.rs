@@ -128,6 +128,22 @@ pub(crate) fn not_cancelled(engine: &'static str, options: &RunOptions<'_>) -> R
     }
 }
 
+/// The shape that an output will have by what the model declares of it and the inputs given; none where that does not
+/// say. A model may declare what is not so: an engine must check what it really made.
+pub(crate) fn shape_ahead(output: &TensorInfo, declared: &[TensorInfo], given: &[&Tensor]) -> Option<Vec<usize>> {
+    let of_symbol = |symbol: &str| {
+        let dims = declared.iter().zip(given).filter_map(|(info, tensor)| Some((info.shape.as_ref()?, tensor.shape())));
+        let mut pairs = dims.flat_map(|(dims, sizes)| dims.iter().zip(sizes));
+        pairs.find_map(|(dim, size)| matches!(dim, Dim::Symbol(name) if name == symbol).then_some(*size))
+    };
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => Some(*size),
+        Dim::Symbol(symbol) => of_symbol(symbol),
+        Dim::Dynamic(()) => None,
+    };
+    output.shape.as_ref()?.iter().map(size).collect()
+}
+
 /// Copies outputs into the caller's buffers; for engines that cannot write there themselves.
 pub(crate) fn copy_out(
     engine: &'static str,

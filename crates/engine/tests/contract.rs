@@ -82,6 +82,7 @@ fn contract(name: &str) {
     refuses_wrong_inputs(&*engine);
     keeps_every_type(&*engine);
     writes_into_buffers(&*engine);
+    buffers_hold_what_runs_return(&*engine);
     overlaps(&*engine);
     names_what_it_lacks(&*engine);
     refuses_broken_files(&*engine);
@@ -180,6 +181,52 @@ fn writes_into_buffers(engine: &dyn Engine) {
     assert_eq!(buffer, bytemuck::cast::<[f32; 2], [u8; 8]>([2., 4.]));
     let error = session.run_into(&[("a", &a), ("b", &a)], wanted, &mut [&mut buffer[..7]]).unwrap_err();
     assert!(error.to_string().contains('7'), "{error}");
+}
+
+/// A caller's buffer gets what a run returns: where the shape is known ahead, where it is not, where the file declares
+/// another than the output has, where an output is an input or asked for twice, and at an odd address.
+fn buffers_hold_what_runs_return(engine: &dyn Engine) {
+    let x = || vec![port("x", DataType::Float32, &[D::S("n"), D::N(2)])];
+    let out = |dims: &[D]| vec![port("y", DataType::Float32, dims)];
+    let relu = || vec![node("Relu", &["x"], &["y"])];
+    let chain = || vec![node("Neg", &["x"], &["y"]), node("Relu", &["y"], &["z"])];
+    let two =
+        vec![port("y", DataType::Float32, &[D::S("n"), D::N(2)]), port("z", DataType::Float32, &[D::S("m"), D::N(2)])];
+    let table = [
+        ("symbol", model(relu(), x(), out(&[D::S("n"), D::N(2)])), vec!["y"]),
+        ("unknown", model(relu(), x(), out(&[D::S("m"), D::N(2)])), vec!["y"]),
+        ("both", model(chain(), x(), two), vec!["z", "y"]),
+        ("twice", model(relu(), x(), out(&[D::S("n"), D::N(2)])), vec!["y", "y"]),
+        ("copied", model(vec![node("Identity", &["x"], &["y"])], x(), out(&[D::S("n"), D::N(2)])), vec!["y"]),
+        ("misdeclared", model(vec![node("Transpose", &["x"], &["y"])], x(), out(&[D::S("n"), D::N(2)])), vec!["y"]),
+    ];
+    let input = floats(&[3, 2], &[1., -2., 3., -4., 5., -6.]);
+    for (case, source, wanted) in table {
+        // Another shape than the operators give is for an engine to refuse, if it likes.
+        let options = SessionOptions::default();
+        let session = match engine.load(&source, &options) {
+            Err(_) if case == "misdeclared" => continue,
+            loaded => loaded.unwrap(),
+        };
+        let options = RunOptions { outputs: Some(&wanted), cancel: None };
+        let expected = match session.run(&[("x", &input)], options) {
+            Err(_) if case == "misdeclared" => continue,
+            ran => ran.unwrap(),
+        };
+        for skew in [0, 1] {
+            let mut memory = vec![[0xAAu8; 48]; wanted.len()];
+            let mut buffers: Vec<&mut [u8]> = memory.iter_mut().map(|m| &mut m[skew * 8..][..24]).collect();
+            let mut odd = [0u64; 8];
+            if let (1, [only]) = (skew, buffers.as_mut_slice()) {
+                *only = &mut bytemuck::cast_slice_mut(&mut odd)[1..25];
+            }
+            let shapes = session.run_into(&[("x", &input)], options, &mut buffers).unwrap();
+            for ((tensor, shape), buffer) in expected.iter().zip(shapes).zip(&buffers) {
+                assert_eq!(tensor.shape(), shape, "{} {case}", engine.name());
+                assert_eq!(tensor.raw().unwrap().as_ref(), &**buffer, "{} {case}", engine.name());
+            }
+        }
+    }
 }
 
 fn overlaps(engine: &dyn Engine) {

@@ -9,11 +9,11 @@ use ort_sys::{OrtAllocatorType, OrtMemType, OrtMemoryInfo, OrtValue};
 use super::{Runtime, c_type, call, error};
 use crate::{EngineError, ErrorKind};
 
-/// A value of the library, released on drop. An input's value points into the tensor it was made of.
+/// A value of the library, released on drop. It may point into an input's tensor or a caller's buffer, which `'a` keeps.
 pub(super) struct Value<'a> {
     runtime: Arc<Runtime>,
     pointer: *mut OrtValue,
-    _input: std::marker::PhantomData<&'a Tensor>,
+    _memory: std::marker::PhantomData<&'a [u8]>,
 }
 
 // SAFETY: a value is plain data with one owner.
@@ -31,12 +31,12 @@ impl Drop for Value<'_> {
 impl<'a> Value<'a> {
     /// Takes over a value that a run has filled; null where the run failed before.
     pub(super) fn own(runtime: &Arc<Runtime>, pointer: *mut OrtValue) -> Self {
-        Self { runtime: runtime.clone(), pointer, _input: std::marker::PhantomData }
+        Self { runtime: runtime.clone(), pointer, _memory: std::marker::PhantomData }
     }
 
     /// The value of an input; numbers stay where they lie.
     pub(super) fn of(runtime: &Arc<Runtime>, tensor: &'a Tensor) -> Result<Self, EngineError> {
-        let shape: Vec<i64> = tensor.shape().iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect();
+        let shape = c_shape(tensor.shape());
         let unsupported = || error(ErrorKind::Unsupported, format!("{} has no counterpart here", tensor.dtype()));
         let dtype = c_type(tensor.dtype()).ok_or_else(unsupported)?;
         let mut value = Self::own(runtime, ptr::null_mut());
@@ -54,23 +54,43 @@ impl<'a> Value<'a> {
             value.copy_in(bytes, &shape, dtype)?;
             return Ok(value);
         }
-        let info = memory_info(runtime)?;
-        let data = bytes.as_ptr().cast_mut().cast::<c_void>();
+        value.lay_over(bytes.as_ptr().cast_mut(), bytes.len(), &shape, dtype)?;
+        Ok(value)
+    }
+
+    /// A value that a run writes straight into `buffer`; none where length, type or alignment do not allow it.
+    pub(super) fn over(
+        runtime: &Arc<Runtime>,
+        dtype: DataType,
+        shape: &[usize],
+        buffer: &'a mut [u8],
+    ) -> Result<Option<Self>, EngineError> {
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let fits = dtype != DataType::String && count.is_some_and(|n| dtype.byte_len(n) == buffer.len());
+        let aligned = !buffer.is_empty() && (buffer.as_ptr() as usize).is_multiple_of(ALIGN);
+        let Some(kind) = c_type(dtype).filter(|_| fits && aligned) else { return Ok(None) };
+        let mut value = Self::own(runtime, ptr::null_mut());
+        value.lay_over(buffer.as_mut_ptr(), buffer.len(), &c_shape(shape), kind)?;
+        Ok(Some(value))
+    }
+
+    /// Makes the value of memory that lives as long as `'a`; written by a run only where it is an output.
+    fn lay_over(
+        &mut self,
+        data: *mut u8,
+        length: usize,
+        shape: &[i64],
+        dtype: ort_sys::ONNXTensorElementDataType,
+    ) -> Result<(), EngineError> {
+        let info = memory_info(&self.runtime)?;
+        let (data, out) = (data.cast::<c_void>(), &mut self.pointer);
         let made = call!(
-            runtime,
-            CreateTensorWithDataAsOrtValue(
-                info,
-                data,
-                bytes.len(),
-                shape.as_ptr(),
-                shape.len(),
-                dtype,
-                &mut value.pointer,
-            )
+            self.runtime,
+            CreateTensorWithDataAsOrtValue(info, data, length, shape.as_ptr(), shape.len(), dtype, out)
         );
         // SAFETY: made by this library just now; the value keeps a copy of it.
-        unsafe { (runtime.api.ReleaseMemoryInfo)(info) };
-        made.map(|()| value)
+        unsafe { (self.runtime.api.ReleaseMemoryInfo)(info) };
+        made
     }
 
     fn copy_in(
@@ -90,6 +110,11 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn pointer(&self) -> *const OrtValue {
+        self.pointer
+    }
+
+    /// For a run to write the result to; the value stays the owner.
+    pub(super) fn target(&mut self) -> *mut OrtValue {
         self.pointer
     }
 
@@ -138,6 +163,10 @@ impl<'a> Value<'a> {
         let ends = offsets.iter().copied().skip(1).chain([total]);
         Ok(offsets.iter().zip(ends).map(|(&start, end)| text.slice(start..end)).collect())
     }
+}
+
+fn c_shape(shape: &[usize]) -> Vec<i64> {
+    shape.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect()
 }
 
 /// Every element type of ONNX is at home at this alignment.
