@@ -83,6 +83,8 @@ fn contract(name: &str) {
     keeps_every_type(&*engine);
     writes_into_buffers(&*engine);
     buffers_hold_what_runs_return(&*engine);
+    refuses_unknown_providers(&*engine);
+    profiles_where_asked(&*engine);
     overlaps(&*engine);
     names_what_it_lacks(&*engine);
     refuses_broken_files(&*engine);
@@ -225,6 +227,26 @@ fn buffers_hold_what_runs_return(engine: &dyn Engine) {
                 assert_eq!(tensor.shape(), shape, "{} {case}", engine.name());
                 assert_eq!(tensor.raw().unwrap().as_ref(), &**buffer, "{} {case}", engine.name());
             }
+        }
+    }
+}
+
+fn refuses_unknown_providers(engine: &dyn Engine) {
+    let options = SessionOptions { providers: vec!["NoSuchProvider".to_owned()], ..SessionOptions::default() };
+    let error = engine.load(&add(), &options).err().expect("no engine has this provider");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("`NoSuchProvider`"), "{error}");
+}
+
+fn profiles_where_asked(engine: &dyn Engine) {
+    let x = floats(&[1, 2], &[1., 2.]);
+    for profile in [false, true] {
+        let session = engine.load(&add(), &SessionOptions { profile, ..SessionOptions::default() }).unwrap();
+        session.run(&[("a", &x), ("b", &x)], RunOptions::default()).unwrap();
+        match session.profile() {
+            Some(found) => assert!(profile && found.runs == 1 && !found.nodes.is_empty(), "{found:?}"),
+            // The built-in engine has no times to read.
+            None => assert!(!profile || engine.name() == "rten", "{}", engine.name()),
         }
     }
 }
