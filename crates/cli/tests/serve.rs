@@ -228,3 +228,34 @@ fn sigterm_answers_what_was_accepted() {
     let answered: u32 = clients.into_iter().map(|c| c.join().unwrap()).sum();
     assert!(answered > 0);
 }
+
+#[test]
+fn classes_have_their_labels() {
+    let models = repository();
+    let config = |file: &str| {
+        let text = format!(
+            "max_batch_size: 8 output [ {{ name: \"OUTPUT0\" data_type: TYPE_FP32 dims: [ 16 ] label_filename: \"{file}\" }} ]"
+        );
+        fs::write(models.path().join("ident/config.pbtxt"), text).unwrap();
+    };
+    config("labels.txt");
+    fs::write(models.path().join("ident/labels.txt"), "zero\none\n".to_owned() + &"-\n".repeat(13)).unwrap();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let ask = |row: &str| {
+        let body = format!(
+            r#"{{"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[{row}]}}],"outputs":[{{"name":"OUTPUT0","parameters":{{"classification":2}}}}]}}"#
+        );
+        server.ask("POST", "/v2/models/ident/infer", "", body.as_bytes())
+    };
+    let (status, text) = ask("5,9,0,0,0,0,0,0,0,0,0,0,0,0,0,0");
+    assert!(status == 200 && text.contains(r#"["9.000000:1:one","5.000000:0:zero"]"#), "{text}");
+    // The last class has no label.
+    let (status, text) = ask("5,0,0,0,0,0,0,0,0,0,0,0,0,0,0,9");
+    assert!(status == 200 && text.contains(r#"["9.000000:15","5.000000:0:zero"]"#), "{text}");
+    fs::write(models.path().join("secret"), "x").unwrap();
+    for wrong in ["../secret", "missing.txt", "1"] {
+        config(wrong);
+        let (status, text) = server.ask("POST", "/v2/repository/models/ident/load", "", b"");
+        assert!(status == 400 && text.contains("OUTPUT0") && text.contains(wrong), "{text}");
+    }
+}

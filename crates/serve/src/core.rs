@@ -8,6 +8,7 @@ mod config;
 mod ensemble;
 mod error;
 mod execute;
+mod labels;
 mod model;
 mod overrides;
 mod queue;

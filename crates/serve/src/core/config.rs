@@ -24,6 +24,7 @@ const SUPPORTED: &[&str] = &[
     "output.name",
     "output.data_type",
     "output.dims",
+    "output.label_filename",
     "version_policy",
     "version_policy.latest",
     "version_policy.latest.num_versions",

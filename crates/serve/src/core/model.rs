@@ -19,6 +19,7 @@ use crate::{
         config,
         ensemble::Ensemble,
         execute::{Executor, INLINE_US_MAX, Ran, Times, named},
+        labels::Labels,
         queue::QUEUE_MAX,
         stats::{Served, Stats},
         warmup,
@@ -42,6 +43,7 @@ pub struct Version {
     stats: Arc<Stats>,
     work: Work,
     cache: Option<Cache>,
+    labels: Labels,
 }
 
 /// Who answers.
@@ -61,17 +63,18 @@ enum Schedule {
 }
 
 impl Version {
-    /// Readies a loaded model: runs its warm-up samples, whose files lie in `files`. `cache` is shared by all
+    /// Readies a loaded model: runs its warm-up samples, whose files lie in `warmup` of its `folder`. `cache` is shared by all
     /// versions that ask for it.
     pub(super) fn new(
         name: &str,
         number: u64,
         config: ModelConfig,
         loaded: Loaded,
-        files: &std::path::Path,
+        folder: &std::path::Path,
         cache: Option<&Cache>,
     ) -> Result<Self, String> {
-        warmup::run(&config, &*loaded.session, files)?;
+        let labels = Labels::read(&config, folder)?;
+        warmup::run(&config, &*loaded.session, &folder.join("warmup"))?;
         let count: usize = config.instance_group.iter().map(|g| usize::try_from(g.count).unwrap_or(1).max(1)).sum();
         let instances = if count == 0 { INSTANCES_DEFAULT } else { count };
         let max_batch = usize::try_from(config.max_batch_size).unwrap_or(0);
@@ -88,7 +91,7 @@ impl Version {
         };
         let cache = own_cache(&name, &config, cache);
         let (engine, stats) = (loaded.engine.name(), executor.stats.clone());
-        Ok(Self { name, number, engine, config, stats, work: Work::Session(executor, schedule), cache })
+        Ok(Self { name, number, engine, config, stats, work: Work::Session(executor, schedule), cache, labels })
     }
 
     /// A version that other models answer for.
@@ -102,7 +105,16 @@ impl Version {
         let (name, outputs) = (Arc::from(name), graph.outputs.iter().map(|o| Arc::from(o.name.as_str())).collect());
         let cache = own_cache(&name, &config, cache);
         let stats = Arc::new(Stats::new(usize::try_from(config.max_batch_size).unwrap_or(0)));
-        Self { name, number, engine: "ensemble", config, stats, work: Work::Ensemble(graph, outputs), cache }
+        Self {
+            name,
+            number,
+            engine: "ensemble",
+            config,
+            stats,
+            work: Work::Ensemble(graph, outputs),
+            cache,
+            labels: Labels::default(),
+        }
     }
 
     /// Inputs of the model.
@@ -193,7 +205,8 @@ impl Version {
         arrived: Instant,
         server: &Server,
     ) -> Result<(Outputs, RequestTimes), ServeError> {
-        let (ran, queue) = match &self.work {
+        let labelled = self.labels.wanted(&request.outputs);
+        let (mut ran, queue) = match &self.work {
             Work::Session(_, Schedule::Batched(batcher)) => batcher.infer(request, size).await?,
             Work::Session(executor, Schedule::Direct { slots, instances }) => {
                 self.direct(executor, request, slots, *instances, arrived).await?
@@ -207,6 +220,7 @@ impl Version {
         };
         let served = Served { size, request: arrived.elapsed(), queue, times: ran.times, now_ms: now_ms() };
         self.stats.succeeded(&served);
+        self.labels.add(&labelled, &mut ran.outputs);
         let Times { input, infer, output } = ran.times;
         Ok((ran.outputs, RequestTimes { queue, input, infer, output }))
     }

@@ -312,7 +312,7 @@ impl Server {
                 .map_err(|e| invalid(e.to_string()))?;
             tracing::info!(model = name, version = number, engine = loaded.engine.name(), "model loaded");
             let config = completed(name, entry.config.clone(), &*loaded.session).map_err(invalid)?;
-            let version = Version::new(name, number, config, loaded, &path.join("warmup"), self.inner.cache.as_ref());
+            let version = Version::new(name, number, config, loaded, path, self.inner.cache.as_ref());
             versions.insert(number, Arc::new(version.map_err(invalid)?));
         }
         Ok(versions)
@@ -347,6 +347,10 @@ impl Server {
         entry: &repository::Entry,
         ensembling: &proto::ModelEnsembling,
     ) -> Result<Versions, String> {
+        if let Some(output) = entry.config.output.iter().find(|output| !output.label_filename.is_empty()) {
+            let text = "`label_filename` is for models of their own; set it in the step that makes the output";
+            return Err(format!("output `{}`: {text}", output.name));
+        }
         let mut versions = Versions::new();
         for &number in entry.versions.keys() {
             let graph = Ensemble::new(&entry.config, ensembling, self)?;
