@@ -136,6 +136,7 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
             control: ModelControl::Fixed,
         },
         grace: Duration::from_secs(5),
+        connections_max: None,
     }
 }
 

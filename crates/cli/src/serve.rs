@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     time::Duration,
 };
@@ -104,6 +105,7 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         ready_file: args.ready_file.clone(),
         server: server(args, context)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
+        connections_max: settings.connections_max.map(NonZeroUsize::get),
     })
 }
 

@@ -2,10 +2,18 @@
 
 mod convert;
 
-use std::pin::Pin;
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use hyper::body::Incoming;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Code, Request, Response, Status, Streaming, codec::CompressionEncoding, transport::server::Router};
+use tonic::{Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding, service::Routes};
+use tower::Service;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
@@ -18,33 +26,83 @@ use crate::{
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
-/// Streams of one connection; the requests of one client wait rather than flood.
-const STREAMS_MAX: u32 = 1024;
 /// Requests of one stream that run at the same time; answers keep the order of the requests.
 const STREAM_AHEAD_MAX: usize = 16;
 
-/// Every service of the gRPC listener.
-pub(crate) fn services(server: Server) -> Router {
-    let inference = GrpcInferenceServiceServer::new(Inference(server.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip);
-    let mut builder = tonic::transport::Server::builder().tcp_nodelay(true).max_concurrent_streams(STREAMS_MAX);
-    let router = builder.add_service(inference).add_service(health(server));
-    let v1 = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    let alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    match (v1.build_v1(), alpha.build_v1alpha()) {
-        (Ok(v1), Ok(alpha)) => router.add_service(v1).add_service(alpha),
-        (Err(e), _) | (_, Err(e)) => {
-            tracing::error!(error = %e, "reflection is off: the descriptors are damaged");
-            router
-        }
+/// Every service of the gRPC listener, each call within the time that its caller gives it.
+#[derive(Clone)]
+pub(crate) struct Services {
+    inference: GrpcInferenceServiceServer<Inference>,
+    /// Health and reflection.
+    others: axum::Router,
+}
+
+impl Services {
+    /// The services of `server`.
+    pub(crate) fn new(server: Server) -> Self {
+        let inference = GrpcInferenceServiceServer::new(Inference(server.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let routes = Routes::new(health(server));
+        let routes = match (builder().build_v1(), builder().build_v1alpha()) {
+            (Ok(v1), Ok(alpha)) => routes.add_service(v1).add_service(alpha),
+            (Err(e), _) | (_, Err(e)) => {
+                tracing::error!(error = %e, "reflection is off: the descriptors are damaged");
+                routes
+            }
+        };
+        Self { inference, others: routes.prepare().into_axum_router() }
     }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl Service<http::Request<Incoming>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Incoming>) -> Answer {
+        let limit = time_limit(request.headers());
+        let answer: Answer = if request.uri().path().starts_with("/inference.GRPCInferenceService/") {
+            self.inference.call(request)
+        } else {
+            let answer = self.others.call(request.map(axum::body::Body::new));
+            Box::pin(async move { answer.await.map(|answer| answer.map(Body::new)) })
+        };
+        let Some(limit) = limit else { return answer };
+        Box::pin(async move {
+            let late = |_| Ok(Status::deadline_exceeded("the time that the caller gave is over").into_http());
+            tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
+        })
+    }
+}
+
+/// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). One that is damaged bounds nothing.
+fn time_limit(headers: &http::HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
 }
 
 fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {

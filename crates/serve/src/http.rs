@@ -229,6 +229,20 @@ async fn infer(
     Ok(answer(&headers, json, &tail))
 }
 
+/// An inference without the router's part.
+pub(crate) async fn infer_at(
+    server: Server,
+    model: String,
+    version: Option<String>,
+    request: axum::extract::Request,
+) -> Answer<Response> {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, BODY_BYTES_MAX)
+        .await
+        .map_err(|e| ServeError::new(ServeErrorKind::InvalidArgument, format!("the body did not come whole: {e}")))?;
+    infer(State(server), Path(Target { model, version }), head.headers, body).await
+}
+
 fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
     let Some(value) = headers.get(JSON_LENGTH) else { return Ok(None) };
     let number = value.to_str().ok().and_then(|v| v.trim().parse().ok());

@@ -3,12 +3,15 @@
 //! Two halves that meet in [`core`]: the wire (`http`, `grpc`) turns bytes into [`core::InferRequest`]s and answers
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
+mod connection;
 pub mod core;
 mod grpc;
 mod http;
 mod json;
+mod listen;
 mod page;
 mod reflect;
+mod rest;
 mod run;
 mod types;
 

@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get, serve::ListenerExt as _};
+use axum::{Router, routing::get};
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::{
     core::{ServeError, Server, ServerConfig},
     grpc, http,
+    listen::{self, Connections},
+    rest::Rest,
 };
 
 /// Where to listen and what to serve.
@@ -31,6 +32,8 @@ pub struct RunConfig {
     pub server: ServerConfig,
     /// Longest drain after the stop signal.
     pub grace: Duration,
+    /// Connections that may be open at the same time, over all listeners; 20,000 where none.
+    pub connections_max: Option<usize>,
 }
 
 /// Why a server did not start or did not end well.
@@ -84,6 +87,7 @@ pub struct Listening {
     metrics: Option<TcpListener>,
     ready_file: Option<PathBuf>,
     grace: Duration,
+    connections: Connections,
 }
 
 /// Serves until `shutdown` resolves, then drains. An error where it did not start or not drain in time.
@@ -99,7 +103,8 @@ impl Listening {
         let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
         let server = Server::start(config.server).await?;
         let (ready_file, grace) = (config.ready_file, config.grace);
-        Ok(Self { addresses, server, http, grpc, metrics, ready_file, grace })
+        let connections = Connections::new(config.connections_max.unwrap_or(listen::CONNECTIONS_MAX_DEFAULT));
+        Ok(Self { addresses, server, http, grpc, metrics, ready_file, grace, connections })
     }
 
     /// The bound addresses.
@@ -115,30 +120,17 @@ impl Listening {
     /// Serves until `shutdown` resolves; every request accepted by then is answered within the grace time.
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let (stop, stopped) = watch::channel(false);
-        let wait = |mut stopped: watch::Receiver<bool>| async move {
-            // An error means that the sender is gone, which is the end as well.
-            let _ = stopped.wait_for(|s| *s).await;
-        };
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut listeners = tokio::task::JoinSet::new();
         let metrics_server = self.server.clone();
         let metrics = Router::new().route("/metrics", get(|| async move { metrics_server.metrics_text() }));
-        for (listener, router) in [(self.http, http::router(self.server.clone())), (self.metrics, metrics)] {
+        let rest = Rest::new(self.server.clone(), http::router(self.server.clone()));
+        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
             let Some(listener) = listener else { continue };
-            // An answer is written at once; waiting for more bytes would only delay it.
-            let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
-            let stopping = wait(stopped.clone());
-            tasks.spawn(async move {
-                let _ = axum::serve(listener, router).with_graceful_shutdown(stopping).await;
-            });
+            listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let (incoming, stopping) = (TcpListenerStream::new(listener), wait(stopped.clone()));
-            let services = grpc::services(self.server.clone());
-            tasks.spawn(async move {
-                if let Err(e) = services.serve_with_incoming_shutdown(incoming, stopping).await {
-                    tracing::error!(error = %e, "the gRPC listener ended");
-                }
-            });
+            let services = grpc::Services::new(self.server.clone());
+            listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
         if let Some(path) = &self.ready_file {
             write_ready(path, &self.addresses).map_err(|source| RunError::ReadyFile { path: path.clone(), source })?;
@@ -147,7 +139,11 @@ impl Listening {
         self.server.begin_drain();
         // Listeners close; open connections finish what they have begun.
         let _ = stop.send(true);
-        let ended = tokio::time::timeout(self.grace, async { while tasks.join_next().await.is_some() {} }).await;
+        let ended = async {
+            while listeners.join_next().await.is_some() {}
+            self.connections.closed().await;
+        };
+        let ended = tokio::time::timeout(self.grace, ended).await;
         let drained = self.server.drain(Duration::ZERO).await;
         // Idle connections that stayed open to the end of the grace time are no lost requests.
         if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { Ok(()) }
