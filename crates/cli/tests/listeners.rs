@@ -2,105 +2,31 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use std::{
     fs,
     io::{ErrorKind, Read as _, Write as _},
     net::TcpStream,
-    path::Path,
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use edgeward_graph::{
-    Model,
-    proto::{
-        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
-        tensor_shape_proto::{Dimension, dimension},
-        type_proto,
-    },
-};
+use edgeward_graph::DataType;
+use support::Server;
 
-const BODY: &str = r#"{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[1,2,3,4]}]}"#;
+const BODY: &str =
+    r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
 /// Only an end to a test that hangs; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A model that returns its four floats.
-fn identity(path: &Path) {
-    let port = |name: &str| {
-        let dim = vec![Dimension { value: Some(dimension::Value::DimValue(4)), ..Dimension::default() }];
-        let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim }) };
-        let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
-        ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
-    };
-    let node = NodeProto {
-        op_type: Some("Identity".to_owned()),
-        input: vec!["x".to_owned()],
-        output: vec!["y".to_owned()],
-        ..NodeProto::default()
-    };
-    let graph = GraphProto {
-        name: Some("identity".to_owned()),
-        node: vec![node],
-        input: vec![port("x")],
-        output: vec![port("y")],
-        ..GraphProto::default()
-    };
-    let opset_import = vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }];
-    let proto = ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() };
-    Model::from_proto(proto).write(path).unwrap();
-}
-
-/// A running server with the model `m`, ended when dropped.
-struct Server {
-    child: Child,
-    http: String,
-    grpc: String,
-    _files: tempfile::TempDir,
-}
-
-impl Server {
-    fn start(settings: &str) -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let at = |name: &str| files.path().join(name);
-        identity(&at("m.onnx"));
-        fs::write(at("edgeward.toml"), settings).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
-            .arg("serve")
-            .arg(at("m.onnx"))
-            .args(["--insecure", "--engine", "rten", "--grace-seconds", "600"])
-            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .arg("--config")
-            .arg(at("edgeward.toml"))
-            .arg("--ready-file")
-            .arg(at("ready.json"))
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        while !at("ready.json").exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
-            std::thread::yield_now();
-        }
-        let text: serde_json::Value = serde_json::from_slice(&fs::read(at("ready.json")).unwrap()).unwrap();
-        let address = |key: &str| text[key].as_str().unwrap().to_owned();
-        let (http, grpc) = (address("http"), address("grpc"));
-        Self { child, http, grpc, _files: files }
-    }
-
-    fn connect(&self) -> TcpStream {
-        connect(&self.http)
-    }
-
-    fn terminate(&mut self) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A server with the model `m`, `settings` as its `edgeward.toml`, and a grace time that no test waits for.
+fn start(settings: &str) -> Server {
+    let files = tempfile::tempdir().unwrap();
+    let (model, config) = (files.path().join("m.onnx"), files.path().join("edgeward.toml"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    fs::write(&config, settings).unwrap();
+    let config = config.to_str().unwrap();
+    Server::start(&[&model], &["--engine", "rten", "--grace-seconds", "600", "--config", config])
 }
 
 fn connect(address: &str) -> TcpStream {
@@ -141,7 +67,7 @@ fn ask(stream: &mut TcpStream) -> Option<(u16, String)> {
 }
 
 fn serves(server: &Server) {
-    assert_eq!(ask(&mut server.connect()).map(|a| a.0), Some(200), "a good client is served");
+    assert_eq!(ask(&mut connect(&server.http)).map(|a| a.0), Some(200), "a good client is served");
 }
 
 /// True once the server has closed, whatever it sent before.
@@ -158,11 +84,11 @@ fn closed(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_client_that_does_not_finish_is_cut() {
-    let server = Server::start("");
-    let (mut head, mut body) = (server.connect(), server.connect());
+    let server = start("");
+    let (mut head, mut body) = (connect(&server.http), connect(&server.http));
     head.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\nx-slow: ").unwrap();
     body.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
-    let mut idle = server.connect();
+    let mut idle = connect(&server.http);
     assert_eq!(ask(&mut idle).map(|a| a.0), Some(200));
     // A byte now and then does not extend a head's time.
     let mut trickle = head.try_clone().unwrap();
@@ -179,12 +105,12 @@ fn a_client_that_does_not_finish_is_cut() {
 
 #[test]
 fn heads_are_bounded() {
-    let server = Server::start("");
-    let mut many = server.connect();
+    let server = start("");
+    let mut many = connect(&server.http);
     let lines: String = (0..200).map(|i| format!("x-{i}: a\r\n")).collect();
     many.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\n{lines}\r\n").as_bytes()).unwrap();
     assert_eq!(answer(&mut many).map(|a| a.0), Some(431));
-    let mut long = server.connect();
+    let mut long = connect(&server.http);
     let _ = long.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)).as_bytes());
     assert_ne!(answer(&mut long).map(|a| a.0), Some(200));
     serves(&server);
@@ -192,18 +118,18 @@ fn heads_are_bounded() {
 
 #[test]
 fn one_connection_too_many_is_told_so() {
-    let server = Server::start("[serve]\nconnections_max = 3\n");
-    let mut open: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    let server = start("[serve]\nconnections_max = 3\n");
+    let mut open: Vec<_> = (0..3).map(|_| connect(&server.http)).collect();
     for stream in &mut open {
         assert_eq!(ask(stream).map(|a| a.0), Some(200));
     }
-    let (status, head) = answer(&mut server.connect()).unwrap();
+    let (status, head) = answer(&mut connect(&server.http)).unwrap();
     assert_eq!(status, 503);
     assert!(head.contains("retry-after"), "{head}");
     assert_eq!(ask(&mut open[0]).map(|a| a.0), Some(200), "those that are open go on");
     drop(open.pop());
     // The server sees the end when it sees it; until then it refuses.
-    while ask(&mut server.connect()).is_none_or(|a| a.0 != 200) {
+    while ask(&mut connect(&server.http)).is_none_or(|a| a.0 != 200) {
         std::thread::yield_now();
     }
 }
@@ -214,8 +140,8 @@ fn thousands_of_idle_connections_hurt_nobody() {
     let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
     let count = limit.maximum.map_or(10_000, |most| usize::try_from(most).unwrap().saturating_sub(600).min(10_000));
-    let server = Server::start("");
-    let mut idle: Vec<_> = (0..count).map(|_| server.connect()).collect();
+    let server = start("");
+    let mut idle: Vec<_> = (0..count).map(|_| connect(&server.http)).collect();
     serves(&server);
     for stream in &mut idle {
         assert_eq!(ask(stream).map(|a| a.0), Some(200));
@@ -224,10 +150,10 @@ fn thousands_of_idle_connections_hurt_nobody() {
 
 #[test]
 fn sigterm_closes_what_is_idle_and_answers_what_has_arrived() {
-    let mut server = Server::start("");
-    let (mut fresh, mut idle) = (server.connect(), server.connect());
+    let mut server = start("");
+    let (mut fresh, mut idle) = (connect(&server.http), connect(&server.http));
     assert_eq!(ask(&mut idle).map(|a| a.0), Some(200));
-    let mut open: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    let mut open: Vec<_> = (0..50).map(|_| connect(&server.http)).collect();
     for stream in &mut open {
         assert_eq!(ask(stream).map(|a| a.0), Some(200));
     }
@@ -235,7 +161,8 @@ fn sigterm_closes_what_is_idle_and_answers_what_has_arrived() {
     for stream in &mut open {
         stream.write_all(&request()).unwrap();
     }
-    server.terminate();
+    let id = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     for stream in &mut open {
         let (status, head) = answer(stream).expect("a request that was sent before the signal is answered");
         assert_eq!(status, 200, "{head}");
@@ -268,7 +195,7 @@ const GET: &[u8] = &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 1, b'a'];
 
 #[test]
 fn floods_over_http2_are_cut_and_hurt_nobody() {
-    let server = Server::start("");
+    let server = start("");
     for address in [&server.http, &server.grpc] {
         // Rapid reset: CVE-2023-44487.
         let mut reset = http2(address);
