@@ -137,6 +137,7 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
         },
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),
+        connections_max: None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
     path::PathBuf,
     time::Duration,
 };
@@ -109,6 +110,7 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         server: server(args, context)?,
         telemetry: args.telemetry.config(&settings.telemetry)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
+        connections_max: settings.connections_max.map(NonZeroUsize::get),
     })
 }
 

@@ -60,6 +60,8 @@ pub struct ServeSettings {
     pub metrics: Option<SocketAddr>,
     /// Longest wait for requests in flight at the end.
     pub grace_seconds: Option<u64>,
+    /// Connections that may be open at the same time, over all listeners.
+    pub connections_max: Option<NonZeroUsize>,
     /// Memory for the response cache; 0 for none.
     pub cache_bytes: Option<u64>,
     /// `[serve.telemetry]`

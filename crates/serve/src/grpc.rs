@@ -6,15 +6,23 @@ mod stream;
 
 pub(crate) use convert::{request, response};
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::middleware::from_fn_with_state;
+use hyper::body::Incoming;
 use prost::Message as _;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
-    Code, Request, Response, Status, Streaming, codec::CompressionEncoding, metadata::MetadataMap, service::Routes,
-    transport::server::Router,
+    Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding, metadata::MetadataMap,
+    service::Routes,
 };
+use tower::Service;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
@@ -28,24 +36,30 @@ use crate::{
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
-/// Streams of one connection; the requests of one client wait rather than flood.
-const STREAMS_MAX: u32 = 1024;
 
-/// Every service of the gRPC listener.
-pub(crate) fn services(app: App) -> Router {
-    let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Gzip);
-    let routes = reflection(Routes::new(inference).add_service(health(app.server.clone())));
-    let routes = if app.telemetry.access.is_some() {
-        routes.into_axum_router().layer(from_fn_with_state(app, http::access)).into()
-    } else {
-        routes
-    };
-    let mut builder = tonic::transport::Server::builder().tcp_nodelay(true).max_concurrent_streams(STREAMS_MAX);
-    builder.add_routes(routes)
+/// Every service of the gRPC listener, each call within the time that its caller gives it.
+#[derive(Clone)]
+pub(crate) struct Services {
+    /// None where every call must pass the router's layers.
+    inference: Option<GrpcInferenceServiceServer<Inference>>,
+    router: axum::Router,
+}
+
+impl Services {
+    /// The services of `app`. With an access log the router, which writes it, sees every call.
+    pub(crate) fn new(app: App) -> Self {
+        let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Gzip);
+        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
+        let router = routes.prepare().into_axum_router();
+        if app.telemetry.access.is_some() {
+            return Self { inference: None, router: router.layer(from_fn_with_state(app, http::access)) };
+        }
+        Self { inference: Some(inference), router }
+    }
 }
 
 fn reflection(routes: Routes) -> Routes {
@@ -61,6 +75,55 @@ fn reflection(routes: Routes) -> Routes {
             routes
         }
     }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<::http::Response<Body>, Infallible>> + Send>>;
+
+impl Service<::http::Request<Incoming>> for Services {
+    type Response = ::http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
+        let limit = time_limit(request.headers());
+        let inference = self.inference.as_mut();
+        let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
+        let answer: Answer = match inference {
+            Some(inference) => inference.call(request),
+            None => {
+                let answer = self.router.call(request.map(axum::body::Body::new));
+                Box::pin(async move { answer.await.map(|answer| answer.map(Body::new)) })
+            }
+        };
+        let Some(limit) = limit else { return answer };
+        Box::pin(async move {
+            let late = |_| Ok(Status::deadline_exceeded("the time that the caller gave is over").into_http());
+            tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
+        })
+    }
+}
+
+/// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). One that is damaged bounds nothing.
+fn time_limit(headers: &::http::HeaderMap) -> Option<Duration> {
+    duration(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let value: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
 }
 
 fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {
@@ -156,22 +219,10 @@ async fn answer(
     Ok(response)
 }
 
-/// How long the caller waits, from the header `grpc-timeout`: up to 8 digits and a unit.
-/// Source: gRPC over HTTP/2, "Timeout". tonic ends the call then, as cancelled; a tenth of the time is
-/// kept back, so that the queue says before that why there is no answer.
+/// How long a request may wait in the queue: a tenth of the caller's time is kept back, so that the queue says why there
+/// is no answer before the call ends.
 fn deadline(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
-    let whole = match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    };
+    let whole = duration(metadata.get("grpc-timeout")?.to_str().ok()?)?;
     Some(whole - whole / 10)
 }
 

@@ -3,6 +3,8 @@
 mod infer;
 mod settings;
 
+pub(crate) use infer::infer_at;
+
 use std::net::SocketAddr;
 
 use axum::{
@@ -17,7 +19,6 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use hyper::body::Body as _;
 use serde_json::{Value, json};
-use tonic::transport::server::TcpConnectInfo;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
@@ -178,7 +179,6 @@ pub(crate) async fn access(State(app): State<App>, mut request: Request, next: N
     }
     let extensions = request.extensions();
     let peer = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-    let peer = peer.or_else(|| extensions.get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr));
     let line = log.begin(peer, (request.method().as_str(), path), grpc);
     let bytes_in = request.body().size_hint().exact();
     request.extensions_mut().insert(line.slot());

@@ -3,16 +3,19 @@
 //! Two halves that meet in [`core`]: the wire (`http`, `grpc`) turns bytes into [`core::InferRequest`]s and answers
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
+mod connection;
 pub mod core;
 #[doc(hidden)]
 pub mod decode;
 mod grpc;
 mod http;
 mod json;
+mod listen;
 mod logging;
 mod openapi;
 mod page;
 mod reflect;
+mod rest;
 mod run;
 mod telemetry;
 mod types;

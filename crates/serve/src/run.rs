@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get, serve::ListenerExt as _};
+use axum::{Router, routing::get};
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::{
     core::{ServeError, Server, ServerConfig},
     grpc, http,
+    listen::{self, Connections},
+    rest::Rest,
     telemetry::{App, Telemetry, TelemetryConfig, TelemetryError},
 };
 
@@ -35,6 +36,8 @@ pub struct RunConfig {
     pub grace: Duration,
     /// Access log, traces and log settings.
     pub telemetry: TelemetryConfig,
+    /// Connections that may be open at the same time, over all listeners; 20,000 where none.
+    pub connections_max: Option<usize>,
 }
 
 /// Why a server did not start or did not end well.
@@ -92,6 +95,7 @@ pub struct Listening {
     metrics: Option<TcpListener>,
     ready_file: Option<PathBuf>,
     grace: Duration,
+    connections: Connections,
 }
 
 /// Serves until `shutdown` resolves, then drains. An error where it did not start or not drain in time.
@@ -108,7 +112,9 @@ impl Listening {
         let telemetry = Telemetry::start(config.telemetry)?;
         let server = Server::start(config.server).await?;
         let (ready_file, grace) = (config.ready_file, config.grace);
-        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace })
+        let connections = Connections::new(config.connections_max.unwrap_or(listen::CONNECTIONS_MAX_DEFAULT));
+        let connections = if telemetry.access.is_some() { connections.naming_peers() } else { connections };
+        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace, connections })
     }
 
     /// The bound addresses.
@@ -124,34 +130,19 @@ impl Listening {
     /// Serves until `shutdown` resolves; every request accepted by then is answered within the grace time.
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let (stop, stopped) = watch::channel(false);
-        let wait = |mut stopped: watch::Receiver<bool>| async move {
-            // An error means that the sender is gone, which is the end as well.
-            let _ = stopped.wait_for(|s| *s).await;
-        };
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut listeners = tokio::task::JoinSet::new();
         let app = App { server: self.server.clone(), telemetry: self.telemetry.clone() };
         let (server, telemetry) = (self.server.clone(), self.telemetry.clone());
         let metrics_text = move || async move { server.metrics_text() + &telemetry.metrics_text() };
         let metrics = Router::new().route("/metrics", get(metrics_text));
-        for (listener, router) in [(self.http, http::router(app.clone())), (self.metrics, metrics)] {
+        let rest = Rest::new(app.clone(), http::router(app.clone()));
+        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
             let Some(listener) = listener else { continue };
-            // An answer is written at once; waiting for more bytes would only delay it.
-            let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
-            let stopping = wait(stopped.clone());
-            tasks.spawn(async move {
-                let _ = axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-                    .with_graceful_shutdown(stopping)
-                    .await;
-            });
+            listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let (incoming, stopping) = (TcpListenerStream::new(listener), wait(stopped.clone()));
-            let services = grpc::services(app);
-            tasks.spawn(async move {
-                if let Err(e) = services.serve_with_incoming_shutdown(incoming, stopping).await {
-                    tracing::error!(error = %e, "the gRPC listener ended");
-                }
-            });
+            let services = grpc::Services::new(app);
+            listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
         if let Some(path) = &self.ready_file {
             write_ready(path, &self.addresses).map_err(|source| RunError::ReadyFile { path: path.clone(), source })?;
@@ -160,7 +151,11 @@ impl Listening {
         self.server.begin_drain();
         // Listeners close; open connections finish what they have begun.
         let _ = stop.send(true);
-        let ended = tokio::time::timeout(self.grace, async { while tasks.join_next().await.is_some() {} }).await;
+        let ended = async {
+            while listeners.join_next().await.is_some() {}
+            self.connections.closed().await;
+        };
+        let ended = tokio::time::timeout(self.grace, ended).await;
         let drained = self.server.drain(Duration::ZERO).await;
         let telemetry = self.telemetry;
         // The sinks' own threads are waited for: not on a thread that serves.

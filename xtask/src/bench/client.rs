@@ -52,11 +52,12 @@ impl Connection {
         self.buffer.clear();
         let (head, status, length) = loop {
             self.read_some()?;
-            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
+            let head = &self.buffer[..self.buffer.len().min(HEAD_BYTES_MAX)];
+            if let Some(end) = find(head, b"\r\n\r\n") {
                 let (status, length) = parse_head(&self.buffer[..end])?;
                 break (end + 4, status, length);
             }
-            if self.buffer.len() > HEAD_BYTES_MAX {
+            if self.buffer.len() >= HEAD_BYTES_MAX {
                 bail!("the answer's head has no end");
             }
         };

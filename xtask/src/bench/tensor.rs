@@ -6,7 +6,7 @@ use crate::bench::{
     Row,
     client::{Until, binary_request, closed_loop, json_request},
     figure, median,
-    peers::Edgeward,
+    peers::{Edgeward, Running},
     serve::Effort,
 };
 
@@ -60,30 +60,45 @@ struct Best {
     per_second: f64,
 }
 
-/// Saturated by 1-image requests, against the engine alone at its best.
+/// Saturated by 1-image requests, against the engine alone at its best: once as the server does best, with as many
+/// instances of one thread as there are cores, and once with the engine's own setting.
 pub fn saturation(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     let best = best(edgeward, effort)?;
     let (threads, batch) = (best.threads.to_string(), best.batch.to_string());
-    let options = ["--engine", edgeward.fast_engine(), "--threads", &threads];
-    let bare_options = [&options[..], &["--batch", &batch]].concat();
-    let instances = cores() / best.threads;
-    let batching = if best.batch > 1 { "dynamic_batching { }" } else { "" };
-    let config = format!(
-        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {batch}\ninstance_group [ {{ count: {instances}, kind: KIND_CPU }} ]\n{batching}\n"
-    );
-    let server = edgeward.serve(&edgeward.repository(MODEL, Some(&config))?, &options)?;
+    let bare_options = ["--engine", edgeward.fast_engine(), "--threads", &threads, "--batch", &batch];
+    let parallel = instances(edgeward, cores(), 1, 1)?;
+    let same = instances(edgeward, (cores() / best.threads).max(1), best.threads, best.batch)?;
     let request = binary_request(MODEL, "image", &SHAPE, &image());
-    let (mut bare, mut served) = (Vec::new(), Vec::new());
+    let (mut bare, mut served) = (Vec::new(), [Vec::new(), Vec::new()]);
     for _ in 0..effort.rounds {
         bare.push(edgeward.bare(MODEL, &bare_options, effort.seconds as f64)?.1);
-        let turn = Until::Elapsed(Duration::from_secs(effort.seconds));
-        served.push(closed_loop(server.http, &request, 32, turn).whole()?.per_second);
+        for (server, figures) in [&parallel, &same].into_iter().zip(&mut served) {
+            let turn = Until::Elapsed(Duration::from_secs(effort.seconds));
+            figures.push(closed_loop(server.http, &request, 32, turn).whole()?.per_second);
+        }
     }
-    let (bare, served) = (median(&mut bare), median(&mut served));
-    let what = format!("{MODEL}, 32 connections of 1 image: share of the engine's own throughput");
-    let row = Row::at_least("saturation", what, served / bare * 100.0, "%", 95.0);
+    let bare = median(&mut bare);
     let own = format!("{threads} threads, batch {batch}, best of a search {}/s", figure(best.per_second));
-    Ok(vec![row.against(format!("{} and {}/s ({own})", figure(served), figure(bare)))])
+    let row = |what: &str, figures: &mut [f64]| {
+        let what = format!("{MODEL}, 32 connections of 1 image, {what}: share of the engine's own throughput");
+        let served = median(figures);
+        let row = Row::at_least("saturation", what, served / bare * 100.0, "%", 95.0);
+        row.against(format!("{} and {}/s ({own})", figure(served), figure(bare)))
+    };
+    let [parallel, same] = &mut served;
+    let same = row("the engine's setting", same);
+    let information = Row { target: String::new(), holds: None, ..same };
+    Ok(vec![row(&format!("{} instances of 1 thread", cores()), parallel), information])
+}
+
+/// A server with a setting; batches are formed where they may be larger than one.
+fn instances(edgeward: &Edgeward, count: usize, threads: usize, batch: usize) -> anyhow::Result<Running> {
+    let batching = if batch > 1 { "dynamic_batching { }" } else { "" };
+    let config = format!(
+        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {batch}\ninstance_group [ {{ count: {count}, kind: KIND_CPU }} ]\n{batching}\n"
+    );
+    let options = ["--engine", edgeward.fast_engine(), "--threads", &threads.to_string()];
+    edgeward.serve(&edgeward.repository(MODEL, Some(&config))?, &options)
 }
 
 fn best(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Best> {

@@ -47,7 +47,8 @@ pub fn run(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     let values = values();
     let json = edgeward.work.join("wire.json");
     fs::write(&json, json_body("INPUT0", &SHAPE, &values))?;
-    let ours = edgeward.serve(&edgeward.model("identity16"), &["--engine", "rten"])?;
+    let engine = ["--engine", edgeward.fast_engine()];
+    let ours = edgeward.serve(&edgeward.model("identity16"), &engine)?;
     let mut sides = vec![side("Edgeward", "identity16", ours, edgeward)?];
     for peer in Peer::ALL {
         let started = peer.start(&edgeward.work).and_then(|server| side(peer.name(), "identity", server, edgeward));
@@ -66,9 +67,9 @@ pub fn run(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
             side.turns.push(turn);
         }
         let seconds = effort.seconds as f64 / 4.0;
-        engine_us.push(edgeward.bare("identity16", &["--engine", "rten"], seconds)?.0 * 1e3);
+        engine_us.push(edgeward.bare("identity16", &engine, seconds)?.0 * 1e3);
     }
-    rows.splice(0..0, compare(&sides, median(&mut engine_us)));
+    rows.splice(0..0, compare(&sides, edgeward.fast_engine(), median(&mut engine_us)));
     Ok(rows)
 }
 
@@ -121,7 +122,7 @@ impl Side {
     }
 }
 
-fn compare(sides: &[Side], engine_us: f64) -> Vec<Row> {
+fn compare(sides: &[Side], engine: &str, engine_us: f64) -> Vec<Row> {
     let Some((ours, others)) = sides.split_first() else { return Vec::new() };
     let mut rows = Vec::new();
     for other in others {
@@ -149,7 +150,7 @@ fn compare(sides: &[Side], engine_us: f64) -> Vec<Row> {
     for (load, what) in [(JSON_1, "JSON, 1 connection"), (GRPC_1, "gRPC, 1 connection")] {
         let above = (ours.p50_us(load) - engine_us) / 1e3;
         let row = Row::at_most(BAR, format!("{what}: p50 above the engine's own"), above, "ms", 0.1);
-        rows.push(row.against(format!("engine {} µs", figure(engine_us))));
+        rows.push(row.against(format!("{engine} alone {} µs", figure(engine_us))));
     }
     rows
 }

@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use axum::extract::ConnectInfo;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 use tokio_stream::Stream;
@@ -29,7 +30,7 @@ pub(super) type InferStream = Pin<Box<dyn Stream<Item = Result<proto::ModelStrea
 
 /// The answers. Dropping the stream, as happens when the caller goes away, ends the requests that still run.
 pub(super) fn run(app: App, request: Request<Streaming<proto::ModelInferRequest>>) -> InferStream {
-    let peer = request.remote_addr();
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let parent = parent(request.metadata()).map(str::to_owned);
     let answers = request.into_inner().map(move |request| {
         let (app, parent) = (app.clone(), parent.clone());

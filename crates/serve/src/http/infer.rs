@@ -45,6 +45,11 @@ pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, re
     Ok(answer(headers, json, &tail))
 }
 
+/// An inference without the router's part.
+pub(crate) async fn infer_at(app: App, model: String, version: Option<String>, request: Request) -> Response {
+    infer(State(app), Path(Target { model, version }), request).await.into_response()
+}
+
 /// The body ended early, or is larger than any may be.
 fn unread(error: &axum::Error) -> Response {
     let long = std::error::Error::source(error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());

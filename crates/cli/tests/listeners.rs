@@ -1,0 +1,217 @@
+//! What a peer cannot do to the others: the binary, real sockets, slow and hostile clients beside a good one.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::TcpStream,
+    time::Duration,
+};
+
+use edgeward_graph::DataType;
+use support::Server;
+
+const BODY: &str =
+    r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
+/// Only an end to a test that hangs; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A server with the model `m`, `settings` as its `edgeward.toml`, and a grace time that no test waits for.
+fn start(settings: &str) -> Server {
+    let files = tempfile::tempdir().unwrap();
+    let (model, config) = (files.path().join("m.onnx"), files.path().join("edgeward.toml"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    fs::write(&config, settings).unwrap();
+    let config = config.to_str().unwrap();
+    Server::start(&[&model], &["--engine", "rten", "--grace-seconds", "600", "--config", config])
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn request() -> Vec<u8> {
+    let length = BODY.len();
+    format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{BODY}").into_bytes()
+}
+
+/// Status and head of the next answer, whose body is read too.
+fn answer(stream: &mut TcpStream) -> Option<(u16, String)> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            Ok(_) => return None,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return None,
+            Err(e) => panic!("no answer came: {e}"),
+        }
+    }
+    let head = String::from_utf8(head).unwrap().to_lowercase();
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some((status, head))
+}
+
+fn ask(stream: &mut TcpStream) -> Option<(u16, String)> {
+    stream.write_all(&request()).ok()?;
+    answer(stream)
+}
+
+fn serves(server: &Server) {
+    assert_eq!(ask(&mut connect(&server.http)).map(|a| a.0), Some(200), "a good client is served");
+}
+
+/// True once the server has closed, whatever it sent before.
+fn closed(stream: &mut TcpStream) -> bool {
+    let mut sink = [0; 4096];
+    loop {
+        match stream.read(&mut sink) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) => return e.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+#[test]
+fn a_client_that_does_not_finish_is_cut() {
+    let server = start("");
+    let (mut head, mut body) = (connect(&server.http), connect(&server.http));
+    head.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\nx-slow: ").unwrap();
+    body.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    let mut idle = connect(&server.http);
+    assert_eq!(ask(&mut idle).map(|a| a.0), Some(200));
+    // A byte now and then does not extend a head's time.
+    let mut trickle = head.try_clone().unwrap();
+    std::thread::spawn(move || {
+        while trickle.write_all(b"a").is_ok() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    assert!(closed(&mut head), "a head that never ends");
+    assert_eq!(answer(&mut body).map(|a| a.0), Some(400), "a body that never ends");
+    assert!(closed(&mut body));
+    assert_eq!(ask(&mut idle).map(|a| a.0), Some(200), "a connection that waits for its next request is kept");
+}
+
+#[test]
+fn heads_are_bounded() {
+    let server = start("");
+    let mut many = connect(&server.http);
+    let lines: String = (0..200).map(|i| format!("x-{i}: a\r\n")).collect();
+    many.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\n{lines}\r\n").as_bytes()).unwrap();
+    assert_eq!(answer(&mut many).map(|a| a.0), Some(431));
+    let mut long = connect(&server.http);
+    let _ = long.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)).as_bytes());
+    assert_ne!(answer(&mut long).map(|a| a.0), Some(200));
+    serves(&server);
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let server = start("[serve]\nconnections_max = 3\n");
+    let mut open: Vec<_> = (0..3).map(|_| connect(&server.http)).collect();
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200));
+    }
+    let (status, head) = answer(&mut connect(&server.http)).unwrap();
+    assert_eq!(status, 503);
+    assert!(head.contains("retry-after"), "{head}");
+    assert_eq!(ask(&mut open[0]).map(|a| a.0), Some(200), "those that are open go on");
+    drop(open.pop());
+    // The server sees the end when it sees it; until then it refuses.
+    while ask(&mut connect(&server.http)).is_none_or(|a| a.0 != 200) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn thousands_of_idle_connections_hurt_nobody() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let count = limit.maximum.map_or(10_000, |most| usize::try_from(most).unwrap().saturating_sub(600).min(10_000));
+    let server = start("");
+    let mut idle: Vec<_> = (0..count).map(|_| connect(&server.http)).collect();
+    serves(&server);
+    for stream in &mut idle {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200));
+    }
+}
+
+#[test]
+fn sigterm_closes_what_is_idle_and_answers_what_has_arrived() {
+    let mut server = start("");
+    let (mut fresh, mut idle) = (connect(&server.http), connect(&server.http));
+    assert_eq!(ask(&mut idle).map(|a| a.0), Some(200));
+    let mut open: Vec<_> = (0..50).map(|_| connect(&server.http)).collect();
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200));
+    }
+    // In the sockets before the signal is sent, so accepted, whatever the server knows of them by then.
+    for stream in &mut open {
+        stream.write_all(&request()).unwrap();
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    for stream in &mut open {
+        let (status, head) = answer(stream).expect("a request that was sent before the signal is answered");
+        assert_eq!(status, 200, "{head}");
+        assert!(closed(stream));
+    }
+    assert!(closed(&mut idle) && closed(&mut fresh));
+    assert!(server.child.wait().unwrap().success(), "it ends by itself, long before the grace time of ten minutes");
+}
+
+/// A frame of HTTP/2 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const END_STREAM_AND_HEADERS: u8 = 5;
+
+fn http2(address: &str) -> TcpStream {
+    let mut stream = connect(address);
+    stream.write_all(&[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, &[])].concat()).unwrap();
+    stream
+}
+
+/// `GET /v2` in HPACK's static table, the path as a literal.
+const GET: &[u8] = &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 1, b'a'];
+
+#[test]
+fn floods_over_http2_are_cut_and_hurt_nobody() {
+    let server = start("");
+    for address in [&server.http, &server.grpc] {
+        // Rapid reset: CVE-2023-44487.
+        let mut reset = http2(address);
+        let streams = (0..20_000u32).map(|i| i * 2 + 1);
+        let flood = streams.flat_map(|id| {
+            [frame(HEADERS, END_STREAM_AND_HEADERS, id, GET), frame(RST_STREAM, 0, id, &8u32.to_be_bytes())].concat()
+        });
+        let _ = reset.write_all(&flood.collect::<Vec<_>>());
+        // A head without an end: CVE-2024-27316.
+        let mut endless = http2(address);
+        let mut flood = frame(HEADERS, 0, 1, GET);
+        let line = [&[0x00, 1, b'x', 127, 0x81, 0x7f], vec![b'a'; 16_000].as_slice()].concat();
+        (0..200).for_each(|_| flood.extend(frame(CONTINUATION, 0, 1, &line)));
+        let _ = endless.write_all(&flood);
+        assert!(closed(&mut reset), "rapid reset at {address}");
+        assert!(closed(&mut endless), "a head without an end at {address}");
+    }
+    serves(&server);
+}

@@ -1,0 +1,224 @@
+//! One connection: how long its peer may keep it waiting, and how it ends without losing a request.
+//!
+//! The bounds cost nothing while a peer is quick: a timer is set only where a read has to wait, and an idle connection
+//! keeps the timer it has. HTTP/2 watches its own peers by pings, so only HTTP/1 and what precedes either is timed here.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use rustix::net::RecvFlags;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Instant, Sleep, sleep},
+};
+
+/// From the first byte of a request's head to its last.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
+/// Without a request; a client's own pool gives up earlier.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(600);
+/// Without a byte of a body that is under way.
+const BODY_TIME_MAX: Duration = Duration::from_secs(20);
+/// How every HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// What a connection's socket and its requests tell each other; all on one task.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Requests begun.
+    requests: AtomicU64,
+    /// Requests not yet answered.
+    in_flight: AtomicU64,
+    /// Bytes have come that belong to no request yet.
+    unclaimed: AtomicBool,
+    /// The server stops: what is in the socket now was accepted, what comes later was not.
+    stopping: AtomicBool,
+}
+
+impl Link {
+    /// A request's head is complete; until the guard is dropped it is in flight.
+    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
+        self.requests.fetch_add(1, Relaxed);
+        self.in_flight.fetch_add(1, Relaxed);
+        self.unclaimed.store(false, Relaxed);
+        InFlight(self.clone())
+    }
+
+    /// From now on reads look into the socket itself.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Relaxed);
+    }
+}
+
+/// A request in flight.
+pub(crate) struct InFlight(Arc<Link>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+        // Bytes that came meanwhile were its body.
+        self.0.unclaimed.store(false, Relaxed);
+    }
+}
+
+/// What a connection's timer waits for, with the number of requests when it was set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    Nothing,
+    Request(u64),
+    Head(u64),
+}
+
+/// A socket whose peer may not keep it waiting for ever.
+pub(crate) struct Bounded {
+    stream: TcpStream,
+    link: Arc<Link>,
+    timer: Pin<Box<Sleep>>,
+    waits: Waits,
+    /// Bytes of HTTP/2's preface seen so far; none once it is HTTP/1.
+    preface: Option<usize>,
+}
+
+impl Bounded {
+    pub(crate) fn new(stream: TcpStream, link: Arc<Link>) -> Self {
+        Self { stream, link, timer: Box::pin(sleep(IDLE_TIME_MAX)), waits: Waits::Nothing, preface: Some(0) }
+    }
+
+    fn is_http2(&self) -> bool {
+        self.preface == Some(PREFACE.len())
+    }
+
+    fn look_for_preface(&mut self, bytes: &[u8]) {
+        let Some(seen) = self.preface.filter(|&seen| seen < PREFACE.len()) else { return };
+        let expected = PREFACE.get(seen..).unwrap_or_default();
+        let length = bytes.len().min(expected.len());
+        self.preface = (bytes.get(..length) == expected.get(..length)).then_some(seen + length);
+    }
+
+    /// Pending, or an error where the peer has had its time.
+    fn waiting(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_http2() || self.link.in_flight.load(Relaxed) > 0 {
+            return Poll::Pending;
+        }
+        let requests = self.link.requests.load(Relaxed);
+        let head = self.link.unclaimed.load(Relaxed);
+        let elapsed = self.waits != Waits::Nothing && self.timer.is_elapsed();
+        let goes_on = match self.waits {
+            Waits::Nothing => false,
+            Waits::Head(since) => head && since == requests,
+            // Requests that came since it was set only set it anew once it has run out.
+            Waits::Request(since) => !head && (since == requests || !elapsed),
+        };
+        if !goes_on {
+            let (waits, limit) = match head {
+                true => (Waits::Head(requests), HEAD_TIME_MAX),
+                false => (Waits::Request(requests), IDLE_TIME_MAX),
+            };
+            self.waits = waits;
+            self.timer.as_mut().reset(Instant::now() + limit);
+        } else if !elapsed {
+            return Poll::Pending;
+        }
+        ready!(self.timer.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sent no whole request in time")))
+    }
+
+    /// Reads past the readiness that the runtime knows of: it may lag behind the socket.
+    fn read_now(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let (_, length) = rustix::net::recv(&self.stream, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
+        buf.advance(length);
+        Ok(length)
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let at_once = this.link.stopping.load(Relaxed) && this.read_now(buf).is_ok_and(|length| length > 0);
+        let read = if at_once { Poll::Ready(Ok(())) } else { Pin::new(&mut this.stream).poll_read(cx, buf) };
+        if read.is_pending() {
+            return this.waiting(cx);
+        }
+        let new = buf.filled().get(before..).unwrap_or_default();
+        if !new.is_empty() {
+            this.link.unclaimed.store(true, Relaxed);
+            this.look_for_preface(new);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// A request's body that must go on arriving.
+pub(crate) struct Arriving {
+    body: Incoming,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Arriving {
+    /// The body of a request, bounded.
+    pub(crate) fn body(body: Incoming) -> Body {
+        Body::new(Self { body, timer: None })
+    }
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(frame) = frame {
+            self.timer = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(BODY_TIME_MAX)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Some(Err(format!("no byte of the body came for {BODY_TIME_MAX:?}").into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
