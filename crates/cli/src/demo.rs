@@ -132,8 +132,8 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
             repositories: vec![folder.to_owned()],
             engine: Some(engine.to_owned()),
             threads: std::num::NonZeroUsize::new(1),
-            cache_bytes: 0,
             control: ModelControl::Fixed,
+            ..ServerConfig::default()
         },
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),

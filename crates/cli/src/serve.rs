@@ -2,15 +2,15 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    num::NonZeroUsize,
-    path::PathBuf,
+    num::{NonZeroU64, NonZeroUsize},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::anyhow;
 use edgeward_serve::{
     Listening, RunConfig, RunError,
-    core::{ModelControl, ServerConfig},
+    core::{ModelControl, ServerConfig, Tuned, Tuning},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -31,6 +31,7 @@ const HTTP_PORT: u16 = 8000;
 const GRPC_PORT: u16 = 8001;
 const METRICS_PORT: u16 = 8002;
 const GRACE_SECONDS: u64 = 30;
+const WATCH_SECONDS: u64 = 15;
 
 const NEEDS_INSECURE: &str = "a listener needs an identity for TLS, and this server has none: identities come with \
     `edgeward trust`. For callers on this machine alone, `--insecure` serves without TLS and without asking who \
@@ -63,6 +64,12 @@ pub struct ServeArgs {
     /// A model to load at start with --explicit; may be repeated
     #[arg(long, value_name = "NAME", requires = "explicit")]
     load_model: Vec<String>,
+    /// Follow the files: load what is new or changed, unload what is gone
+    #[arg(long, env = "EDGEWARD_WATCH")]
+    watch: bool,
+    /// With --watch, look at the files at least this often, told of changes or not [default: 15]
+    #[arg(long, env = "EDGEWARD_WATCH_SECONDS", value_name = "S")]
+    watch_seconds: Option<NonZeroU64>,
     /// Longest wait for requests in flight after SIGTERM [default: 30]
     #[arg(long, env = "EDGEWARD_GRACE_SECONDS", value_name = "S")]
     grace_seconds: Option<u64>,
@@ -124,25 +131,37 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         let missing = missing.display();
         return Err(Failure::input(format!("`{missing}` does not exist; expected a model file or a folder of models")));
     }
-    let engine = engine(args, context, &repositories)?;
+    let engine = args.engine.or(&context.settings.engine);
     if let Some(unknown) = engine.engine.as_deref().filter(|name| !edgeward_engine::NAMES.contains(name)) {
         let known = edgeward_engine::NAMES.join("`, `");
         return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
     }
     let control = if args.explicit { ModelControl::Explicit(args.load_model.clone()) } else { ModelControl::Fixed };
     let cache_bytes = args.cache_bytes.or(context.settings.serve.cache_bytes).unwrap_or(0);
-    Ok(ServerConfig { repositories, engine: engine.engine, threads: engine.threads, cache_bytes, control })
+    let settings = &context.settings.serve;
+    let seconds = args.watch_seconds.or(settings.watch_seconds).map_or(WATCH_SECONDS, NonZeroU64::get);
+    let watches = args.watch || settings.watch.unwrap_or(false);
+    Ok(ServerConfig {
+        repositories,
+        engine: engine.engine,
+        threads: engine.threads,
+        tuning: Tuning::new(tuned),
+        watch: watches.then(|| Duration::from_secs(seconds)),
+        cache_bytes,
+        control,
+    })
 }
 
-/// Flags, environment and file; where they name neither engine nor threads, what `tune` found for a single model.
-fn engine(args: &ServeArgs, context: &Context, models: &[PathBuf]) -> Result<EngineArgs, Failure> {
-    let named = args.engine.or(&context.settings.engine);
-    let [model] = models else { return Ok(named) };
-    if named.engine.is_some() || named.threads.is_some() || !model.is_file() {
-        return Ok(named);
-    }
-    let tuned = result::beside(model)?;
-    Ok(tuned.map_or(named, |tuned| EngineArgs { engine: Some(tuned.engine), threads: Some(tuned.threads) }))
+/// What `tune` found for a model's file. A result that cannot be read must not keep the model from serving.
+fn tuned(model: &Path) -> Option<Tuned> {
+    let best = match result::beside(model) {
+        Ok(found) => found?,
+        Err(Failure::Input(error) | Failure::Work(error)) => {
+            tracing::warn!(model = %model.display(), %error, "a result of `tune` is not used");
+            return None;
+        }
+    };
+    Some(Tuned { engine: best.engine, threads: best.threads })
 }
 
 async fn serve(config: RunConfig, context: &Context) -> Outcome {

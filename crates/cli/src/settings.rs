@@ -4,7 +4,7 @@
 
 use std::{
     net::SocketAddr,
-    num::NonZeroUsize,
+    num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
 };
 
@@ -62,6 +62,10 @@ pub struct ServeSettings {
     pub grace_seconds: Option<u64>,
     /// Connections that may be open at the same time, over all listeners.
     pub connections_max: Option<NonZeroUsize>,
+    /// Follow the files of the models.
+    pub watch: Option<bool>,
+    /// Longest time between two looks at them.
+    pub watch_seconds: Option<NonZeroU64>,
     /// Memory for the response cache; 0 for none.
     pub cache_bytes: Option<u64>,
     /// `[serve.telemetry]`

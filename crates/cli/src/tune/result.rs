@@ -25,8 +25,11 @@ pub fn beside(model: &Path) -> Result<Option<Tuned>, Failure> {
         model_sha256: String,
         latency: Tuned,
     }
-    let path = engines::beside(model, "tune.json");
-    let Ok(metadata) = std::fs::metadata(&path) else { return Ok(None) };
+    let named = [engines::beside(model, "tune.json"), model.with_file_name("tune.json")];
+    let Some((path, metadata)) = named.into_iter().find_map(|path| std::fs::metadata(&path).ok().map(|m| (path, m)))
+    else {
+        return Ok(None);
+    };
     let wrong = |why: String| Failure::input(format!("`{}` is no result of `edgeward tune`: {why}", path.display()));
     if metadata.len() > MAX_BYTES {
         return Err(wrong(format!("it has {} bytes, at most {MAX_BYTES} are read", metadata.len())));

@@ -235,6 +235,11 @@ fn accelerator(config: &ModelConfig) -> Result<Option<&'static str>, String> {
 /// The engine that the configuration names; none where it leaves the choice open.
 pub fn engine(config: &ModelConfig) -> Result<Option<&'static str>, String> {
     match (config.platform.as_str(), config.backend.as_str()) {
+        ("ensemble", "") if ensembling(config).is_some() => Ok(None),
+        ("ensemble", "") => Err("platform `ensemble` needs `ensemble_scheduling` with its steps".to_owned()),
+        _ if ensembling(config).is_some() => {
+            Err("`ensemble_scheduling` needs platform `ensemble` and no backend".to_owned())
+        }
         ("onnxruntime_onnx" | "", "onnxruntime" | "") => accelerator(config),
         ("" | "rten", "rten") | ("rten", "") => Ok(Some("rten")),
         ("" | "openvino", "openvino") | ("openvino", "") => Ok(Some("openvino")),

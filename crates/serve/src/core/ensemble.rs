@@ -72,6 +72,11 @@ impl Ensemble {
         Ok(Self { inputs, outputs, steps, makers })
     }
 
+    /// An error where the models that serve now do not fit the graph.
+    pub fn check(&self, server: &Server) -> Result<(), String> {
+        check_types(&self.steps, &self.inputs, &self.outputs, server)
+    }
+
     /// The models that must serve for the ensemble to serve.
     pub fn members(&self) -> impl Iterator<Item = &ModelRef> {
         self.steps.iter().map(|step| &step.model)

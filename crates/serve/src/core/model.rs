@@ -21,6 +21,7 @@ use crate::{
         execute::{Executor, INLINE_US_MAX, Ran, Times, named},
         labels::Labels,
         queue::QUEUE_MAX,
+        snapshot::Origin,
         stats::{Served, Stats},
         warmup,
     },
@@ -40,6 +41,8 @@ pub struct Version {
     pub engine: &'static str,
     /// Configuration, completed from the model.
     pub config: ModelConfig,
+    /// The files that it was loaded from; none where they came with the call.
+    pub(super) origin: Option<Origin>,
     stats: Arc<Stats>,
     work: Work,
     cache: Option<Cache>,
@@ -91,7 +94,8 @@ impl Version {
         };
         let cache = own_cache(&name, &config, cache);
         let (engine, stats) = (loaded.engine.name(), executor.stats.clone());
-        Ok(Self { name, number, engine, config, stats, work: Work::Session(executor, schedule), cache, labels })
+        let work = Work::Session(executor, schedule);
+        Ok(Self { name, number, engine, config, origin: None, stats, work, cache, labels })
     }
 
     /// A version that other models answer for.
@@ -105,16 +109,8 @@ impl Version {
         let (name, outputs) = (Arc::from(name), graph.outputs.iter().map(|o| Arc::from(o.name.as_str())).collect());
         let cache = own_cache(&name, &config, cache);
         let stats = Arc::new(Stats::new(usize::try_from(config.max_batch_size).unwrap_or(0)));
-        Self {
-            name,
-            number,
-            engine: "ensemble",
-            config,
-            stats,
-            work: Work::Ensemble(graph, outputs),
-            cache,
-            labels: Labels::default(),
-        }
+        let (work, labels) = (Work::Ensemble(graph, outputs), Labels::default());
+        Self { name, number, engine: "ensemble", config, origin: None, stats, work, cache, labels }
     }
 
     /// Inputs of the model.
@@ -151,6 +147,14 @@ impl Version {
         match &self.work {
             Work::Session(..) => Vec::new(),
             Work::Ensemble(graph, _) => graph.members().cloned().collect(),
+        }
+    }
+
+    /// An error where the models of an ensemble were replaced by some that do not fit.
+    pub(super) fn fits_members(&self, server: &Server) -> Result<(), String> {
+        match &self.work {
+            Work::Session(..) => Ok(()),
+            Work::Ensemble(graph, _) => graph.check(server),
         }
     }
 

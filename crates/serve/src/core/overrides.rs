@@ -16,29 +16,16 @@ pub(super) struct Files(tempfile::TempDir);
 impl Files {
     /// Lays out what `overrides` holds; none where it holds no file.
     pub fn of(model: &str, overrides: &LoadOverrides) -> Result<Option<Self>, ServeError> {
-        let refuse =
-            |text: String| ServeError::new(ServeErrorKind::InvalidArgument, format!("model `{model}`: {text}"));
+        check(model, overrides)?;
         if overrides.files.is_empty() {
             return Ok(None);
-        }
-        if overrides.config_json.is_none() {
-            return Err(refuse("`file:` parameters need a `config` parameter beside them".to_owned()));
-        }
-        if overrides.files.len() > FILES_MAX {
-            return Err(refuse(format!("{} files, the limit is {FILES_MAX}", overrides.files.len())));
         }
         let failed = |e: std::io::Error| {
             ServeError::new(ServeErrorKind::Internal, format!("model `{model}`: cannot keep the files given: {e}"))
         };
         let folder = tempfile::tempdir().map_err(failed)?;
         for (key, content) in &overrides.files {
-            let path = key.strip_prefix("file:").unwrap_or(key);
-            let parts: Vec<&str> = path.split('/').collect();
-            let version = parts.first().and_then(|version| version.parse::<u64>().ok()).is_some_and(|v| v > 0);
-            if !version || parts.len() < 2 || parts.len() > 8 || !parts.iter().all(|part| is_name(part)) {
-                return Err(refuse(format!("`{key}`, expected `file:VERSION/NAME` beneath the model's folder")));
-            }
-            let target = folder.path().join(path);
+            let target = folder.path().join(key.strip_prefix("file:").unwrap_or(key));
             fs::create_dir_all(target.parent().unwrap_or(folder.path())).map_err(failed)?;
             fs::write(&target, content).map_err(failed)?;
         }
@@ -48,4 +35,28 @@ impl Files {
     pub fn folder(&self) -> &Path {
         self.0.path()
     }
+}
+
+/// An error where a load may not bring this along: names outside the model's folder, or files without a configuration.
+pub(super) fn check(model: &str, overrides: &LoadOverrides) -> Result<(), ServeError> {
+    let refuse =
+        |text: String| Err(ServeError::new(ServeErrorKind::InvalidArgument, format!("model `{model}`: {text}")));
+    let files = &overrides.files;
+    if !is_name(model) {
+        return refuse("expected a name of one path segment".to_owned());
+    }
+    if !files.is_empty() && overrides.config_json.is_none() {
+        return refuse("`file:` parameters need a `config` parameter beside them".to_owned());
+    }
+    if files.len() > FILES_MAX {
+        return refuse(format!("{} files, the limit is {FILES_MAX}", files.len()));
+    }
+    for (key, _) in files {
+        let parts: Vec<&str> = key.strip_prefix("file:").unwrap_or(key).split('/').collect();
+        let version = parts.first().and_then(|version| version.parse::<u64>().ok()).is_some_and(|v| v > 0);
+        if !version || !(2..=8).contains(&parts.len()) || !parts.iter().all(|part| is_name(part)) {
+            return refuse(format!("`{key}`, expected `file:VERSION/NAME` beneath the model's folder"));
+        }
+    }
+    Ok(())
 }

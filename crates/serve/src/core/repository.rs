@@ -1,7 +1,7 @@
 //! Which models a folder offers: Triton's layout, plain `.onnx` files, or one file.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -24,32 +24,40 @@ pub struct Entry {
     pub versions: BTreeMap<u64, PathBuf>,
 }
 
-/// Names of all models of the repositories; the first repository that has a name wins.
-pub fn names(repositories: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>, ServeError> {
-    let mut found = BTreeMap::new();
+/// Names of all models of the repositories.
+pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
+    let mut found = BTreeSet::new();
     for repository in repositories {
         if let Some(name) = onnx_name(repository) {
-            found.entry(name).or_insert_with(|| repository.clone());
+            found.insert(name);
             continue;
         }
         let entries =
             fs::read_dir(repository).map_err(|e| invalid(format!("cannot read `{}`: {e}", repository.display())))?;
         for entry in entries.flatten() {
             let path = entry.path();
-            let name = if path.is_dir() {
-                path.file_name().map(|n| n.to_string_lossy().into_owned())
-            } else {
-                onnx_name(&path)
-            };
-            if let Some(name) = name.filter(|n| is_name(n)) {
-                found.entry(name).or_insert(path);
-            }
+            // The kind comes with the entry; only links cost a look of their own.
+            let folder = entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink() && path.is_dir());
+            let name = if folder { entry.file_name().to_str().map(str::to_owned) } else { onnx_name(&path) };
+            found.extend(name.filter(|n| is_name(n)));
             if found.len() > MODELS_MAX {
                 return Err(invalid(format!("`{}` holds more than {MODELS_MAX} models", repository.display())));
             }
         }
     }
     Ok(found)
+}
+
+/// The folder or file of a model; the first repository that has the name wins, and in it the folder.
+pub fn find(repositories: &[PathBuf], name: &str) -> Option<PathBuf> {
+    let in_one = |repository: &PathBuf| {
+        if repository.is_file() {
+            return (onnx_name(repository).as_deref() == Some(name)).then(|| repository.clone());
+        }
+        let (folder, file) = (repository.join(name), repository.join(format!("{name}.onnx")));
+        if folder.is_dir() { Some(folder) } else { file.is_file().then_some(file) }
+    };
+    if is_name(name) { repositories.iter().find_map(in_one) } else { None }
 }
 
 fn onnx_name(path: &Path) -> Option<String> {
@@ -66,21 +74,25 @@ pub fn is_name(name: &str) -> bool {
         && !name.chars().any(char::is_control)
 }
 
-/// Reads a model's configuration and finds its versions.
-pub fn read(name: &str, path: &Path, config_json: Option<&str>) -> Result<Entry, ServeError> {
-    let given =
-        config_json.map(config::parse_json).transpose().map_err(|e| invalid(format!("model `{name}`: config: {e}")))?;
-    if path.is_file() {
-        let config = given.unwrap_or_default();
-        return Ok(Entry { config, versions: BTreeMap::from([(1, path.to_owned())]) });
-    }
-    let config = match given {
-        Some(config) => config,
+/// Reads a model's configuration, or takes the one given as JSON.
+pub fn configuration(name: &str, path: &Path, config_json: Option<&str>) -> Result<ModelConfig, ServeError> {
+    let config = match config_json {
+        Some(json) => config::parse_json(json).map_err(|e| invalid(format!("model `{name}`: config: {e}")))?,
+        None if path.is_file() => ModelConfig::default(),
         None => read_config(&path.join("config.pbtxt"))
             .map_err(|e| invalid(format!("model `{name}`: config.pbtxt: {e}")))?,
     };
     if !config.name.is_empty() && config.name != name {
-        return Err(invalid(format!("model `{name}`: config.pbtxt names it `{}`", config.name)));
+        return Err(invalid(format!("model `{name}`: its configuration names it `{}`", config.name)));
+    }
+    Ok(config)
+}
+
+/// Finds the versions of a model that its configuration asks for.
+pub fn read(name: &str, path: &Path, config_json: Option<&str>) -> Result<Entry, ServeError> {
+    let config = configuration(name, path, config_json)?;
+    if path.is_file() {
+        return Ok(Entry { config, versions: BTreeMap::from([(1, path.to_owned())]) });
     }
     let file = match config.default_model_filename.as_str() {
         "" => "model.onnx",
@@ -89,19 +101,27 @@ pub fn read(name: &str, path: &Path, config_json: Option<&str>) -> Result<Entry,
             return Err(invalid(format!("model `{name}`: `default_model_filename` is `{file}`, expected a file name")));
         }
     };
+    let ensemble = config::ensembling(&config).is_some();
     let entries = fs::read_dir(path).map_err(|e| invalid(format!("model `{name}`: {e}")))?;
-    let versions = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok().filter(|v| *v > 0));
-    let versions = config::wanted(&config, versions.take(MODELS_MAX).collect());
-    let files = versions.into_iter().map(|v| (v, path.join(v.to_string()).join(file))).filter(|(_, f)| f.is_file());
-    let mut versions: BTreeMap<u64, PathBuf> = files.collect();
-    if config.platform == "ensemble" {
+    let numbers = entries.flatten().take(MODELS_MAX).filter_map(|e| number(e.file_name().to_str()?));
+    // A folder that is still to be filled is no version yet.
+    let numbers = numbers.filter(|v| ensemble || path.join(v.to_string()).join(file).is_file());
+    let wanted = config::wanted(&config, numbers.collect());
+    let mut versions: BTreeMap<u64, PathBuf> =
+        wanted.into_iter().map(|v| (v, path.join(v.to_string()).join(file))).collect();
+    if ensemble && versions.is_empty() {
         // It has no files of its own, and its version folder may have been left out.
-        versions = BTreeMap::from([(1, path.to_owned())]);
+        versions.insert(1, path.to_owned());
     }
     if versions.is_empty() {
         return Err(invalid(format!("model `{name}`: no version of it holds `{file}` (expected `{name}/1/{file}`)")));
     }
     Ok(Entry { config, versions })
+}
+
+/// The number of a version folder's name.
+fn number(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|v| *v > 0 && name.starts_with(|c: char| c.is_ascii_digit() && c != '0'))
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig, String> {

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
+    fmt,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -12,17 +14,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use edgeward_engine::{Registry, RegistryConfig, Session, SessionOptions, Source, TensorInfo};
-use parking_lot::Mutex;
+use edgeward_engine::{Registry, RegistryConfig, TensorInfo};
+use futures_util::stream::{self, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     core::{
         InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind,
         cache::Cache,
         config,
-        ensemble::{self, Ensemble},
+        history::{Doing, History, Past},
         model::{Version, wire_dims},
-        overrides, repository, stats,
+        repository, stats, watch,
     },
     proto,
 };
@@ -35,11 +38,57 @@ pub struct ServerConfig {
     /// Engine to try first; the default order where none.
     pub engine: Option<String>,
     /// Threads within one run.
-    pub threads: Option<std::num::NonZeroUsize>,
+    pub threads: Option<NonZeroUsize>,
+    /// Finds what was measured to be best for a model, for what neither this nor the model's configuration says.
+    pub tuning: Tuning,
+    /// Follow the files of the repositories, and look at them at least this often; not at all where none.
+    pub watch: Option<Duration>,
     /// Bytes of the response cache; 0 for none.
     pub cache_bytes: u64,
     /// Which models are loaded at start and who may change that.
     pub control: ModelControl,
+}
+
+/// How a model runs best.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuned {
+    /// Engine.
+    pub engine: String,
+    /// Threads within one run.
+    pub threads: NonZeroUsize,
+}
+
+/// Looks up how the model in a file runs best; by default it knows of none.
+#[derive(Clone, Default)]
+pub struct Tuning(Option<Arc<LookUp>>);
+
+type LookUp = dyn Fn(&Path) -> Option<Tuned> + Send + Sync;
+
+impl Tuning {
+    /// Asks `look_up` at each load of a file.
+    pub fn new(look_up: impl Fn(&Path) -> Option<Tuned> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(look_up)))
+    }
+}
+
+impl fmt::Debug for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tuning").field(&self.0.is_some()).finish()
+    }
+}
+
+impl ServerConfig {
+    /// What was measured for a model's file.
+    pub(super) fn tuned(&self, name: &str, file: &Path) -> Option<Tuned> {
+        let tuned = self.tuning.0.as_ref().and_then(|look_up| look_up(file))?;
+        tracing::info!(
+            model = name,
+            engine = tuned.engine,
+            threads = tuned.threads,
+            "as `tune` measured, unless told otherwise"
+        );
+        Some(tuned)
+    }
 }
 
 /// As Triton's `--model-control-mode`.
@@ -80,7 +129,14 @@ pub struct Server {
     inner: Arc<Inner>,
 }
 
-type Versions = BTreeMap<u64, Arc<Version>>;
+impl LoadOverrides {
+    /// True where everything comes from the repository.
+    pub(super) fn is_empty(&self) -> bool {
+        self.config_json.is_none() && self.files.is_empty()
+    }
+}
+
+pub(super) type Versions = BTreeMap<u64, Arc<Version>>;
 
 struct Inner {
     config: ServerConfig,
@@ -88,39 +144,61 @@ struct Inner {
     cache: Option<Cache>,
     /// What answers now; replaced whole, so that a reader never waits.
     models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
-    /// Why a model of the repository does not serve.
-    failures: Mutex<BTreeMap<String, String>>,
-    /// One load or unload at a time.
-    changing: tokio::sync::Mutex<()>,
+    history: History,
+    /// One change of a model at a time; those under way.
+    changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     draining: AtomicBool,
+}
+
+/// A server that may have ended.
+pub(super) struct WeakServer(Weak<Inner>);
+
+impl WeakServer {
+    pub fn upgrade(&self) -> Option<Server> {
+        self.0.upgrade().map(|inner| Server { inner })
+    }
 }
 
 impl Server {
     /// Scans the repositories and loads what the control mode asks for; returns when every first load has ended,
     /// well or not. Must run inside a Tokio runtime.
     pub async fn start(config: ServerConfig) -> Result<Self, ServeError> {
-        let found = repository::names(&config.repositories)?;
+        let (found, repositories) = (repository::names(&config.repositories)?, config.repositories.clone());
         let wanted: Vec<String> = match &config.control {
             ModelControl::Explicit(names) => names.clone(),
-            ModelControl::Fixed => found.into_keys().collect(),
+            ModelControl::Fixed => found.into_iter().collect(),
         };
+        // Taken before anything is loaded: what changes meanwhile is not missed.
+        let watch = config.watch.map(|interval| (interval, watch::look(&repositories)));
         let server = Self {
             inner: Arc::new(Inner {
                 cache: (config.cache_bytes > 0).then(|| Cache::new(config.cache_bytes)),
                 config,
                 registry: Registry::new(RegistryConfig::default()),
                 models: ArcSwap::default(),
-                failures: Mutex::default(),
-                changing: tokio::sync::Mutex::default(),
+                history: History::default(),
+                changing: Mutex::default(),
                 draining: AtomicBool::new(false),
             }),
         };
-        for name in wanted {
+        let load = async |name: String| {
             if let Err(e) = server.load(&name, LoadOverrides::default()).await {
                 tracing::error!(model = name, error = %e, "model does not load");
+                // What is not there at all was asked for all the same.
+                server.history().note(&name, |past| past.failure = Some(e.message));
             }
+        };
+        stream::iter(wanted).for_each_concurrent(server.loads_at_once(), load).await;
+        if let Some((interval, seen)) = watch {
+            let weak = WeakServer(Arc::downgrade(&server.inner));
+            tokio::spawn(watch::follow(weak, repositories, interval, seen));
         }
         Ok(server)
+    }
+
+    /// Models that load at the same time without being asked for one by one.
+    pub(super) fn loads_at_once(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
     }
 
     /// Answers a request. Dropping the future takes the request out of its queue.
@@ -133,11 +211,14 @@ impl Server {
         let not_found = |text: String| ServeError::new(ServeErrorKind::NotFound, text);
         let models = self.inner.models.load();
         let Some(versions) = models.get(&model.name) else {
-            if let Some(reason) = self.failures().get(&*model.name) {
-                let text = format!("model `{}` does not load: {reason}", model.name);
-                return Err(ServeError::new(ServeErrorKind::Unavailable, text));
-            }
-            return Err(not_found(format!("no model `{}` is loaded", model.name)));
+            let past = self.past(&model.name);
+            let unavailable = match (past.doing, past.failure) {
+                (Some(Doing::Loading), _) => format!("model `{}` is being loaded", model.name),
+                (Some(Doing::Unloading), _) => format!("model `{}` is being unloaded", model.name),
+                (None, Some(reason)) => format!("model `{}` does not load: {reason}", model.name),
+                (None, None) => return Err(not_found(format!("no model `{}` is loaded", model.name))),
+            };
+            return Err(ServeError::new(ServeErrorKind::Unavailable, unavailable));
         };
         let found = match model.version {
             Some(number) => versions.get(&number),
@@ -154,7 +235,7 @@ impl Server {
         let models = self.inner.models.load();
         let healthy = models.values().flat_map(|v| v.values()).all(|v| self.defect(v).is_none());
         // A failed reload leaves the old version serving.
-        let missing = self.failures().keys().any(|name| !models.contains_key(name.as_str()));
+        let missing = self.failed().iter().any(|name| !models.contains_key(name.as_str()));
         healthy && !missing && !self.inner.draining.load(Relaxed)
     }
 
@@ -163,18 +244,29 @@ impl Server {
         Ok(self.defect(&*self.version(model)?).is_none() && !self.inner.draining.load(Relaxed))
     }
 
-    /// Why a version cannot answer: its engine fails, or for an ensemble one of its models is gone or fails.
+    /// Why a version cannot answer: its engine fails, or for an ensemble one of its models is gone or fails, or was
+    /// replaced by one that does not fit.
     fn defect(&self, version: &Version) -> Option<String> {
+        self.defect_below(version, &mut HashSet::new())
+    }
+
+    fn defect_below(&self, version: &Version, seen: &mut HashSet<ModelRef>) -> Option<String> {
         if !version.healthy() {
             return Some("its engine fails".to_owned());
         }
-        version.members().iter().find_map(|member| {
-            let reason = match self.version(member) {
-                Ok(member) => self.defect(&member)?,
-                Err(e) => e.message,
+        for member in version.members() {
+            if !seen.insert(member.clone()) {
+                continue;
+            }
+            let reason = match self.version(&member) {
+                Ok(member) => self.defect_below(&member, seen),
+                Err(e) => Some(e.message),
             };
-            Some(format!("it needs model `{}`: {reason}", member.name))
-        })
+            if let Some(reason) = reason {
+                return Some(format!("it needs model `{}`: {reason}", member.name));
+            }
+        }
+        version.fits_members(self).err()
     }
 
     /// Inputs and outputs with versions and platform.
@@ -213,181 +305,52 @@ impl Server {
         Ok(self.versions().iter().filter(|v| wanted(v)).map(|v| v.stats().proto(&v.name, v.number)).collect())
     }
 
-    /// Every model of the repositories with its versions.
+    /// Every model of the repositories with its versions, those that were unloaded included.
     pub fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
-        let mut entries: Vec<IndexEntry> = self
-            .versions()
-            .iter()
-            .map(|v| {
-                let defect = self.defect(v);
-                IndexEntry {
-                    name: v.name.to_string(),
-                    version: v.number.to_string(),
-                    state: if defect.is_none() { "READY" } else { "UNAVAILABLE" },
-                    reason: defect.unwrap_or_default(),
-                }
-            })
-            .collect();
-        let loaded: HashSet<String> = entries.iter().map(|e| e.name.clone()).collect();
-        let failures = self.failures().clone();
-        let names = repository::names(&self.inner.config.repositories).unwrap_or_default().into_keys();
-        for name in names.filter(|n| !loaded.contains(n)) {
-            let reason = failures.get(&name).cloned().unwrap_or_default();
-            let state = if reason.is_empty() { "" } else { "UNAVAILABLE" };
-            entries.push(IndexEntry { name, version: String::new(), state, reason });
+        let mut entries = Vec::new();
+        let mut models: BTreeMap<String, Past> = self.history().all();
+        let names = repository::names(&self.config().repositories).unwrap_or_default();
+        for name in names.into_iter().chain(self.inner.models.load().keys().map(|name| name.to_string())) {
+            models.entry(name).or_default();
+        }
+        for (name, past) in models {
+            self.index_of(&name, past, &mut entries);
         }
         entries.retain(|e| !ready_only || e.state == "READY");
-        entries.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
         entries
     }
 
-    /// Loads or reloads a model; returns when it serves. The old version serves until then, and on if this fails.
-    /// An ensemble loads the models that it needs and that are not loaded yet.
-    pub async fn load(&self, name: &str, overrides: LoadOverrides) -> Result<(), ServeError> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        let (server, owned) = (self.clone(), name.to_owned());
-        let loaded = tokio::task::spawn_blocking(move || {
-            let found = repository::names(&server.inner.config.repositories)?;
-            server.load_one(&owned, &overrides, &found, &mut Vec::new())
-        });
-        loaded.await.unwrap_or_else(|e| Err(ServeError::new(ServeErrorKind::Internal, e.to_string())))
-    }
-
-    /// Loads a model and puts it in place. `above` are the ensembles on whose behalf that is done.
-    fn load_one(
-        &self,
-        name: &str,
-        overrides: &LoadOverrides,
-        found: &BTreeMap<String, PathBuf>,
-        above: &mut Vec<String>,
-    ) -> Result<(), ServeError> {
-        match self.read_and_load(name, overrides, found, above) {
-            Ok(versions) => {
-                self.failures().remove(name);
-                self.replace(name, Some(Arc::new(versions)));
-                Ok(())
-            }
-            Err(e) => {
-                if e.kind != ServeErrorKind::NotFound {
-                    self.failures().insert(name.to_owned(), e.message.clone());
-                }
-                Err(e)
-            }
-        }
-    }
-
-    fn read_and_load(
-        &self,
-        name: &str,
-        overrides: &LoadOverrides,
-        found: &BTreeMap<String, PathBuf>,
-        above: &mut Vec<String>,
-    ) -> Result<Versions, ServeError> {
-        let not_found = || ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` in the repositories"));
-        if !repository::is_name(name) {
-            return Err(not_found());
-        }
-        let given = overrides::Files::of(name, overrides)?;
-        let path = match &given {
-            Some(files) => files.folder(),
-            None => found.get(name).ok_or_else(not_found)?,
+    fn index_of(&self, name: &str, past: Past, entries: &mut Vec<IndexEntry>) {
+        let entry = |version: String, state: &'static str, reason: String| IndexEntry {
+            name: name.to_owned(),
+            version,
+            state,
+            reason,
         };
-        let entry = repository::read(name, path, overrides.config_json.as_deref())?;
-        let invalid =
-            |text: String| ServeError::new(ServeErrorKind::InvalidArgument, format!("model `{name}`: {text}"));
-        let named = config::engine(&entry.config).map_err(invalid)?;
-        if let Some(ensembling) = config::ensembling(&entry.config) {
-            self.load_members(name, ensemble::members(ensembling), found, above)?;
-            return self.ensemble(name, &entry, ensembling).map_err(invalid);
+        let loaded = self.loaded(name).unwrap_or_default();
+        for version in loaded.values() {
+            let failed =
+                past.failure.as_ref().map(|reason| format!("the last load failed, and this serves on: {reason}"));
+            entries.push(match self.defect(version) {
+                Some(defect) => entry(version.number.to_string(), "UNAVAILABLE", defect),
+                None => entry(version.number.to_string(), "READY", failed.unwrap_or_default()),
+            });
         }
-        let preferred = named.or(self.inner.config.engine.as_deref());
-        let threads = config::threads(&entry.config).map_err(invalid)?.or(self.inner.config.threads);
-        let options = SessionOptions { threads, ..SessionOptions::default() };
-        let mut versions = Versions::new();
-        for (number, file) in entry.versions {
-            let loaded = self
-                .inner
-                .registry
-                .load(preferred, &Source::File(file), &options)
-                .map_err(|e| invalid(e.to_string()))?;
-            tracing::info!(model = name, version = number, engine = loaded.engine.name(), "model loaded");
-            let config = completed(name, entry.config.clone(), &*loaded.session).map_err(invalid)?;
-            let version = Version::new(name, number, config, loaded, path, self.inner.cache.as_ref());
-            versions.insert(number, Arc::new(version.map_err(invalid)?));
+        let unloading = past.doing == Some(Doing::Unloading);
+        for number in &past.unloaded {
+            let state = if unloading && loaded.is_empty() { "UNLOADING" } else { "UNAVAILABLE" };
+            entries.push(entry(number.to_string(), state, "unloaded".to_owned()));
         }
-        Ok(versions)
-    }
-
-    fn load_members(
-        &self,
-        name: &str,
-        members: Vec<String>,
-        found: &BTreeMap<String, PathBuf>,
-        above: &mut Vec<String>,
-    ) -> Result<(), ServeError> {
-        above.push(name.to_owned());
-        for member in members {
-            let refuse = |text: String| ServeError::new(ServeErrorKind::InvalidArgument, text);
-            if above.contains(&member) {
-                let way = above.join("` → `");
-                return Err(refuse(format!("ensembles on a cycle: `{way}` → `{member}`")));
+        match past.failure {
+            _ if past.doing == Some(Doing::Loading) && loaded.is_empty() => {
+                entries.push(entry(String::new(), "LOADING", String::new()));
             }
-            if !self.inner.models.load().contains_key(member.as_str()) {
-                self.load_one(&member, &LoadOverrides::default(), found, above)
-                    .map_err(|e| refuse(format!("model `{name}`: step `{member}`: {}", e.message)))?;
+            Some(reason) if loaded.is_empty() => entries.push(entry(String::new(), "UNAVAILABLE", reason)),
+            None if loaded.is_empty() && past.unloaded.is_empty() => {
+                entries.push(entry(String::new(), "", String::new()));
             }
+            _ => {}
         }
-        above.pop();
-        Ok(())
-    }
-
-    fn ensemble(
-        &self,
-        name: &str,
-        entry: &repository::Entry,
-        ensembling: &proto::ModelEnsembling,
-    ) -> Result<Versions, String> {
-        if let Some(output) = entry.config.output.iter().find(|output| !output.label_filename.is_empty()) {
-            let text = "`label_filename` is for models of their own; set it in the step that makes the output";
-            return Err(format!("output `{}`: {text}", output.name));
-        }
-        let mut versions = Versions::new();
-        for &number in entry.versions.keys() {
-            let graph = Ensemble::new(&entry.config, ensembling, self)?;
-            let config = proto::ModelConfig { name: name.to_owned(), ..entry.config.clone() };
-            let version = Version::ensemble(name, number, config, graph, self.inner.cache.as_ref());
-            tracing::info!(model = name, version = number, "ensemble loaded");
-            versions.insert(number, Arc::new(version));
-        }
-        Ok(versions)
-    }
-
-    /// Unloads a model: new requests are refused, accepted ones answered, then its memory is given back. With
-    /// `dependents` the models that an ensemble runs go with it.
-    pub async fn unload(&self, name: &str, dependents: bool) -> Result<(), ServeError> {
-        let _one_at_a_time = self.inner.changing.lock().await;
-        let mut names = vec![name.to_owned()];
-        if dependents && let Some(versions) = self.inner.models.load().get(name) {
-            let members: HashSet<String> =
-                versions.values().flat_map(|v| v.members()).map(|member| member.name.to_string()).collect();
-            names.extend(members);
-        }
-        for (index, name) in names.iter().enumerate() {
-            self.failures().remove(name);
-            // Only weak references may stay here: the wait below is for the last strong one to go.
-            let old: Option<Vec<_>> = self.replace(name, None).map(|old| old.values().map(Arc::downgrade).collect());
-            let Some(old) = old else {
-                // A member may have been unloaded before.
-                if index > 0 {
-                    continue;
-                }
-                return Err(ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` is loaded")));
-            };
-            while old.iter().any(|v| v.strong_count() > 0) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-        Ok(())
     }
 
     /// From now on not ready; requests are still answered until the listeners close.
@@ -418,13 +381,14 @@ impl Server {
         all
     }
 
-    fn failures(&self) -> parking_lot::MutexGuard<'_, BTreeMap<String, String>> {
-        self.inner.failures.lock()
-    }
-
     /// Swaps what answers under a name and returns what did.
-    fn replace(&self, name: &str, versions: Option<Arc<Versions>>) -> Option<Arc<Versions>> {
-        let old = self.inner.models.load().get(name).cloned();
+    pub(super) fn replace(&self, name: &str, versions: Option<Arc<Versions>>) -> Option<Arc<Versions>> {
+        let old = self.loaded(name);
+        let gone: Vec<u64> = old.iter().flat_map(|old| old.keys().copied()).collect();
+        self.history().note(name, |past| {
+            past.unloaded.extend(gone);
+            past.unloaded.retain(|number| versions.as_ref().is_none_or(|new| !new.contains_key(number)));
+        });
         self.inner.models.rcu(|models| {
             let mut models = HashMap::clone(models);
             match &versions {
@@ -435,40 +399,51 @@ impl Server {
         });
         old
     }
-}
 
-/// Fills what the file leaves open from the model, and checks what it says against it.
-fn completed(name: &str, mut config: proto::ModelConfig, session: &dyn Session) -> Result<proto::ModelConfig, String> {
-    config.name = name.to_owned();
-    let batched = config.max_batch_size > 0;
-    let dims = |info: &TensorInfo| wire_dims(info).into_iter().skip(usize::from(batched)).collect::<Vec<_>>();
-    for declared in config.input.iter().map(|i| &i.name) {
-        if session.inputs().iter().all(|i| i.name != *declared) {
-            return Err(format!("config.pbtxt declares input `{declared}`, which the model does not have"));
-        }
+    /// True where the model is an ensemble, by its configuration in the repository.
+    pub(super) fn is_ensemble(&self, name: &str) -> bool {
+        let Some(path) = repository::find(&self.config().repositories, name) else { return false };
+        repository::configuration(name, &path, None).is_ok_and(|config| config::ensembling(&config).is_some())
     }
-    for declared in config.output.iter().map(|o| &o.name) {
-        if session.outputs().iter().all(|o| o.name != *declared) {
-            return Err(format!("config.pbtxt declares output `{declared}`, which the model does not have"));
-        }
+
+    pub(super) fn loaded(&self, name: &str) -> Option<Arc<Versions>> {
+        self.inner.models.load().get(name).cloned()
     }
-    if config.input.is_empty() {
-        let input = |i: &TensorInfo| proto::ModelInput {
-            name: i.name.clone(),
-            data_type: crate::config_type(i.dtype) as i32,
-            dims: dims(i),
-            ..proto::ModelInput::default()
-        };
-        config.input = session.inputs().iter().map(input).collect();
+
+    pub(super) fn is_loaded(&self, name: &str) -> bool {
+        self.inner.models.load().contains_key(name)
     }
-    if config.output.is_empty() {
-        let output = |o: &TensorInfo| proto::ModelOutput {
-            name: o.name.clone(),
-            data_type: crate::config_type(o.dtype) as i32,
-            dims: dims(o),
-            ..proto::ModelOutput::default()
-        };
-        config.output = session.outputs().iter().map(output).collect();
+
+    pub(super) fn past(&self, name: &str) -> Past {
+        self.inner.history.of(name)
     }
-    Ok(config)
+
+    /// Models whose last load failed.
+    pub(super) fn failed(&self) -> Vec<String> {
+        self.inner.history.failed()
+    }
+
+    pub(super) fn control(&self) -> &ModelControl {
+        &self.inner.config.control
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.inner.history
+    }
+
+    pub(super) fn config(&self) -> &ServerConfig {
+        &self.inner.config
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    pub(super) fn cache(&self) -> Option<&Cache> {
+        self.inner.cache.as_ref()
+    }
+
+    pub(super) fn locks(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<()>>>> {
+        self.inner.changing.lock()
+    }
 }
