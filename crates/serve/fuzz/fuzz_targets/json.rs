@@ -10,7 +10,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let Some((length, body)) = data.split_first_chunk::<2>() else { return };
     let length = usize::from(u16::from_le_bytes(*length));
-    let header = (length != 0).then_some(length - 1);
+    let header = length.checked_sub(1);
     let Ok(inputs) = decode::rest_request(Bytes::copy_from_slice(body), header) else { return };
     let Ok((json, tail)) = decode::rest_answer(&inputs) else { return };
     // An answer's outputs have the form of a request's inputs.
