@@ -94,8 +94,17 @@ impl Version {
         };
         let cache = own_cache(&name, &config, cache);
         let (engine, stats) = (loaded.engine.name(), executor.stats.clone());
-        let work = Work::Session(executor, schedule);
-        Ok(Self { name, number, engine, config, origin: None, stats, work, cache, labels })
+        Ok(Self {
+            name,
+            number,
+            engine,
+            config,
+            origin: None,
+            stats,
+            work: Work::Session(executor, schedule),
+            cache,
+            labels,
+        })
     }
 
     /// A version that other models answer for.
@@ -109,8 +118,17 @@ impl Version {
         let (name, outputs) = (Arc::from(name), graph.outputs.iter().map(|o| Arc::from(o.name.as_str())).collect());
         let cache = own_cache(&name, &config, cache);
         let stats = Arc::new(Stats::new(usize::try_from(config.max_batch_size).unwrap_or(0)));
-        let (work, labels) = (Work::Ensemble(graph, outputs), Labels::default());
-        Self { name, number, engine: "ensemble", config, origin: None, stats, work, cache, labels }
+        Self {
+            name,
+            number,
+            engine: "ensemble",
+            config,
+            origin: None,
+            stats,
+            work: Work::Ensemble(graph, outputs),
+            cache,
+            labels: Labels::default(),
+        }
     }
 
     /// Inputs of the model.

@@ -410,6 +410,13 @@ impl Server {
         self.inner.models.load().get(name).cloned()
     }
 
+    /// Models of which some version came from the repositories, not with a call.
+    pub(super) fn loaded_from_files(&self) -> Vec<String> {
+        let models = self.inner.models.load();
+        let from_files = models.iter().filter(|(_, versions)| versions.values().any(|v| v.origin.is_some()));
+        from_files.map(|(name, _)| name.to_string()).collect()
+    }
+
     pub(super) fn is_loaded(&self, name: &str) -> bool {
         self.inner.models.load().contains_key(name)
     }

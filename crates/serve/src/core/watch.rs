@@ -47,12 +47,17 @@ fn changes(acted: &Look, before: &Look, now: &Look) -> BTreeMap<String, Change> 
 pub(super) async fn follow(server: WeakServer, repositories: Vec<PathBuf>, interval: Duration, mut acted: Look) {
     let (wake, mut woken) = mpsc::channel(1);
     let _watcher = notifications(&repositories, wake);
-    let mut before = acted.clone();
+    let (mut before, mut missing) = (acted.clone(), BTreeSet::new());
     loop {
         let folders = repositories.clone();
+        // Asked before the look: what is loaded meanwhile may lie there since.
+        let Some(serving) = server.upgrade().map(|server| server.loaded_from_files()) else { return };
         let Ok(now) = tokio::task::spawn_blocking(move || look(&folders)).await else { return };
         let Some(server) = server.upgrade() else { return };
-        let changes = changes(&acted, &before, &now);
+        let mut changes = changes(&acted, &before, &now);
+        // An ensemble or a call may have loaded what was never acted upon here.
+        let absent: BTreeSet<String> = serving.into_iter().filter(|name| !now.contains_key(name)).collect();
+        changes.extend(absent.intersection(&missing).map(|name| (name.clone(), Change::Unload)));
         for name in changes.keys() {
             match now.get(name) {
                 Some(snapshot) => drop(acted.insert(name.clone(), snapshot.clone())),
@@ -61,8 +66,8 @@ pub(super) async fn follow(server: WeakServer, repositories: Vec<PathBuf>, inter
         }
         act(&server, changes, &now).await;
         drop(server);
-        let moving = before != now;
-        before = now;
+        let moving = before != now || absent != missing;
+        (before, missing) = (now, absent);
         if moving {
             tokio::time::sleep(SETTLE).await;
             continue;
