@@ -1,9 +1,9 @@
-//! Bytes of a stranger as a model: read, check, sort, rewrite and write must end in a model or an error.
+//! Bytes of a stranger as a model: read, check, infer, sort, rewrite and write must end in a model or an error.
 
 #![no_main]
 
 use bytes::Bytes;
-use edgeward_graph::{Limits, Model, check, stats};
+use edgeward_graph::{Limits, Model, check, cost, infer, stats};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -11,6 +11,9 @@ fuzz_target!(|data: &[u8]| {
     let Ok(mut model) = Model::from_bytes(Bytes::copy_from_slice(data), &limits) else { return };
     let sound = check(&model).is_ok();
     let _ = stats(&model);
+    if let Ok(inferred) = infer(&model, &Default::default()) {
+        let _ = cost(&model, &inferred);
+    }
     let _ = (model.inputs(), model.outputs());
     if let Some(graph) = &mut model.proto_mut().graph {
         let _ = graph.sort_nodes();
