@@ -2,12 +2,20 @@
 
 use std::collections::HashMap;
 
-use edgeward_graph::{DataType, Dimension, Port, Tensor};
+use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
 
 use crate::{Dim, EngineError, ErrorKind, RunOptions, TensorInfo};
 
-/// Declared inputs or outputs as the contract states them. Errors where one is not a tensor.
-pub(crate) fn tensor_infos(engine: &'static str, what: &str, ports: Vec<Port>) -> Result<Vec<TensorInfo>, EngineError> {
+/// Declared inputs and outputs as the contract states them. Errors where one is not a tensor.
+pub(crate) fn interface(
+    engine: &'static str,
+    graph: &Model,
+) -> Result<(Vec<TensorInfo>, Vec<TensorInfo>), EngineError> {
+    let inputs = tensor_infos(engine, "input", graph.inputs())?;
+    Ok((inputs, tensor_infos(engine, "output", graph.outputs())?))
+}
+
+fn tensor_infos(engine: &'static str, what: &str, ports: Vec<Port>) -> Result<Vec<TensorInfo>, EngineError> {
     ports
         .into_iter()
         .map(|port| {
@@ -35,8 +43,20 @@ impl From<Dimension> for Dim {
     }
 }
 
+/// What every run begins with: it is not cancelled, its inputs fit and stand in the order of `declared`, and the wanted
+/// outputs are known, by their positions.
+pub(crate) fn request<'a>(
+    engine: &'static str,
+    (inputs, outputs): (&[TensorInfo], &[TensorInfo]),
+    given: &[(&str, &'a Tensor)],
+    options: &RunOptions<'_>,
+) -> Result<(Vec<&'a Tensor>, Vec<usize>), EngineError> {
+    not_cancelled(engine, options)?;
+    Ok((self::inputs(engine, inputs, given)?, self::outputs(engine, outputs, options.outputs)?))
+}
+
 /// Puts `given` into the order of `declared`, after checking names, types, ranks, sizes and equal symbols.
-pub(crate) fn inputs<'a>(
+fn inputs<'a>(
     engine: &'static str,
     declared: &[TensorInfo],
     given: &[(&str, &'a Tensor)],
@@ -103,11 +123,7 @@ pub fn shape_text(dims: &[Dim]) -> String {
 }
 
 /// Positions of the wanted outputs in the model's order.
-pub(crate) fn outputs(
-    engine: &'static str,
-    declared: &[TensorInfo],
-    wanted: Option<&[&str]>,
-) -> Result<Vec<usize>, EngineError> {
+fn outputs(engine: &'static str, declared: &[TensorInfo], wanted: Option<&[&str]>) -> Result<Vec<usize>, EngineError> {
     let Some(wanted) = wanted else { return Ok((0..declared.len()).collect()) };
     let find = |name: &&str| {
         declared.iter().position(|d| d.name == *name).ok_or_else(|| {
@@ -119,7 +135,7 @@ pub(crate) fn outputs(
 }
 
 /// An error where the request was cancelled before it began.
-pub(crate) fn not_cancelled(engine: &'static str, options: &RunOptions<'_>) -> Result<(), EngineError> {
+fn not_cancelled(engine: &'static str, options: &RunOptions<'_>) -> Result<(), EngineError> {
     match options.cancel {
         Some(flag) if flag.load(std::sync::atomic::Ordering::Relaxed) => {
             Err(EngineError::new(engine, ErrorKind::Cancelled, "the request was cancelled"))

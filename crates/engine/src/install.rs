@@ -27,12 +27,13 @@ struct Package {
 #[derive(Debug)]
 struct Wheel {
     arch: &'static str,
-    /// Arguments that make any pip choose this very file, whatever Python runs it.
-    python: &'static str,
-    abi: &'static str,
     platform: &'static str,
     sha256: &'static str,
 }
+
+/// Python that the wheels are for: it makes any pip choose these very files, whatever Python runs it.
+const PYTHON: &str = "3.12";
+const ABI: &str = "cp312";
 
 const PACKAGES: &[Package] = &[
     Package {
@@ -42,15 +43,11 @@ const PACKAGES: &[Package] = &[
         wheels: &[
             Wheel {
                 arch: "x86_64",
-                python: "3.12",
-                abi: "cp312",
                 platform: "manylinux_2_28_x86_64",
                 sha256: "99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8",
             },
             Wheel {
                 arch: "aarch64",
-                python: "3.12",
-                abi: "cp312",
                 platform: "manylinux_2_28_aarch64",
                 sha256: "e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054",
             },
@@ -63,15 +60,11 @@ const PACKAGES: &[Package] = &[
         wheels: &[
             Wheel {
                 arch: "x86_64",
-                python: "3.12",
-                abi: "cp312",
                 platform: "manylinux_2_28_x86_64",
                 sha256: "6b4375c17ddcac83a5180349e2e2bb811185c261066e2a920659892d58ef0e3b",
             },
             Wheel {
                 arch: "aarch64",
-                python: "3.12",
-                abi: "cp312",
                 platform: "manylinux_2_35_aarch64",
                 sha256: "82efccb2f9f1bdc7e5a1996e05a3b719ebff9232dd54b44150d6d2e983a86b7d",
             },
@@ -158,8 +151,8 @@ fn download(package: &Package, wheel: &Wheel, folder: &Path) -> Result<PathBuf, 
             .args(["download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
             // Pip's own five attempts keep a caller without a network waiting for ten seconds and more.
             .args(["--retries", "2"])
-            .args(["--only-binary=:all:", "--implementation", "cp", "--python-version", wheel.python])
-            .args(["--abi", wheel.abi, "--platform", wheel.platform, "--dest"])
+            .args(["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON])
+            .args(["--abi", ABI, "--platform", wheel.platform, "--dest"])
             .arg(folder)
             .arg(&requirement)
             .stdin(Stdio::null())

@@ -142,10 +142,7 @@ impl Engine for OnnxRuntime {
     }
 
     fn load(&self, source: &Source, options: &SessionOptions) -> Result<Box<dyn Session>, EngineError> {
-        let graph = source::checked(NAME, source, &Limits::default())?;
-        let inputs = check::tensor_infos(NAME, "input", graph.inputs())?;
-        let outputs = check::tensor_infos(NAME, "output", graph.outputs())?;
-        drop(graph);
+        let (inputs, outputs) = check::interface(NAME, &source::checked(NAME, source, &Limits::default())?)?;
         let names =
             |infos: &[TensorInfo]| infos.iter().map(|i| c_string(i.name.as_str())).collect::<Result<Vec<_>, _>>();
         let (input_names, output_names) = (names(&inputs)?, names(&outputs)?);
@@ -335,9 +332,7 @@ impl OrtRun {
         options: RunOptions<'_>,
         buffers: &mut [&mut [u8]],
     ) -> Result<Option<Vec<Vec<usize>>>, EngineError> {
-        check::not_cancelled(NAME, &options)?;
-        let given = check::inputs(NAME, &self.inputs, inputs)?;
-        let wanted = check::outputs(NAME, &self.outputs, options.outputs)?;
+        let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let twice = wanted.iter().enumerate().any(|(at, i)| wanted.iter().take(at).any(|earlier| earlier == i));
         if twice || wanted.len() != buffers.len() {
             return Ok(None);
@@ -368,9 +363,7 @@ impl Session for OrtRun {
     }
 
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
-        check::not_cancelled(NAME, &options)?;
-        let given = check::inputs(NAME, &self.inputs, inputs)?;
-        let wanted = check::outputs(NAME, &self.outputs, options.outputs)?;
+        let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let mut results = vec![ptr::null_mut(); wanted.len()];
         let ran = self.execute(&given, &wanted, &mut results);
         let values: Vec<Value<'_>> = results.into_iter().map(|v| Value::own(&self.runtime, v)).collect();

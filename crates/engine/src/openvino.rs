@@ -75,10 +75,7 @@ impl Engine for OpenVino {
     }
 
     fn load(&self, source: &Source, options: &SessionOptions) -> Result<Box<dyn Session>, EngineError> {
-        let graph = source::checked(NAME, source, &Limits::default())?;
-        let inputs = check::tensor_infos(NAME, "input", graph.inputs())?;
-        let outputs = check::tensor_infos(NAME, "output", graph.outputs())?;
-        drop(graph);
+        let (inputs, outputs) = check::interface(NAME, &source::checked(NAME, source, &Limits::default())?)?;
         for info in inputs.iter().chain(&outputs) {
             if element_type(info.dtype).is_none() {
                 let text = format!("`{}` is {}, which is not served through OpenVINO", info.name, info.dtype);
@@ -364,9 +361,7 @@ impl Session for OpenVinoRun {
     }
 
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
-        check::not_cancelled(NAME, &options)?;
-        let given = check::inputs(NAME, &self.inputs, inputs)?;
-        let wanted = check::outputs(NAME, &self.outputs, options.outputs)?;
+        let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let request = self.request()?;
         let outputs = self.run_on(&request, &given, &wanted);
         // A request that failed is not used again: what state it is in is not documented.

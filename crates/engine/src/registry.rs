@@ -1,7 +1,7 @@
 //! The engines of this machine, opened when first asked for.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
@@ -65,10 +65,15 @@ impl Registry {
 
     /// The engine of that name; opens its library the first time.
     pub fn get(&self, name: &str) -> Result<Arc<dyn Engine>, EngineError> {
-        let (known, slot, path) = match name {
+        type Open = fn(&Path) -> Result<Arc<dyn Engine>, String>;
+        let (known, slot, path, open): (_, _, _, Open) = match name {
             "rten" => return Ok(self.rten.clone()),
-            "onnxruntime" => ("onnxruntime", &self.onnxruntime, &self.config.onnxruntime_lib),
-            "openvino" => ("openvino", &self.openvino, &self.config.openvino_lib),
+            "onnxruntime" => ("onnxruntime", &self.onnxruntime, &self.config.onnxruntime_lib, |path| {
+                Ok(Arc::new(crate::OnnxRuntime::open(path)?))
+            }),
+            "openvino" => ("openvino", &self.openvino, &self.config.openvino_lib, |path| {
+                Ok(Arc::new(crate::OpenVino::open(path)?))
+            }),
             _ => {
                 let text = format!("no such engine, there are `{}`", NAMES.join("`, `"));
                 return Err(EngineError::new("engine", ErrorKind::Unavailable, format!("`{name}`: {text}")));
@@ -78,10 +83,7 @@ impl Registry {
             let Some(path) = path else {
                 return Err(format!("is not installed; `edgeward engine install {known}` fetches it"));
             };
-            match known {
-                "openvino" => crate::openvino::OpenVino::open(path).map(|e| Arc::new(e) as Arc<dyn Engine>),
-                _ => crate::onnxruntime::OnnxRuntime::open(path).map(|e| Arc::new(e) as Arc<dyn Engine>),
-            }
+            open(path)
         });
         opened.clone().map_err(|reason| EngineError::new(known, ErrorKind::Unavailable, reason))
     }

@@ -38,8 +38,7 @@ impl Engine for Rten {
             return Err(error(ErrorKind::Unsupported, format!("unknown provider `{provider}`, there is `CPU` only")));
         }
         let graph = read(source)?;
-        let inputs = check::tensor_infos(NAME, "input", graph.inputs())?;
-        let outputs = check::tensor_infos(NAME, "output", graph.outputs())?;
+        let (inputs, outputs) = check::interface(NAME, &graph)?;
         for info in inputs.iter().chain(&outputs) {
             supported(info)?;
         }
@@ -139,9 +138,7 @@ impl Session for RtenSession {
     }
 
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
-        check::not_cancelled(NAME, &options)?;
-        let given = check::inputs(NAME, &self.inputs, inputs)?;
-        let wanted = check::outputs(NAME, &self.outputs, options.outputs)?;
+        let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let owned = given.iter().map(|t| Operand::new(t)).collect::<Result<Vec<_>, _>>()?;
         let views = self.input_ids.iter().copied().zip(owned.iter().map(Operand::view)).collect();
         let mut ids: Vec<NodeId> = Vec::with_capacity(wanted.len());
