@@ -108,25 +108,15 @@ impl Batcher {
 
     fn enter(&self, request: InferRequest, size: usize, reply: oneshot::Sender<Reply>) -> Result<Ticket, ServeError> {
         let (name, timeout, priority) = (request.model.name.clone(), request.timeout, request.priority);
+        // Hashing needs no lock.
+        let signature = signature(&request);
         let mut state = self.shared.state.lock();
         let estimate = self.shared.estimate(&state);
-        if let Some(limit) = timeout.filter(|&limit| estimate > limit) {
-            let text = format!("model `{name}` is busy for another {estimate:?}, the request allows {limit:?}");
-            return Err(ServeError {
-                kind: ServeErrorKind::Overloaded,
-                message: text,
-                retry_after: Some(estimate - limit),
-            });
-        }
-        let signature = signature(&request);
+        ServeError::if_too_long(&name, estimate, timeout)?;
         let arrival = Arrival { payload: Job { request, reply }, size, signature, priority, timeout };
         let running = state.running_inferences;
         state.queue.push(arrival, running, Instant::now()).map_err(|refused| match refused {
-            Refused::Full(max) => ServeError {
-                kind: ServeErrorKind::Overloaded,
-                message: format!("the queue of model `{name}` is full ({max} requests wait)"),
-                retry_after: Some(estimate),
-            },
+            Refused::Full(max) => ServeError::queue_full(&name, max, estimate),
             Refused::Priority(lowest) => ServeError::new(
                 ServeErrorKind::InvalidArgument,
                 format!("priority {priority} is unknown, model `{name}` has the levels 1 to {lowest}"),

@@ -41,4 +41,24 @@ impl ServeError {
     pub fn new(kind: ServeErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None }
     }
+
+    /// The queue of a model holds as many requests as it may.
+    pub(super) fn queue_full(model: &str, max: usize, wait: Duration) -> Self {
+        Self::overloaded(format!("the queue of model `{model}` is full ({max} requests wait)"), wait)
+    }
+
+    /// An error where a request that would wait for `wait` allows no such time.
+    pub(super) fn if_too_long(model: &str, wait: Duration, limit: Option<Duration>) -> Result<(), Self> {
+        match limit.filter(|&limit| wait > limit) {
+            None => Ok(()),
+            Some(limit) => {
+                let text = format!("model `{model}` is busy for another {wait:?}, the request allows {limit:?}");
+                Err(Self::overloaded(text, wait - limit))
+            }
+        }
+    }
+
+    fn overloaded(message: String, retry_after: Duration) -> Self {
+        Self { kind: ServeErrorKind::Overloaded, message, retry_after: Some(retry_after) }
+    }
 }

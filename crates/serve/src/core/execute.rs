@@ -92,7 +92,7 @@ impl Executor {
         let inputs: Vec<(&str, &Tensor)> = request.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let (tensors, infer) = self.timed(&inputs, &request.outputs, cancel)?;
         let began = Instant::now();
-        let outputs = self.named(request, tensors)?;
+        let outputs = named(&self.outputs, request, tensors)?;
         let times = Times { infer, output: began.elapsed(), ..Times::default() };
         self.stats.ran(self.size(request), times);
         Ok(Ran { outputs, times })
@@ -123,7 +123,7 @@ impl Executor {
         let times = Times { input, infer, output: began.elapsed() };
         self.stats.ran(sizes.iter().sum(), times);
         let answers = requests.iter().zip(parts).map(|(request, tensors)| {
-            let outputs = self.named(request, tensors)?;
+            let outputs = named(&self.outputs, request, tensors)?;
             Ok(Ran { outputs, times })
         });
         Ok(answers.collect())
@@ -195,10 +195,6 @@ impl Executor {
             }
             Some(_) => {}
         }
-    }
-
-    fn named(&self, request: &InferRequest, tensors: Vec<Tensor>) -> Result<Named, ServeError> {
-        named(&self.outputs, request, tensors)
     }
 }
 

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use edgeward_graph::Tensor;
 
 use crate::{
-    core::{RequestedOutput, repository::is_name},
+    core::{
+        RequestedOutput,
+        repository::{is_name, read_named},
+    },
     proto::ModelConfig,
 };
 
@@ -59,11 +62,7 @@ fn lines(path: &Path, name: &str) -> Result<Vec<String>, String> {
     if !is_name(name) {
         return Err(format!("`label_filename` is `{name}`, expected the name of a file in the model's folder"));
     }
-    let unread = |e: std::io::Error| format!("cannot read labels `{name}`: {e}");
-    let found = std::fs::symlink_metadata(path).map_err(unread)?;
-    if !found.is_file() || found.len() > BYTES_MAX {
-        return Err(format!("labels `{name}` are not a regular file of at most {BYTES_MAX} bytes"));
-    }
-    let text = std::fs::read_to_string(path).map_err(unread)?;
+    let shown = format!("label file `{name}`");
+    let text = String::from_utf8(read_named(path, &shown, BYTES_MAX)?).map_err(|_| format!("{shown}: not UTF-8"))?;
     Ok(text.lines().map(str::to_owned).collect())
 }

@@ -284,19 +284,10 @@ impl Version {
         let waiting = self.stats.pending.load(Relaxed).saturating_sub(instances as u64);
         let wait_us = executor.run_us().unwrap_or(0).saturating_mul(waiting) / instances as u64;
         let wait = Duration::from_micros(wait_us);
-        let overloaded = |message: String, retry_after: Duration| ServeError {
-            kind: ServeErrorKind::Overloaded,
-            message,
-            retry_after: Some(retry_after),
-        };
         if waiting > QUEUE_MAX as u64 {
-            let text = format!("the queue of model `{}` is full ({QUEUE_MAX} requests wait)", self.name);
-            return Err(overloaded(text, wait));
+            return Err(ServeError::queue_full(&self.name, QUEUE_MAX, wait));
         }
-        if let Some(limit) = timeout.filter(|&limit| wait > limit) {
-            let text = format!("model `{}` is busy for another {wait:?}, the request allows {limit:?}", self.name);
-            return Err(overloaded(text, wait - limit));
-        }
+        ServeError::if_too_long(&self.name, wait, timeout)?;
         let gone = |_| ServeError::new(ServeErrorKind::Unavailable, "the model is being unloaded");
         match timeout {
             None => slots.acquire().await.map_err(gone),

@@ -124,6 +124,17 @@ fn number(name: &str) -> Option<u64> {
     name.parse().ok().filter(|v| *v > 0 && name.starts_with(|c: char| c.is_ascii_digit() && c != '0'))
 }
 
+/// Reads a file that a configuration names. `shown` is how messages call it. A link is not followed, so that nothing
+/// outside of the model's folder is read.
+pub fn read_named(path: &Path, shown: &str, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let unread = |e: std::io::Error| format!("cannot read {shown}: {e}");
+    let found = fs::symlink_metadata(path).map_err(unread)?;
+    if !found.is_file() || found.len() > bytes_max {
+        return Err(format!("{shown} is not a regular file of at most {bytes_max} bytes"));
+    }
+    fs::read(path).map_err(unread)
+}
+
 fn read_config(path: &Path) -> Result<ModelConfig, String> {
     match fs::metadata(path) {
         Err(_) => return Ok(ModelConfig::default()),

@@ -7,7 +7,7 @@ use edgeward_engine::{RunOptions, Session};
 use edgeward_graph::{DataType, Tensor};
 
 use crate::{
-    core::repository::is_name,
+    core::repository::{is_name, read_named},
     proto::{
         ModelConfig, ModelWarmup,
         model_warmup::{Input, input::InputDataType},
@@ -116,10 +116,7 @@ fn from_file(dtype: DataType, shape: Vec<usize>, path: &Path, name: &str) -> Res
             "`input_data_file` is `{name}`, expected the name of a file in the model's folder `warmup`"
         ));
     }
-    let found = std::fs::symlink_metadata(path).map_err(|e| format!("cannot read `warmup/{name}`: {e}"))?;
-    if !found.is_file() || found.len() > INPUT_BYTES_MAX as u64 {
-        return Err(format!("`warmup/{name}` is not a regular file of at most {INPUT_BYTES_MAX} bytes"));
-    }
-    let bytes = std::fs::read(path).map_err(|e| format!("cannot read `warmup/{name}`: {e}"))?;
-    crate::json::from_binary(dtype, shape, bytes.into()).map_err(|text| format!("`warmup/{name}`: {text}"))
+    let shown = format!("`warmup/{name}`");
+    let bytes = read_named(path, &shown, INPUT_BYTES_MAX as u64)?;
+    crate::json::from_binary(dtype, shape, bytes.into()).map_err(|text| format!("{shown}: {text}"))
 }
