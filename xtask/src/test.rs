@@ -22,11 +22,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     if !args.no_lint {
         lint_steps(&mut steps, &root)?;
     }
-    steps.step("programs", tools::ensure)?;
-    steps.step("programs in Go", || tools::ensure_go(&root))?;
-    let pythons = steps.step("python environments", || python::ensure(&root))?;
-    steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
-    steps.step("engines", || install_engines(&root))?;
+    let pythons = setup_steps(&mut steps, &root)?;
     steps.step("tests", || run_tests(&root, &pythons, &args.cargo))?;
     steps.finish();
     Ok(())
@@ -42,15 +38,19 @@ pub fn lint() -> anyhow::Result<()> {
 
 /// What tests and benchmarks need and the machine lacks.
 pub fn setup() -> anyhow::Result<()> {
-    let root = root();
     let mut steps = Steps::new();
-    steps.step("programs", tools::ensure)?;
-    steps.step("programs in Go", || tools::ensure_go(&root))?;
-    steps.step("python environments", || python::ensure(&root))?;
-    steps.step("build", || steps::run(cargo(&root).args(["build", "--bin", "edgeward"])))?;
-    steps.step("engines", || install_engines(&root))?;
+    setup_steps(&mut steps, &root())?;
     steps.finish();
     Ok(())
+}
+
+fn setup_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<python::Pythons> {
+    steps.step("programs", tools::ensure)?;
+    steps.step("programs in Go", || tools::ensure_go(root))?;
+    let pythons = steps.step("python environments", || python::ensure(root))?;
+    steps.step("build", || steps::run(cargo(root).args(["build", "--bin", "edgeward"])))?;
+    steps.step("engines", || install_engines(root))?;
+    Ok(pythons)
 }
 
 fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
