@@ -110,7 +110,7 @@ fn value_info(name: &str, value: &ValueType) -> Option<ValueInfoProto> {
 struct State<'a> {
     sizes: &'a BTreeMap<String, usize>,
     types: HashMap<String, ValueType>,
-    /// Contents of small integer tensors.
+    /// Contents of small integer scalars and lists: rules that read them do not look at further dimensions.
     items: HashMap<String, Vec<Item>>,
 }
 
@@ -178,7 +178,9 @@ impl State<'_> {
         for (name, value) in node.output.iter().zip(outputs).filter(|(name, _)| !name.is_empty()) {
             self.types.insert(name.clone(), value);
         }
-        if let (Some(items), Some(name)) = (items, node.output.first()) {
+        if let (Some(items), Some(name)) = (items, node.output.first())
+            && self.types.get(name).and_then(|value| value.shape.as_ref()).is_some_and(|dims| dims.len() <= 1)
+        {
             self.items.insert(name.clone(), items);
         }
         Ok(())

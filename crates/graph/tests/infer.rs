@@ -12,7 +12,11 @@ use std::{
     process::Command,
 };
 
-use edgeward_graph::{Dimension, Inferred, Limits, Model, annotate, cost, infer};
+use edgeward_graph::{
+    Dimension, Inferred, Limits, Model, Tensor, annotate, cost, infer,
+    proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto},
+    tensor_proto,
+};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -119,4 +123,33 @@ fn symbols_take_sizes_and_costs_follow() {
     assert!((0.5e9..0.6e9).contains(&(cost.total as f64)), "{cost:?}");
     annotate(&mut model).unwrap();
     assert!(model.graph().value_info.len() > 100);
+}
+
+/// Contents are followed for one dimension: a row of a matrix is not one of its elements.
+#[test]
+fn a_row_of_a_matrix_is_not_taken_for_an_element() {
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(op.to_owned()),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    };
+    let ints = |name: &str, shape: &[usize], values: &[i64]| {
+        tensor_proto(name, &Tensor::from_vec(shape, values.to_vec()).unwrap())
+    };
+    let graph = GraphProto {
+        name: Some("g".to_owned()),
+        initializer: vec![ints("four", &[4], &[2, 3, 4, 5]), ints("square", &[2], &[2, 2]), ints("one", &[], &[1])],
+        node: vec![
+            node("Reshape", &["four", "square"], "matrix"),
+            node("Gather", &["matrix", "one"], "row"),
+            node("ConstantOfShape", &["row"], "y"),
+        ],
+        ..GraphProto::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }];
+    let proto = ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() };
+    let inferred = infer(&Model::from_proto(proto), &BTreeMap::new()).unwrap();
+    assert_eq!(inferred.of("row").fixed(), Some(vec![2]));
+    assert_eq!(inferred.of("y").shape.map(|dims| dims.len()), Some(2), "two numbers make a shape of rank 2");
 }

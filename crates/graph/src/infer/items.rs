@@ -72,9 +72,7 @@ pub(super) fn outputs(view: &View<'_>) -> Option<Vec<Item>> {
         "ReduceProd" => product(view),
         _ => None,
     };
-    // One-dimensional tensors and scalars only: the rules above do not look at more.
-    let flat = view.node.output.first().is_some_and(|_| items.as_ref().is_some_and(|i| i.len() <= ITEMS_MAX));
-    items.filter(|_| flat)
+    items.filter(|items| items.len() <= ITEMS_MAX)
 }
 
 fn constant(view: &View<'_>) -> Option<Vec<Item>> {
