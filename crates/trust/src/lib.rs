@@ -1,0 +1,10 @@
+//! Zero trust as NIST SP 800-207 means it: who asks, what they may do, and the proof of what was decided.
+//!
+//! What decides (policy, score, admission) is pure: time and observations are arguments. Adapters (identity providers, key
+//! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
+
+mod error;
+mod principal;
+
+pub use error::{ErrorKind, TrustError};
+pub use principal::{Method, Principal, Strength, Thumbprint};

@@ -1,0 +1,60 @@
+//! Who asks, as an identity provider has verified it.
+
+use std::{collections::BTreeMap, fmt, time::SystemTime};
+
+/// A verified caller. Made by identity providers only; what it may do is the policy's word.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Principal {
+    /// Unique among all methods: a SPIFFE ID, `ISSUER#SUBJECT` of OIDC, an AWS ARN, `local:NAME` of the local authority.
+    pub id: String,
+    /// How the identity was shown.
+    pub method: Method,
+    /// How much the method proves.
+    pub strength: Strength,
+    /// The organisation that the caller belongs to, where the credential says it.
+    pub tenant: Option<String>,
+    /// Groups and roles that the issuer vouches for.
+    pub groups: Vec<String>,
+    /// Further claims of the credential, as text.
+    pub claims: BTreeMap<String, String>,
+    /// The client's key that the credential is bound to; a caller without this key is somebody else.
+    pub bound_to: Option<Thumbprint>,
+    /// When the credential ends.
+    pub expires_at: SystemTime,
+}
+
+/// How an identity was shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// An X.509-SVID over mutual TLS (SPIFFE).
+    Spiffe,
+    /// A token of an OpenID provider.
+    Oidc,
+    /// A pre-signed `GetCallerIdentity` of AWS.
+    AwsIam,
+    /// A certificate or token of the local authority.
+    Local,
+}
+
+/// What a credential proves about its holder, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strength {
+    /// Whoever has the token is taken for its owner.
+    Bearer,
+    /// The holder has shown the key that the credential is bound to (RFC 8705, RFC 9449).
+    KeyBound,
+    /// Beside the key, the workload or device was attested.
+    Attested,
+}
+
+/// SHA-256 of a client's certificate in DER (RFC 8705) or of its key as a JWK (RFC 7638).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Thumbprint(pub [u8; 32]);
+
+impl fmt::Debug for Thumbprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
