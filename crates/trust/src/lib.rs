@@ -4,6 +4,7 @@
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
 mod error;
+pub mod identity;
 mod principal;
 
 pub use error::{ErrorKind, TrustError};

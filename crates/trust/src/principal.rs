@@ -2,6 +2,9 @@
 
 use std::{collections::BTreeMap, fmt, time::SystemTime};
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
+use sha2::{Digest as _, Sha256};
+
 /// A verified caller. Made by identity providers only; what it may do is the policy's word.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Principal {
@@ -52,6 +55,23 @@ pub enum Strength {
 /// SHA-256 of a client's certificate in DER (RFC 8705) or of its key as a JWK (RFC 7638).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Thumbprint(pub [u8; 32]);
+
+impl Thumbprint {
+    /// Of a certificate in DER: `x5t#S256`.
+    pub fn of_certificate(der: &[u8]) -> Self {
+        Self(Sha256::digest(der).into())
+    }
+
+    /// As tokens spell it: base64url without padding, in its one canonical form.
+    pub fn from_base64url(text: &str) -> Option<Self> {
+        BASE64URL.decode(text).ok()?.try_into().ok().map(Self)
+    }
+
+    /// As tokens spell it.
+    pub fn to_base64url(self) -> String {
+        BASE64URL.encode(self.0)
+    }
+}
 
 impl fmt::Debug for Thumbprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,11 @@
+//! Identity providers: the contract that each passes, then what is particular to each, with real issuers where they can run here.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod contract;
+mod dpop;
+mod issuer;
+mod keys;
+mod oidc;
+mod parts;
+mod spiffe;
