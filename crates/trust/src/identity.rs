@@ -3,7 +3,8 @@
 //! A provider turns a credential and what is known of its connection into a [`Principal`], or refuses. What the principal may do is the
 //! policy's word, and whether it was revoked since is the registry's.
 
-mod binding;
+pub mod aws;
+pub(crate) mod binding;
 pub mod dpop;
 mod http;
 pub mod jose;

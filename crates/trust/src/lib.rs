@@ -6,6 +6,8 @@
 mod error;
 pub mod identity;
 mod principal;
+pub mod revocation;
+pub mod session;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};

@@ -26,8 +26,18 @@ pub struct Principal {
     pub expires_at: SystemTime,
 }
 
+impl Principal {
+    /// The claim that names the session of this server that a principal speaks in.
+    pub const SESSION: &str = "session";
+
+    /// The session of this server that it speaks in.
+    pub fn session(&self) -> Option<&str> {
+        self.claims.get(Self::SESSION).map(String::as_str)
+    }
+}
+
 /// How an identity was shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// An X.509-SVID over mutual TLS (SPIFFE).
@@ -41,7 +51,7 @@ pub enum Method {
 }
 
 /// What a credential proves about its holder, weakest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strength {
     /// Whoever has the token is taken for its owner.

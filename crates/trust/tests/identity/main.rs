@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod aws;
 mod contract;
 mod dpop;
 mod issuer;
 mod keys;
 mod oidc;
 mod parts;
+mod revocation;
+mod session;
 mod spiffe;
