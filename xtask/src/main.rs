@@ -5,6 +5,7 @@
 mod bench;
 mod fuzz;
 mod layers;
+mod parts;
 mod python;
 mod rules;
 mod steps;

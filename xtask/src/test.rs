@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use crate::{layers, python, root, rules, steps, steps::Steps, tools};
+use crate::{layers, parts, python, root, rules, steps, steps::Steps, tools};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -78,7 +78,7 @@ fn run_tests(root: &Path, pythons: &python::Pythons, extra: &[String]) -> anyhow
         command.args(extra);
     }
     command.env("EDGEWARD_TEST_PYTHON", &pythons.main).env("EDGEWARD_TEST_PYTHON_KSERVE", &pythons.kserve);
-    command.env("EDGEWARD_ALL_ENGINES", "1");
+    command.env("EDGEWARD_ALL_ENGINES", "1").envs(parts::ensure(root));
     let data = root.join("../shared/data");
     if std::env::var_os("EDGEWARD_DATA").is_none() && data.is_dir() {
         command.env("EDGEWARD_DATA", data.canonicalize()?);

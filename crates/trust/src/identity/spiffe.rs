@@ -69,7 +69,7 @@ impl Spiffe {
             )));
         }
         let svid = Svid::read(leaf)?;
-        self.bundles.with(svid.id.trust_domain(), |roots| verify_chain(leaf, intermediates, roots, now))?;
+        verify_chain(leaf, intermediates, &self.bundles.at(svid.id.trust_domain(), now)?, now)?;
         let settings = self.domains.get(svid.id.trust_domain()).cloned().unwrap_or_default();
         Ok(Principal {
             tenant: Some(settings.tenant.unwrap_or_else(|| svid.id.trust_domain().to_owned())),

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use edgeward_trust::{
     ErrorKind, Method, Strength, Thumbprint,
     identity::{
@@ -28,7 +29,12 @@ pub struct Authority {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::until(SystemTime::now() + 1000 * HOUR)
+    }
+
+    fn until(not_after: SystemTime) -> Self {
         let mut params = CertificateParams::default();
+        params.not_after = not_after.into();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.distinguished_name.push(DnType::CommonName, "authority");
@@ -202,8 +208,21 @@ async fn roots_overlap_and_a_bad_bundle_leaves_the_old_one() {
 }
 
 #[tokio::test]
+async fn a_root_is_an_authority_and_ends() {
+    let (ended, leaf) = (Authority::until(SystemTime::now() - HOUR), Authority::new().leaf(svid(&[ID])));
+    let provider = Spiffe::new(bundles(&ended.pem()), BTreeMap::new());
+    let refused = verify(&provider, &[ended.leaf(svid(&[ID]))]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unverified);
+    // A workload's certificate among the roots would let that workload speak for its domain.
+    let json = serde_json::json!({ "keys": [{ "use": "x509-svid", "x5c": [BASE64_STANDARD.encode(&leaf)] }] });
+    assert_eq!(
+        provider.bundles().set("plant.example", json.to_string().as_bytes()).unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
+}
+
+#[tokio::test]
 async fn a_bundle_may_be_in_the_json_of_spiffe() {
-    use base64::{Engine as _, prelude::BASE64_STANDARD};
     let authority = Authority::new();
     let der = BASE64_STANDARD.encode(authority.issuer.der());
     let json = serde_json::json!({ "spiffe_sequence": 1, "keys": [

@@ -1,10 +1,17 @@
 //! Roots of trust domains, replaced as a whole while connections come in.
 
-use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use rustls_pki_types::{CertificateDer, TrustAnchor, pem::PemObject as _};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::id::is_trust_domain;
 use crate::{
@@ -14,7 +21,13 @@ use crate::{
 
 const BUNDLE_BYTES_MAX: u64 = 1 << 20;
 
-type Roots = BTreeMap<String, Vec<TrustAnchor<'static>>>;
+type Roots = BTreeMap<String, Vec<Root>>;
+
+#[derive(Clone)]
+struct Root {
+    anchor: TrustAnchor<'static>,
+    not_after: SystemTime,
+}
 
 /// Roots by trust domain. A domain has several while one root takes over from another.
 #[derive(Default)]
@@ -44,10 +57,10 @@ impl TrustBundles {
         if certificates.is_empty() {
             return Err(wrong("no certificate in it".to_owned()));
         }
-        let anchors = certificates.iter().map(|der| anchor(der).map_err(wrong)).collect::<Result<Vec<_>, _>>()?;
+        let read = certificates.iter().map(|der| root(der).map_err(wrong)).collect::<Result<Vec<_>, _>>()?;
         self.roots.rcu(|roots| {
             let mut roots = Roots::clone(roots);
-            roots.insert(trust_domain.to_owned(), anchors.clone());
+            roots.insert(trust_domain.to_owned(), read.clone());
             roots
         });
         Ok(())
@@ -76,19 +89,24 @@ impl TrustBundles {
         });
     }
 
-    pub(super) fn with<T>(
-        &self,
-        trust_domain: &str,
-        work: impl FnOnce(&[TrustAnchor<'static>]) -> Result<T, TrustError>,
-    ) -> Result<T, TrustError> {
+    /// The roots of a domain that have not ended.
+    pub(super) fn at(&self, trust_domain: &str, now: SystemTime) -> Result<Vec<TrustAnchor<'static>>, TrustError> {
         let roots = self.roots.load();
-        let anchors = roots.get(trust_domain);
-        work(anchors.ok_or_else(|| unverified(format!("trust domain `{trust_domain}` is not known here")))?)
+        let known = roots.get(trust_domain);
+        let known = known.ok_or_else(|| unverified(format!("trust domain `{trust_domain}` is not known here")))?;
+        Ok(known.iter().filter(|root| root.not_after > now).map(|root| root.anchor.clone()).collect())
     }
 }
 
-fn anchor(der: &CertificateDer<'_>) -> Result<TrustAnchor<'static>, String> {
-    webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()).map_err(|e| format!("certificate: {e}"))
+/// A certificate of an authority. The library that follows chains looks at neither of these in a root.
+fn root(der: &CertificateDer<'_>) -> Result<Root, String> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|e| format!("certificate: {e}"))?;
+    if !certificate.is_ca() {
+        return Err("a certificate in it is not one of an authority".to_owned());
+    }
+    let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    let anchor = webpki::anchor_from_trusted_cert(der).map_err(|e| format!("certificate: {e}"))?.to_owned();
+    Ok(Root { anchor, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(not_after) })
 }
 
 fn certificates(bundle: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

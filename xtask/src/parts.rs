@@ -1,0 +1,44 @@
+//! Servers of others that tests talk to, and the variables that tell the tests where they are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::{python, steps, tools};
+
+/// The OpenID provider that `edgeward-trust` takes tokens from.
+const OIDC_PROVIDER: &str = "oidc-provider@9.13.3";
+/// The stand-in of AWS; brings its client library.
+const MOTO: &str = "moto[server]==5.2.5";
+
+/// Installs what is missing. A part that cannot be had is left out, and its tests say that they were skipped.
+pub fn ensure(root: &Path) -> Vec<(&'static str, PathBuf)> {
+    let home = root.join("target/test-env/parts");
+    let found = [
+        ("EDGEWARD_TEST_NODE_MODULES", node_modules(&home.join("node"))),
+        ("EDGEWARD_TEST_MOTO", python::ensure_package(&home, MOTO)),
+    ];
+    let mut parts = Vec::new();
+    for (variable, part) in found {
+        match part {
+            Ok(path) => parts.push((variable, path)),
+            Err(error) => println!("   {error:#}; what needs {variable} is skipped"),
+        }
+    }
+    parts
+}
+
+fn node_modules(folder: &Path) -> anyhow::Result<PathBuf> {
+    let (modules, stamp) = (folder.join("node_modules"), folder.join("made-from"));
+    if modules.is_dir() && fs::read_to_string(&stamp).is_ok_and(|made| made == OIDC_PROVIDER) {
+        return Ok(modules);
+    }
+    anyhow::ensure!(tools::on_path("npm"), "`npm` is missing");
+    fs::create_dir_all(folder)?;
+    let mut npm = Command::new("npm");
+    steps::output(npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(folder).arg(OIDC_PROVIDER))?;
+    fs::write(stamp, OIDC_PROVIDER)?;
+    Ok(modules)
+}
