@@ -3,7 +3,9 @@
 //! What decides (policy, score, admission) is pure: time and observations are arguments. Adapters (identity providers, key
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
+pub mod audit;
 mod error;
+pub mod keys;
 mod principal;
 
 pub use error::{ErrorKind, TrustError};
