@@ -15,7 +15,10 @@ mod record;
 mod recover;
 pub mod tile;
 pub mod verify;
+pub mod witness;
 mod writer;
+
+pub(crate) use publish::replace;
 
 pub use log::{AuditLog, Durability, LogOptions, LogSigner, LogStatus, Ticket, ed25519_public};
 pub use query::Query;

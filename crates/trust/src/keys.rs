@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{ErrorKind, TrustError};
 
-pub use sealed::{SealedFile, Unlock};
+pub use sealed::{SealedFile, Unlock, random_bytes, write_private};
 
 /// Bytes that are wiped from memory when they are dropped.
 pub type Secret = Zeroizing<Vec<u8>>;

@@ -4,6 +4,7 @@
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
 pub mod audit;
+pub mod authority;
 mod error;
 pub mod keys;
 mod principal;

@@ -133,7 +133,7 @@ impl SealedFile {
             Unlock::Passphrase(_) => Kdf::Argon2id { memory_kib: ARGON2.0, passes: ARGON2.1, lanes: ARGON2.2 },
             Unlock::KeyFile(_) => Kdf::HkdfSha256,
         };
-        let salt = random::<32>()?;
+        let salt = random_bytes::<32>()?;
         let seal = derive(&kdf, &salt, unlock).map_err(|why| invalid(path, &why))?;
         let head = Head { format: FORMAT.to_owned(), kdf, salt: BASE64_STANDARD.encode(salt) };
         let head = serde_json::to_vec(&head).map_err(|error| invalid(path, &error.to_string()))?;
@@ -314,7 +314,7 @@ impl Material {
     fn generate(kind: KeyKind) -> Result<Self, TrustError> {
         let random_source = SystemRandom::new();
         let bytes: Secret = match kind {
-            KeyKind::Wrapping => random::<32>()?.to_vec().into(),
+            KeyKind::Wrapping => random_bytes::<32>()?.to_vec().into(),
             KeyKind::P256 => EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random_source)
                 .map_err(|_| failed("make"))?
                 .as_ref()
@@ -389,7 +389,11 @@ fn derive(kdf: &Kdf, salt: &[u8], unlock: &Unlock) -> Result<RandomizedNonceKey,
     RandomizedNonceKey::new(&AES_256_GCM, &*key).map_err(|_| "its key cannot be used".to_owned())
 }
 
-fn random<const N: usize>() -> Result<[u8; N], TrustError> {
+/// Bytes that nobody can guess.
+///
+/// # Errors
+/// `Unavailable` where the operating system has none.
+pub fn random_bytes<const N: usize>() -> Result<[u8; N], TrustError> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).map_err(|_| failed("make"))?;
     Ok(bytes)

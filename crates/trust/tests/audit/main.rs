@@ -7,3 +7,4 @@ mod crash;
 mod peers;
 mod support;
 mod tamper;
+mod witness;
