@@ -16,6 +16,7 @@ mod print;
 mod serve;
 mod settings;
 mod telemetry;
+mod trust;
 mod tune;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -56,6 +57,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
     Serve(Box<serve::ServeArgs>),
+    /// Local authority, policies and the audit log
+    Trust(trust::TrustCommand),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
 }
@@ -99,6 +102,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Tune(args) => tune::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(*args, &context),
+        Command::Trust(args) => trust::run(&args, &context),
         Command::Engine(args) => engine::run(&args, &context),
     }
 }

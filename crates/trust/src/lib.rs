@@ -3,8 +3,11 @@
 //! What decides (policy, score, admission) is pure: time and observations are arguments. Adapters (identity providers, key
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
+pub mod audit;
+pub mod authority;
 mod error;
 pub mod identity;
+pub mod keys;
 mod principal;
 pub mod revocation;
 pub mod session;
