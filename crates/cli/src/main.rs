@@ -16,6 +16,7 @@ mod print;
 mod serve;
 mod settings;
 mod telemetry;
+mod trust;
 mod tune;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -58,6 +59,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
+    /// Identities, policy, keys and the log of decisions
+    Trust(trust::TrustCommand),
 }
 
 /// What every command knows beside its own options.
@@ -100,5 +103,6 @@ fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(*args, &context),
         Command::Engine(args) => engine::run(&args, &context),
+        Command::Trust(args) => trust::run(&args, &context),
     }
 }

@@ -3,8 +3,13 @@
 //! What decides (policy, score, admission) is pure: time and observations are arguments. Adapters (identity providers, key
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
+pub mod admission;
 mod error;
+pub mod policy;
 mod principal;
+mod resource;
+pub mod score;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};
+pub use resource::{Action, RESOURCE_ID_BYTES_MAX, Resource, ResourceKind};
