@@ -61,6 +61,8 @@ enum Command {
     Trust(trust::TrustCommand),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
+    /// Identities, policy, keys and the log of decisions
+    Trust(trust::TrustCommand),
 }
 
 /// What every command knows beside its own options.
@@ -104,5 +106,6 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve(args) => serve::run(*args, &context),
         Command::Trust(args) => trust::run(&args, &context),
         Command::Engine(args) => engine::run(&args, &context),
+        Command::Trust(args) => trust::run(&args, &context),
     }
 }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod authority;
+mod policy;
 
 use edgeward_trust::{ErrorKind, TrustError};
 
@@ -31,6 +32,8 @@ enum Area {
     Renew(authority::RenewArgs),
     /// Verify, prove, query and witness an audit log
     Audit(audit::AuditCommand),
+    /// Check, test, explain and try out policies
+    Policy(policy::PolicyCommand),
 }
 
 /// Runs the command.
@@ -42,6 +45,7 @@ pub fn run(args: &TrustCommand, context: &Context) -> Outcome {
         Area::List(args) => authority::list(args, context),
         Area::Renew(args) => authority::renew(args, context),
         Area::Audit(args) => audit::run(args, context),
+        Area::Policy(args) => policy::run(args, context),
     }
 }
 

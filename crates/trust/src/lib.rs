@@ -11,6 +11,11 @@ pub mod keys;
 mod principal;
 pub mod revocation;
 pub mod session;
+pub mod admission;
+pub mod policy;
+mod resource;
+pub mod score;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};
+pub use resource::{Action, RESOURCE_ID_BYTES_MAX, Resource, ResourceKind};
