@@ -1,7 +1,10 @@
 //! Inference requests and answers as JSON, with tensors read and written without a tree in between.
 //!
 //! `data` may stand before the datatype that says how to read it, so it is first cut out as raw text and then parsed
-//! straight into the numbers' own type.
+//! straight into the numbers' own type. The JSON parser does not see long lists at all.
+
+mod cut;
+mod number;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -13,6 +16,8 @@ use crate::{
     core::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestedOutput, ServeError, ServeErrorKind},
     from_wire_type, wire_type,
 };
+
+use number::Number;
 
 /// Levels of brackets within `data`.
 const NESTING_MAX: usize = 32;
@@ -70,12 +75,16 @@ pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<De
         return Err(refuse(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len())));
     }
     let (json, mut binary) = (body.slice(..length), body.slice(length..));
-    let wire: WireRequest<'_> =
-        serde_json::from_slice(&json).map_err(|e| refuse(format!("the request is not valid JSON: {e}")))?;
+    let cut = cut::cut(&json);
+    let wire: WireRequest<'_> = serde_json::from_slice(&cut.rest).map_err(|e| {
+        // What was cut out moved the places that errors name.
+        let whole = cut.is_cut().then(|| serde_json::from_slice::<WireRequest<'_>>(&json).err()).flatten();
+        refuse(format!("the request is not valid JSON: {}", whole.unwrap_or(e)))
+    })?;
     if wire.inputs.is_empty() {
         return Err(refuse("the request has no `inputs`"));
     }
-    let inputs = wire.inputs.iter().map(|i| Ok((i.name.to_string(), input(i, &mut binary)?)));
+    let inputs = wire.inputs.iter().map(|i| Ok((i.name.to_string(), input(i, &cut, &mut binary)?)));
     let inputs = inputs.collect::<Result<Vec<_>, ServeError>>()?;
     if !binary.is_empty() {
         return Err(refuse(format!("{} bytes after the last binary input belong to no input", binary.len())));
@@ -118,7 +127,7 @@ fn custom(parameters: &serde_json::Map<String, serde_json::Value>) -> Parameters
     rest.filter_map(|(k, v)| Some((k.clone(), convert(v)?))).collect()
 }
 
-fn input(input: &WireInput<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError> {
+fn input(input: &WireInput<'_>, cut: &cut::Cut<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError> {
     let of = |text: String| refuse(format!("input `{}`: {text}", input.name));
     let dtype = from_wire_type(&input.datatype).ok_or_else(|| of(format!("unknown datatype `{}`", input.datatype)))?;
     let shape = input.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
@@ -131,7 +140,7 @@ fn input(input: &WireInput<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError
         return from_binary(dtype, shape, binary.split_to(size)).map_err(of);
     }
     let Some(data) = input.data else { return Err(of("has neither `data` nor `binary_data_size`".to_owned())) };
-    from_json(dtype, shape, data.get()).map_err(of)
+    from_json(dtype, shape, cut.whole(data.get())).map_err(of)
 }
 
 /// A tensor of raw bytes; strings carry their lengths as 4 little-endian bytes each.
@@ -165,28 +174,25 @@ pub fn to_binary(tensor: &Tensor) -> Bytes {
     }
 }
 
-fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, String> {
+fn from_json(dtype: DataType, shape: Vec<usize>, text: &[u8]) -> Result<Tensor, String> {
     fn numbers<T: edgeward_graph::Element + Send + Sync>(
         shape: Vec<usize>,
-        text: &str,
-        parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+        text: &[u8],
+        value: impl Fn(Number, &[u8]) -> Option<T>,
     ) -> Result<Tensor, String> {
-        let values = scan(text.as_bytes(), &shape, T::DTYPE, parse)?;
+        let parse = |b: &[u8]| number::number(b).and_then(|n| Some((value(n, b)?, n.length)));
+        let values = scan(text, &shape, T::DTYPE, parse)?;
         Tensor::from_vec(shape, values).map_err(|e| e.to_string())
     }
     macro_rules! integers {
         ($type:ty) => {
-            numbers::<$type>(shape, text, |b| integer(b).and_then(|(v, n)| Some((<$type>::try_from(v).ok()?, n))))
+            numbers::<$type>(shape, text, |n, b| <$type>::try_from(n.integer(b)?).ok())
         };
     }
     match dtype {
         // What is too large for the type would become infinite.
-        DataType::Float32 => numbers::<f32>(shape, text, |b| {
-            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f32, usize)| v.is_finite())
-        }),
-        DataType::Float64 => numbers::<f64>(shape, text, |b| {
-            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f64, usize)| v.is_finite())
-        }),
+        DataType::Float32 => numbers::<f32>(shape, text, Number::single),
+        DataType::Float64 => numbers::<f64>(shape, text, Number::double),
         DataType::Int8 => integers!(i8),
         DataType::Int16 => integers!(i16),
         DataType::Int32 => integers!(i32),
@@ -196,7 +202,7 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         DataType::UInt32 => integers!(u32),
         DataType::UInt64 => integers!(u64),
         DataType::Bool => {
-            let values = scan(text.as_bytes(), &shape, dtype, |b| match b {
+            let values = scan(text, &shape, dtype, |b| match b {
                 [b't', b'r', b'u', b'e', ..] => Some((true, 4)),
                 [b'f', b'a', b'l', b's', b'e', ..] => Some((false, 5)),
                 [b'0', ..] => Some((false, 1)),
@@ -208,23 +214,12 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         DataType::String => {
             let mut values = Vec::new();
             let mut nesting = Nesting::default();
-            strings(&serde_json::from_str(text).map_err(|e| e.to_string())?, &mut values, &mut nesting)?;
+            strings(&serde_json::from_slice(text).map_err(|e| e.to_string())?, &mut values, &mut nesting)?;
             nesting.fits(&shape, values.len())?;
             Tensor::from_strings(shape, values).map_err(|e| e.to_string())
         }
         other => Err(format!("{} has no JSON form; send it as binary data", wire_type(other))),
     }
-}
-
-fn integer(bytes: &[u8]) -> Option<(i128, usize)> {
-    let negative = bytes.first() == Some(&b'-');
-    let start = usize::from(negative);
-    let digits = bytes.get(start..)?.iter().take_while(|b| b.is_ascii_digit()).count();
-    if digits == 0 || digits > 20 {
-        return None;
-    }
-    let value = bytes.get(start..start + digits)?.iter().fold(0i128, |v, b| v * 10 + i128::from(b - b'0'));
-    Some((if negative { -value } else { value }, start + digits))
 }
 
 /// How lists lie within lists: all of one level must be equally long, and a nested `data` as its shape says.
@@ -279,41 +274,56 @@ impl Nesting {
     }
 }
 
-/// Every number of a flat or nested array, in order. The text is valid JSON already.
+/// Every element of a flat or nested list, in order. The brackets of the text match, nothing else is known of it.
 fn scan<T>(
     text: &[u8],
     shape: &[usize],
     dtype: DataType,
     parse: impl Fn(&[u8]) -> Option<(T, usize)>,
 ) -> Result<Vec<T>, String> {
-    let (mut values, mut rest, mut nesting) = (Vec::with_capacity(text.len() / 8), text, Nesting::default());
+    if text.first() != Some(&b'[') {
+        return Err(format!("`data` is `{}`, expected a list", excerpt(text)));
+    }
+    let room = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(0).min(text.len() / 2);
+    let (mut values, mut rest, mut nesting) = (Vec::with_capacity(room), text, Nesting::default());
+    // Whether a value has just ended, so that a comma or a bracket must follow; whether a comma has just been.
+    let (mut ended, mut comma) = (false, false);
     while let Some((&byte, tail)) = rest.split_first() {
         match byte {
-            b' ' | b'\t' | b'\n' | b'\r' | b',' => rest = tail,
-            b'[' => {
-                nesting.begin(values.len())?;
-                rest = tail;
-            }
-            b']' => {
+            b',' if ended => (ended, comma, rest) = (false, true, tail),
+            b']' if !comma && !nesting.open.is_empty() => {
                 nesting.end(values.len())?;
-                rest = tail;
+                (ended, rest) = (true, tail);
             }
+            b'[' if !ended => {
+                nesting.begin(values.len())?;
+                (comma, rest) = (false, tail);
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => rest = tail,
             _ => {
                 let parsed = parse(rest).filter(|(_, n)| {
                     rest.get(*n).is_none_or(|b| matches!(b, b',' | b']' | b' ' | b'\t' | b'\n' | b'\r'))
                 });
-                let Some((value, length)) = parsed else {
-                    let end = rest.iter().position(|b| matches!(b, b',' | b']')).unwrap_or(rest.len()).min(40);
-                    let text = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
-                    return Err(format!("element {} is `{text}`, expected {}", values.len(), wire_type(dtype)));
+                let Some((value, length)) = parsed.filter(|_| !ended) else {
+                    let (at, text, wanted) = (values.len(), excerpt(rest), wire_type(dtype));
+                    return Err(match ended {
+                        true => format!("after element {} stands `{text}`, expected a comma", at.saturating_sub(1)),
+                        false => format!("element {at} is `{text}`, expected {wanted}"),
+                    });
                 };
                 values.push(value);
-                rest = rest.get(length..).unwrap_or_default();
+                (ended, comma, rest) = (true, false, rest.get(length..).unwrap_or_default());
             }
         }
     }
     nesting.fits(shape, values.len())?;
     Ok(values)
+}
+
+/// The beginning of a text, up to the next comma or bracket.
+fn excerpt(text: &[u8]) -> String {
+    let end = text.iter().skip(1).position(|b| matches!(b, b',' | b']')).map_or(text.len(), |n| n + 1).min(40);
+    String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned()
 }
 
 fn strings(value: &serde_json::Value, out: &mut Vec<Bytes>, nesting: &mut Nesting) -> Result<(), String> {
