@@ -75,7 +75,16 @@ impl Context {
     }
 }
 
+/// Memory that was freed goes back to the system when nobody has asked for it for this long. The allocator's own 10 ms are
+/// shorter than a run: each would fault its tensors in anew.
+const PURGE_DELAY_MS: std::ffi::c_long = 1000;
+
+/// `mi_option_purge_delay` of mimalloc.h, for which the binding has no name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() -> ExitCode {
+    // SAFETY: the option exists and takes any number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS) };
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {

@@ -19,6 +19,7 @@ use crate::{
     TensorInfo, check, source,
 };
 
+mod allocator;
 mod profile;
 mod value;
 
@@ -115,6 +116,7 @@ impl OnnxRuntime {
         let made = call!(runtime, CreateEnv(OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL, name, &mut env));
         runtime.env = env;
         made.and_then(|()| call!(runtime, DisableTelemetryEvents(runtime.env))).map_err(|e| e.to_string())?;
+        allocator::register(&runtime).map_err(|e| e.to_string())?;
         let providers = providers(&runtime).map_err(|e| e.to_string())?;
         let info = EngineInfo { version, library: Some(path.to_owned()), providers };
         Ok(Self { runtime: Arc::new(runtime), info })
@@ -182,8 +184,8 @@ impl<'r> Settings<'r> {
         call!(runtime, SetSessionGraphOptimizationLevel(this.options, GraphOptimizationLevel::ORT_ENABLE_ALL))?;
         // Spinning threads steal the cores from the server's other work; waking them costs microseconds.
         this.entry(c"session.intra_op.allow_spinning", c"0")?;
-        // The arena keeps its largest moment for ever; without it, memory goes back after an unload.
         call!(runtime, DisableCpuMemArena(this.options))?;
+        this.entry(c"session.use_env_allocators", c"1")?;
         if let Some(profile) = profile {
             let prefix = c_string(profile.prefix().as_os_str().as_bytes())?;
             call!(runtime, EnableProfiling(this.options, prefix.as_ptr()))?;
