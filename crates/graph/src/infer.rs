@@ -10,7 +10,7 @@ mod compute;
 mod items;
 mod rules;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use items::Item;
 
@@ -71,8 +71,8 @@ impl Inferred {
 /// Infers types and shapes. `sizes` gives sizes to symbols of the model, e.g. `batch`. The graph must be in topological
 /// order; an error names the node whose inputs contradict its operator.
 pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred, GraphError> {
-    let mut state = State { sizes, types: HashMap::new(), items: HashMap::new() };
-    state.graph(model.graph())?;
+    let mut state = State::new(sizes, Trust::Declared);
+    state.graph(model.graph(), Place::Main)?;
     Ok(Inferred { types: state.types })
 }
 
@@ -80,7 +80,7 @@ pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred,
 pub fn annotate(model: &mut Model) -> Result<(), GraphError> {
     let inferred = infer(model, &BTreeMap::new())?;
     let graph = model.graph_mut();
-    let known: std::collections::HashSet<String> = graph
+    let known: HashSet<String> = graph
         .input
         .iter()
         .chain(&graph.output)
@@ -107,27 +107,70 @@ fn value_info(name: &str, value: &ValueType) -> Option<ValueInfoProto> {
     Some(ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..ValueInfoProto::default() })
 }
 
-struct State<'a> {
+/// What inference takes for true.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// All that the model declares; where it lies, an engine complains.
+    Declared,
+    /// What no run can make false: the main graph's input types, which runs are checked against, and what follows.
+    Proven,
+}
+
+/// Where a graph stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The model's own.
+    Main,
+    /// In an attribute of a node.
+    Inner,
+}
+
+/// What is known so far of the values in scope.
+pub(crate) struct State<'a> {
     sizes: &'a BTreeMap<String, usize>,
+    trust: Trust,
     types: HashMap<String, ValueType>,
-    /// Contents of small integer scalars and lists: rules that read them do not look at further dimensions.
+    /// Contents of small tensors of integers and truth values.
     items: HashMap<String, Vec<Item>>,
 }
 
-impl State<'_> {
-    fn graph(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
-        for input in &graph.input {
-            let declared = self.declared(input);
-            self.types.insert(input.name().to_owned(), declared);
-        }
-        for tensor in &graph.initializer {
-            self.constant(tensor.name(), tensor)?;
-        }
+impl<'a> State<'a> {
+    pub(crate) fn new(sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
+        Self { sizes, trust, types: HashMap::new(), items: HashMap::new() }
+    }
+
+    /// What is known of a value.
+    pub(crate) fn of(&self, name: &str) -> ValueType {
+        self.types.get(name).cloned().unwrap_or_default()
+    }
+
+    fn set(&mut self, name: &str, value: ValueType) {
+        self.items.remove(name);
+        self.types.insert(name.to_owned(), value);
+    }
+
+    /// Takes away what is known under `name`, to be given back where the name's scope ends.
+    pub(crate) fn forget(&mut self, name: &str) -> Known {
+        Known { kind: self.types.remove(name), items: self.items.remove(name) }
+    }
+
+    /// What [`Self::forget`] took away is known again.
+    pub(crate) fn restore(&mut self, name: &str, known: Known) {
+        self.forget(name);
+        self.types.extend(known.kind.map(|kind| (name.to_owned(), kind)));
+        self.items.extend(known.items.map(|items| (name.to_owned(), items)));
+    }
+
+    fn graph(&mut self, graph: &GraphProto, place: Place) -> Result<(), GraphError> {
+        self.begin(graph, place)?;
         for (index, node) in graph.node.iter().enumerate() {
             self.node(node).map_err(|fault| match fault {
                 Fault::Inner(error) => error,
-                Fault::Here(reason) => GraphError::invalid(place(node, index), reason),
+                Fault::Here(reason) => GraphError::invalid(self::place(node, index), reason),
             })?;
+        }
+        if self.trust == Trust::Proven {
+            return Ok(());
         }
         // What the model declares is known beside what is inferred.
         for value in graph.output.iter().chain(&graph.value_info) {
@@ -136,6 +179,23 @@ impl State<'_> {
             if let Some(merged) = refined(own, &declared) {
                 *own = merged;
             }
+        }
+        Ok(())
+    }
+
+    /// What is known of a graph before its first node: inputs and initialisers.
+    pub(crate) fn begin(&mut self, graph: &GraphProto, place: Place) -> Result<(), GraphError> {
+        let proven = self.trust == Trust::Proven;
+        for input in &graph.input {
+            // What a loop hands in may change from turn to turn, whatever is declared.
+            let known = !proven || place == Place::Main;
+            let declared = if known { self.declared(input) } else { ValueType::default() };
+            self.set(input.name(), declared);
+        }
+        // A caller may give an input another value than its default.
+        let defaults: HashSet<&str> = graph.input.iter().filter(|_| proven).map(ValueInfoProto::name).collect();
+        for tensor in graph.initializer.iter().filter(|t| !defaults.contains(t.name())) {
+            self.constant(tensor.name(), tensor)?;
         }
         Ok(())
     }
@@ -149,18 +209,21 @@ impl State<'_> {
         ValueType { dtype: port.dtype, shape: port.shape.map(|dims| dims.into_iter().map(bound).collect()) }
     }
 
-    fn constant(&mut self, name: &str, tensor: &TensorProto) -> Result<(), GraphError> {
+    /// A tensor that the model holds.
+    pub(crate) fn constant(&mut self, name: &str, tensor: &TensorProto) -> Result<(), GraphError> {
         let (dtype, shape) = codec::header(tensor)?;
-        if shape.len() <= 1 && !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
+        let dims = shape.into_iter().map(Dimension::Fixed).collect();
+        self.set(name, ValueType { dtype: Some(dtype), shape: Some(dims) });
+        if !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
             let numbers = codec::decode(tensor).ok().and_then(|t| items::of_tensor(&t));
             self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
         }
-        let dims = shape.into_iter().map(Dimension::Fixed).collect();
-        self.types.insert(name.to_owned(), ValueType { dtype: Some(dtype), shape: Some(dims) });
         Ok(())
     }
 
-    fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
+    /// What a node makes, from what is known of its inputs.
+    pub(crate) fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
+        node.output.iter().for_each(|name| drop(self.forget(name)));
         if !node.is_standard() {
             return Ok(());
         }
@@ -174,13 +237,11 @@ impl State<'_> {
         }
         let view = View { state: self, node };
         let outputs = rules::outputs(&view).map_err(Fault::Here)?;
-        let items = items::outputs(&view);
+        let items = outputs.first().and_then(|first| items::outputs(&view, first));
         for (name, value) in node.output.iter().zip(outputs).filter(|(name, _)| !name.is_empty()) {
             self.types.insert(name.clone(), value);
         }
-        if let (Some(items), Some(name)) = (items, node.output.first())
-            && self.types.get(name).and_then(|value| value.shape.as_ref()).is_some_and(|dims| dims.len() <= 1)
-        {
+        if let (Some(items), Some(name)) = (items, node.output.first()) {
             self.items.insert(name.clone(), items);
         }
         Ok(())
@@ -189,7 +250,7 @@ impl State<'_> {
     fn branches(&mut self, node: &NodeProto) -> Result<(), Fault> {
         let graphs: Vec<&GraphProto> = node.attribute.iter().flat_map(crate::walk::subgraphs).collect();
         for graph in &graphs {
-            self.graph(graph).map_err(Fault::Inner)?;
+            self.graph(graph, Place::Inner).map_err(Fault::Inner)?;
         }
         for (index, name) in node.output.iter().enumerate() {
             let ends = graphs
@@ -202,7 +263,14 @@ impl State<'_> {
     }
 }
 
-enum Fault {
+/// What was known under one name.
+pub(crate) struct Known {
+    kind: Option<ValueType>,
+    items: Option<Vec<Item>>,
+}
+
+/// Why a node has no types.
+pub(crate) enum Fault {
     Here(String),
     Inner(GraphError),
 }
@@ -260,8 +328,16 @@ impl View<'_> {
         self.input(index).shape
     }
 
-    fn items(&self, index: usize) -> Option<&[Item]> {
+    /// Contents of an input, whatever its shape.
+    fn contents(&self, index: usize) -> Option<&[Item]> {
         self.state.items.get(self.node.input.get(index)?).map(Vec::as_slice)
+    }
+
+    /// Contents of an input that is a scalar or a list.
+    fn items(&self, index: usize) -> Option<&[Item]> {
+        let name = self.node.input.get(index)?;
+        let rank = self.state.types.get(name)?.shape.as_ref()?.len();
+        self.contents(index).filter(|_| rank <= 1)
     }
 
     /// Contents of an input where all are known numbers.

@@ -186,7 +186,8 @@ impl GraphProto {
         }
     }
 
-    /// Removes the nodes and initialisers that no output needs, here and in subgraphs; returns how many nodes.
+    /// Removes the nodes and initialisers that no output needs, here and in subgraphs; returns how many nodes. Inputs
+    /// keep their defaults.
     pub fn drop_dead_nodes(&mut self) -> usize {
         let mut dropped = 0;
         for node in &mut self.node {
@@ -194,7 +195,8 @@ impl GraphProto {
                 dropped += graph.drop_dead_nodes();
             }
         }
-        let (keep, live) = self.live();
+        let (keep, mut live) = self.live();
+        live.extend(self.input.iter().map(|input| input.name().to_owned()));
         dropped += keep.iter().filter(|&&k| !k).count();
         let mut kept = keep.iter();
         self.node.retain(|_| *kept.next().unwrap_or(&true));

@@ -1,7 +1,7 @@
 //! Operators that arrange: shapes, slices, axes, gathering.
 
 use super::{ValueType, View, axis, compute, items::Item, rules::Types};
-use crate::{DataType, Dimension};
+use crate::{DataType, Dimension, eval};
 
 use Dimension::{Fixed, Unknown};
 
@@ -263,25 +263,15 @@ pub(super) fn slice(view: &View<'_>) -> Types {
         let part = |list: &Option<Vec<i64>>| list.as_ref().and_then(|l| l.get(i).copied());
         dims[at] = match (&dims[at], part(&starts), part(&ends), part(&steps)) {
             (_, _, _, Some(0)) => return Err("steps by 0".to_owned()),
-            (Fixed(size), Some(start), Some(end), Some(step)) => Fixed(sliced(*size, start, end, step)),
+            (Fixed(size), Some(start), Some(end), Some(step)) => {
+                eval::slice(*size, start, end, step).map_or(Unknown, |(_, length)| Fixed(length))
+            }
             // From the first to the last, whatever the size.
             (dim, Some(0), Some(i64::MAX | 0x7fff_ffff), Some(1)) => dim.clone(),
             _ => Unknown,
         };
     }
     like(view, Some(dims))
-}
-
-fn sliced(size: usize, start: i64, end: i64, step: i64) -> usize {
-    let size = size as i64;
-    let from_end = |p: i64| if p < 0 { p.saturating_add(size) } else { p };
-    let (start, end) = if step > 0 {
-        (from_end(start).clamp(0, size), from_end(end).clamp(0, size))
-    } else {
-        (from_end(start).clamp(-1, size - 1), from_end(end).clamp(-1, size - 1))
-    };
-    let length = if step > 0 { end - start } else { start - end };
-    usize::try_from(length).unwrap_or(0).div_ceil(usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX))
 }
 
 pub(super) fn gather(view: &View<'_>) -> Types {
