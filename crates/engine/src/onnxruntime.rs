@@ -8,21 +8,23 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     ptr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use edgeward_graph::{DataType, Limits, Tensor};
 use ort_sys::{GraphOptimizationLevel, OrtApi, OrtApiBase, OrtEnv, OrtLoggingLevel, OrtSession, OrtSessionOptions};
 
 use crate::{
-    Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
-    TensorInfo, check, source,
+    Cancel, Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
+    TensorInfo, cancel, check, source,
 };
 
 mod allocator;
 mod profile;
+mod terminate;
 mod value;
 
+use terminate::Terminate;
 use value::Value;
 
 pub(crate) const NAME: &str = "onnxruntime";
@@ -298,18 +300,24 @@ impl OrtRun {
         &self,
         given: &[&Tensor],
         wanted: &[usize],
+        cancel: Option<&Cancel>,
         results: &mut [*mut ort_sys::OrtValue],
     ) -> Result<(), EngineError> {
+        let terminate = cancel.map(|_| Terminate::new(&self.runtime)).transpose()?;
         let values = given.iter().map(|t| Value::of(&self.runtime, t)).collect::<Result<Vec<_>, _>>()?;
         let pointers: Vec<*const ort_sys::OrtValue> = values.iter().map(Value::pointer).collect();
         let input_names: Vec<*const c_char> = self.input_names.iter().map(|n| n.as_ptr()).collect();
         let output_names: Vec<*const c_char> =
             wanted.iter().filter_map(|&i| self.output_names.get(i)).map(|n| n.as_ptr()).collect();
-        call!(
+        let _under_way = match (cancel, &terminate) {
+            (Some(cancel), Some(run)) => Some(cancel.start(run.clone()).ok_or_else(|| cancel::cancelled(NAME))?),
+            _ => None,
+        };
+        let ran = call!(
             self.runtime,
             Run(
                 self.session,
-                ptr::null(),
+                terminate.as_deref().map_or(ptr::null(), Terminate::options),
                 input_names.as_ptr(),
                 pointers.as_ptr(),
                 pointers.len(),
@@ -317,7 +325,9 @@ impl OrtRun {
                 output_names.len(),
                 results.as_mut_ptr(),
             )
-        )
+        );
+        cancel::check(NAME, cancel)?;
+        ran
     }
 }
 
@@ -347,10 +357,7 @@ impl OrtRun {
             shapes.push(shape);
         }
         let mut targets: Vec<_> = values.iter_mut().map(Value::target).collect();
-        self.execute(&given, &wanted, &mut targets)?;
-        if options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-            return Err(error(ErrorKind::Cancelled, "the request was cancelled"));
-        }
+        self.execute(&given, &wanted, options.cancel, &mut targets)?;
         Ok(Some(shapes))
     }
 }
@@ -367,12 +374,9 @@ impl Session for OrtRun {
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let mut results = vec![ptr::null_mut(); wanted.len()];
-        let ran = self.execute(&given, &wanted, &mut results);
+        let ran = self.execute(&given, &wanted, options.cancel, &mut results);
         let values: Vec<Value<'_>> = results.into_iter().map(|v| Value::own(&self.runtime, v)).collect();
         ran?;
-        if options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-            return Err(error(ErrorKind::Cancelled, "the request was cancelled"));
-        }
         values.into_iter().map(Value::into_tensor).collect()
     }
 

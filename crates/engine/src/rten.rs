@@ -14,7 +14,7 @@ use rten::{
 
 use crate::{
     Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
-    TensorInfo, check,
+    TensorInfo, cancel, check,
 };
 use rten_tensor::Layout as _;
 
@@ -150,6 +150,8 @@ impl Session for RtenSession {
         let mut run = RtenRun::default();
         run.thread_pool = self.pool.clone();
         let values = self.model.run(views, &ids, Some(run)).map_err(|e| error(ErrorKind::Failed, e.to_string()))?;
+        // Rten offers no way into a run; at least nobody converts what nobody waits for.
+        cancel::check(NAME, options.cancel)?;
         let results = ids.iter().zip(values).map(|(id, value)| {
             let index = self.output_ids.iter().position(|o| o == id).unwrap_or(0);
             self.outputs

@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 use bytes::Bytes;
 use edgeward_graph::{DataType, Tensor};
 
-use crate::EngineError;
+use crate::{Cancel, EngineError};
 
 /// A way to run graphs: one library, of one version.
 pub trait Engine: Send + Sync {
@@ -84,9 +84,10 @@ fn dtype_name<S: serde::Serializer>(dtype: &DataType, s: S) -> Result<S::Ok, S::
 pub struct RunOptions<'a> {
     /// Outputs wanted, by name and in this order; all in the model's order where none.
     pub outputs: Option<&'a [&'a str]>,
-    /// When set to true before or during the run, it ends with [`Cancelled`](crate::ErrorKind::Cancelled) as early as
-    /// the engine can: at the latest before the next run starts.
-    pub cancel: Option<&'a std::sync::atomic::AtomicBool>,
+    /// Cancelled before or during the run, it ends the run with [`Cancelled`](crate::ErrorKind::Cancelled) as early as
+    /// the engine can: ONNX Runtime between two operators, OpenVINO as well where every shape is known before the run,
+    /// rten when it is done.
+    pub cancel: Option<&'a Cancel>,
 }
 
 /// Outputs of a run, in the order asked for.

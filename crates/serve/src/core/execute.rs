@@ -4,13 +4,13 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use edgeward_engine::{EngineError, ErrorKind, RunOptions, Session, TensorInfo};
+use edgeward_engine::{Cancel, EngineError, ErrorKind, RunOptions, Session, TensorInfo};
 use edgeward_graph::{DataType, Tensor};
 
 use crate::core::{InferRequest, ServeError, ServeErrorKind, stats::Stats};
@@ -88,7 +88,7 @@ impl Executor {
     }
 
     /// Runs one request.
-    pub(super) fn run(&self, request: &InferRequest, cancel: Option<&AtomicBool>) -> Result<Ran, ServeError> {
+    pub(super) fn run(&self, request: &InferRequest, cancel: Option<&Cancel>) -> Result<Ran, ServeError> {
         let inputs: Vec<(&str, &Tensor)> = request.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let (tensors, infer) = self.timed(&inputs, &request.outputs, cancel)?;
         let began = Instant::now();
@@ -155,7 +155,7 @@ impl Executor {
         &self,
         inputs: &[(&str, &Tensor)],
         outputs: &[crate::core::RequestedOutput],
-        cancel: Option<&AtomicBool>,
+        cancel: Option<&Cancel>,
     ) -> Result<(Vec<Tensor>, Duration), ServeError> {
         let wanted: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
         let options = RunOptions { outputs: (!wanted.is_empty()).then_some(wanted.as_slice()), cancel };

@@ -3,12 +3,12 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use edgeward_engine::{Dim, Loaded, TensorInfo};
+use edgeward_engine::{Cancel, Dim, Loaded, TensorInfo};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
@@ -342,11 +342,11 @@ fn now_ms() -> u64 {
 }
 
 /// Tells the engine that nobody waits any more.
-struct Gone(Arc<AtomicBool>);
+struct Gone(Arc<Cancel>);
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        self.0.store(true, Relaxed);
+        self.0.cancel();
     }
 }
 
