@@ -15,6 +15,7 @@ mod measure;
 mod print;
 mod serve;
 mod settings;
+mod signals;
 mod telemetry;
 mod tune;
 

@@ -9,13 +9,10 @@ use std::{
 
 use anyhow::anyhow;
 use edgeward_serve::{
-    Listening, RunConfig, RunError,
+    Limits, Listening, RunConfig, RunError,
     core::{ModelControl, ServerConfig, Tuned, Tuning},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
-};
+use tokio::sync::Notify;
 
 use crate::{
     Context,
@@ -23,6 +20,8 @@ use crate::{
     failure::{Failure, Outcome},
     log::{self, LogFormat},
     print,
+    settings::ServeSettings,
+    signals::Signals,
     telemetry::TelemetryArgs,
     tune::result,
 };
@@ -117,7 +116,25 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         server: server(args, context)?,
         telemetry: args.telemetry.config(&settings.telemetry)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
-        connections_max: settings.connections_max.map(NonZeroUsize::get),
+        limits: limits(settings)?,
+    })
+}
+
+/// What the file says of the bounds of the listeners.
+fn limits(settings: &ServeSettings) -> Result<Limits, Failure> {
+    let default = Limits::default();
+    let head_bytes_max = settings.head_bytes_max.unwrap_or(default.head_bytes_max);
+    let allowed = Limits::HEAD_BYTES_LEAST..=Limits::HEAD_BYTES_MOST;
+    if !allowed.contains(&head_bytes_max) {
+        let (least, most) = (allowed.start(), allowed.end());
+        let text = format!("`head_bytes_max = {head_bytes_max}` in `[serve]`, expected {least} to {most}");
+        return Err(Failure::input(text));
+    }
+    Ok(Limits {
+        connections_max: settings.connections_max.map_or(default.connections_max, NonZeroUsize::get),
+        head_bytes_max,
+        head_lines_max: settings.head_lines_max.map_or(default.head_lines_max, NonZeroUsize::get),
+        load_bytes_max: settings.load_bytes_max.unwrap_or(default.load_bytes_max),
     })
 }
 
@@ -209,23 +226,4 @@ fn announce(listening: &Listening, context: &Context) -> Outcome {
     let shown = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(http = shown(at.http), grpc = shown(at.grpc), metrics = shown(at.metrics), "listening");
     if context.json { print::json(&at) } else { Ok(()) }
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -62,6 +62,12 @@ pub struct ServeSettings {
     pub grace_seconds: Option<u64>,
     /// Connections that may be open at the same time, over all listeners.
     pub connections_max: Option<NonZeroUsize>,
+    /// Bytes of a request's head.
+    pub head_bytes_max: Option<u32>,
+    /// Lines of a request's head.
+    pub head_lines_max: Option<NonZeroUsize>,
+    /// Bytes of all files together that a load brings along.
+    pub load_bytes_max: Option<usize>,
     /// Follow the files of the models.
     pub watch: Option<bool>,
     /// Longest time between two looks at them.

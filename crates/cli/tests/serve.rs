@@ -7,7 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -74,6 +74,37 @@ fn plain_listeners_need_a_word() {
 }
 
 #[test]
+fn a_file_that_is_no_onnx_file_is_told_where_to_go() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["x.tflite", "model.pt", "model"] {
+        let path = folder.path().join(name);
+        fs::write(&path, "TFL3").unwrap();
+        let refused = edgeward(&["serve", path.to_str().unwrap(), "--insecure", "--http", "127.0.0.1:0"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(name) && said.contains(".onnx") && said.contains("docs/models.md"), "{said}");
+    }
+}
+
+#[test]
+fn bounds_that_no_listener_can_have_are_refused() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    for (setting, part) in [
+        ("head_bytes_max = 1", "8192"),
+        ("head_lines_max = 0", "head_lines_max"),
+        ("load_bytes_max = -1", "load_bytes_max"),
+    ] {
+        let config = files.path().join("edgeward.toml");
+        fs::write(&config, format!("[serve]\n{setting}\n")).unwrap();
+        let folder = models.path().to_str().unwrap();
+        let refused =
+            edgeward(&["serve", folder, "--insecure", "--http", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn malformed_requests_are_named_and_harmless() {
     let models = repository();
     let server = Server::start(&[models.path()], &["--engine", "rten"]);
@@ -90,7 +121,7 @@ fn malformed_requests_are_named_and_harmless() {
     );
     let one = r#"{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[1]}"#;
     let many = format!(r#"{{"inputs":[{}]}}"#, vec![one; 100_000].join(","));
-    let bomb = bomb();
+    let bomb = support::gzip(vec![b' '; 100 << 20]);
     let table: [(&str, &str, &[u8], &str); 28] = [
         ("very deep", "", very_deep.as_bytes(), "JSON"),
         ("deep strings", "", deep_data.as_bytes(), "INPUT0"),
@@ -137,16 +168,6 @@ fn malformed_requests_are_named_and_harmless() {
     assert_eq!(server.ask("POST", "/v2/repository/models/..%2f..%2fetc/load", "", b"").0, 404);
     let (status, text) = server.ask("POST", "/v2/models/ident/infer", "", GOOD);
     assert_eq!(status, 200, "a good request after all the bad ones: {text}");
-}
-
-/// A hundred megabytes of zeros, compressed.
-fn bomb() -> Vec<u8> {
-    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || input.write_all(&vec![b' '; 100 << 20]));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    output.stdout
 }
 
 /// A request that [`identity`] answers.

@@ -186,6 +186,11 @@ impl AsyncWrite for Bounded {
     }
 }
 
+/// The peer stopped in the middle of a body.
+#[derive(Debug, thiserror::Error)]
+#[error("no byte of the body came for {BODY_TIME_MAX:?}")]
+pub(crate) struct Paused;
+
 /// A request's body that must go on arriving.
 pub(crate) struct Arriving {
     body: Incoming,
@@ -211,7 +216,7 @@ impl HttpBody for Arriving {
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(BODY_TIME_MAX)));
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(format!("no byte of the body came for {BODY_TIME_MAX:?}").into())))
+        Poll::Ready(Some(Err(Paused.into())))
     }
 
     fn is_end_stream(&self) -> bool {

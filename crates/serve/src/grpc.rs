@@ -1,6 +1,7 @@
 //! The gRPC half of the Open Inference Protocol, with the standard health and reflection services.
 
 mod convert;
+mod messages;
 mod settings;
 mod stream;
 
@@ -90,12 +91,13 @@ impl Service<::http::Request<Incoming>> for Services {
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
         let limit = time_limit(request.headers());
+        let request = messages::Messages::body(request);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {
             Some(inference) => inference.call(request),
             None => {
-                let answer = self.router.call(request.map(axum::body::Body::new));
+                let answer = self.router.call(request);
                 Box::pin(async move { answer.await.map(|answer| answer.map(Body::new)) })
             }
         };
@@ -187,11 +189,16 @@ fn status(error: ServeError) -> Status {
         ServeErrorKind::Unsupported => Code::Unimplemented,
         ServeErrorKind::Internal => Code::Internal,
     };
-    Status::new(code, error.message)
+    Status::new(code, error.shown())
 }
 
 fn model(name: &str, version: &str) -> Result<ModelRef, Status> {
     Ok(ModelRef { name: name.into(), version: version_of(version).map_err(status)? })
+}
+
+fn unknown(parameter: &str, of: &str) -> Status {
+    let text = format!("parameter `{parameter}` is not known for {of}");
+    status(ServeError::new(ServeErrorKind::InvalidArgument, text))
 }
 
 fn no_shared_memory<T>() -> Result<Response<T>, Status> {
@@ -338,9 +345,10 @@ impl GrpcInferenceService for Inference {
             match value.parameter_choice {
                 Some(Choice::StringParam(text)) if key == "config" => overrides.config_json = Some(text),
                 Some(Choice::BytesParam(bytes)) if key.starts_with("file:") => overrides.files.push((key, bytes)),
-                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for a load"))),
+                _ => return Err(unknown(&key, "a load")),
             }
         }
+        overrides.within(self.0.limits.load_bytes_max).map_err(status)?;
         self.0.server.load(&request.model_name, overrides).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelLoadResponse {}))
     }
@@ -355,7 +363,7 @@ impl GrpcInferenceService for Inference {
         for (key, value) in request.parameters {
             match value.parameter_choice {
                 Some(Choice::BoolParam(value)) if key == "unload_dependents" => dependents = value,
-                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for an unload"))),
+                _ => return Err(unknown(&key, "an unload")),
             }
         }
         self.0.server.unload(&request.model_name, dependents).await.map_err(status)?;

@@ -51,9 +51,10 @@ impl IntoResponse for Refusal {
             ServeErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ServeErrorKind::Cancelled | ServeErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut response = (status, Json(json!({ "error": self.0.message }))).into_response();
-        if matches!(self.0.kind, ServeErrorKind::Overloaded | ServeErrorKind::Unavailable) {
-            let seconds = self.0.retry_after.map_or(1, |d| d.as_secs().max(1));
+        let waits = matches!(self.0.kind, ServeErrorKind::Overloaded | ServeErrorKind::Unavailable);
+        let seconds = self.0.retry_after.map_or(1, |d| d.as_secs().max(1));
+        let mut response = (status, Json(json!({ "error": self.0.shown() }))).into_response();
+        if waits {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
@@ -294,7 +295,7 @@ fn object(body: &Bytes) -> Answer<serde_json::Map<String, Value>> {
     })
 }
 
-async fn load(State(server): State<Server>, Path(target): Path<Target>, body: Bytes) -> Answer<Json<Value>> {
+async fn load(State(app): State<App>, Path(target): Path<Target>, body: Bytes) -> Answer<Json<Value>> {
     let body = object(&body)?;
     let mut overrides = LoadOverrides::default();
     for (key, value) in body.get("parameters").and_then(Value::as_object).into_iter().flatten() {
@@ -312,7 +313,8 @@ async fn load(State(server): State<Server>, Path(target): Path<Target>, body: By
             _ => return Err(refuse().into()),
         }
     }
-    server.load(&target.model, overrides).await?;
+    overrides.within(app.limits.load_bytes_max)?;
+    app.server.load(&target.model, overrides).await?;
     Ok(Json(json!({})))
 }
 

@@ -357,7 +357,12 @@ pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Resul
     }
     json.extend_from_slice(b"\"model_name\":");
     text(&mut json, &response.model_name);
-    json.extend_from_slice(format!(",\"model_version\":\"{}\",\"outputs\":[", response.model_version).as_bytes());
+    json.extend_from_slice(format!(",\"model_version\":\"{}\"", response.model_version).as_bytes());
+    if !response.parameters.is_empty() {
+        json.extend_from_slice(b",\"parameters\":");
+        parameters(&mut json, &response.parameters);
+    }
+    json.extend_from_slice(b",\"outputs\":[");
     for (index, (name, tensor)) in response.outputs.iter().enumerate() {
         if index > 0 {
             json.push(b',');
@@ -378,6 +383,20 @@ pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Resul
     }
     json.extend_from_slice(b"]}");
     Ok((json, tail))
+}
+
+/// Parameters of an answer. A number that JSON cannot hold becomes null.
+fn parameters(json: &mut Vec<u8>, parameters: &Parameters) {
+    let one = |parameter: &Parameter| match parameter {
+        Parameter::Bool(v) => (*v).into(),
+        Parameter::Int(v) => (*v).into(),
+        Parameter::Double(v) => (*v).into(),
+        Parameter::String(v) => v.as_str().into(),
+    };
+    let object: serde_json::Map<String, serde_json::Value> =
+        parameters.iter().map(|(name, value)| (name.clone(), one(value))).collect();
+    // Writing into memory cannot fail.
+    let _ = serde_json::to_writer(json, &object);
 }
 
 /// A tensor's elements as a flat JSON list; none where JSON cannot hold them.

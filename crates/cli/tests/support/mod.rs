@@ -138,6 +138,13 @@ impl Server {
         Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics"), _files: files }
     }
 
+    /// A line of the system's account of the process, in kB: `VmHWM` is the most memory so far, `VmPeak` the most asked for.
+    pub fn memory_kb(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let found = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':'));
+        found.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// One request over a connection of its own: status and body.
     pub fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
         let (status, _, body) = ask(&self.http, method, path, headers, body);
@@ -167,6 +174,16 @@ pub fn ask(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) 
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     (status, head.to_owned(), body.to_owned())
+}
+
+/// Bytes as `gzip` compresses them.
+pub fn gzip(bytes: Vec<u8>) -> Vec<u8> {
+    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || input.write_all(&bytes));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    output.stdout
 }
 
 /// Sends a request and leaves its answer to be read.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use edgeward_engine::{Registry, RegistryConfig, TensorInfo};
 use futures_util::stream::{self, StreamExt as _};
 use parking_lot::{Mutex, MutexGuard};
+use rpds::HashTrieMapSync;
 
 use crate::{
     core::{
@@ -142,8 +143,8 @@ struct Inner {
     config: ServerConfig,
     registry: Registry,
     cache: Option<Cache>,
-    /// What answers now; replaced whole, so that a reader never waits.
-    models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
+    /// What answers now; replaced whole, so that a reader never waits, by one that shares what has not changed.
+    models: ArcSwap<HashTrieMapSync<Arc<str>, Arc<Versions>>>,
     history: History,
     /// One change of a model at a time; those under way.
     changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -169,7 +170,7 @@ impl Server {
             ModelControl::Fixed => found.into_iter().collect(),
         };
         // Taken before anything is loaded: what changes meanwhile is not missed.
-        let watch = config.watch.map(|interval| (interval, watch::look(&repositories)));
+        let watch = config.watch.map(|interval| (interval, watch::look(&repositories, &BTreeMap::new())));
         let server = Self {
             inner: Arc::new(Inner {
                 cache: (config.cache_bytes > 0).then(|| Cache::new(config.cache_bytes)),
@@ -390,11 +391,11 @@ impl Server {
             past.unloaded.retain(|number| versions.as_ref().is_none_or(|new| !new.contains_key(number)));
         });
         self.inner.models.rcu(|models| {
-            let mut models = HashMap::clone(models);
+            let mut models = HashTrieMapSync::clone(models);
             match &versions {
-                Some(versions) => models.insert(name.into(), versions.clone()),
-                None => models.remove(name),
-            };
+                Some(versions) => models.insert_mut(name.into(), versions.clone()),
+                None => drop(models.remove_mut(name)),
+            }
             models
         });
         old

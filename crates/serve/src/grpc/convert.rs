@@ -136,8 +136,19 @@ pub(crate) fn response(response: InferResponse, raw: bool) -> Result<ModelInferR
         id: response.id,
         outputs,
         raw_output_contents,
-        ..ModelInferResponse::default()
+        parameters: response.parameters.into_iter().map(|(name, value)| (name, wire(value))).collect(),
     })
+}
+
+/// A parameter of an answer.
+pub(super) fn wire(parameter: Parameter) -> proto::InferParameter {
+    let choice = match parameter {
+        Parameter::Bool(v) => ParameterChoice::BoolParam(v),
+        Parameter::Int(v) => ParameterChoice::Int64Param(v),
+        Parameter::Double(v) => ParameterChoice::DoubleParam(v),
+        Parameter::String(v) => ParameterChoice::StringParam(v),
+    };
+    proto::InferParameter { parameter_choice: Some(choice) }
 }
 
 fn contents(tensor: &Tensor) -> Result<InferTensorContents, edgeward_graph::TensorError> {

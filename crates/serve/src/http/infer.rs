@@ -13,23 +13,18 @@ use serde_json::json;
 use super::{Answer, BODY_BYTES_MAX, Refusal, Target};
 use crate::{
     core::{ServeError, ServeErrorKind},
+    inflate::{Form, inflate},
     json as codec,
     telemetry::{App, Call, Slot},
 };
 
 const JSON_LENGTH: &str = "inference-header-content-length";
-/// What a compressed body may grow to.
-const INFLATED_BYTES_MAX: usize = 1 << 30;
-/// A body this many times its compressed size, beyond [`INFLATED_BYTES_FREE`], was made to fill memory.
-const INFLATED_RATIO_MAX: usize = 200;
-/// What any compressed body may grow to.
-const INFLATED_BYTES_FREE: usize = 16 << 20;
 
 pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, request: Request) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
     let body = match to_bytes(body, BODY_BYTES_MAX).await {
-        Ok(body) => inflate(headers, body)?,
+        Ok(body) => inflated(headers, body)?,
         Err(e) => return Ok(unread(&e)),
     };
     let decoded = codec::decode(&body, json_length(headers)?, target.model()?)?;
@@ -71,27 +66,17 @@ fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
     number.map(Some).ok_or_else(|| ServeError::new(ServeErrorKind::InvalidArgument, text).into())
 }
 
-/// Undoes the request's compression, within bounds.
-fn inflate(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
-    use std::io::Read as _;
+/// Undoes the request's compression.
+fn inflated(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
     let refuse = |text: String| Refusal(ServeError::new(ServeErrorKind::InvalidArgument, text));
     let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(body) };
-    let max = (body.len().saturating_mul(INFLATED_RATIO_MAX)).clamp(INFLATED_BYTES_FREE, INFLATED_BYTES_MAX);
-    let limit = max as u64 + 1;
-    let mut out = Vec::new();
-    let read = match encoding.as_bytes() {
+    let form = match encoding.as_bytes() {
         b"identity" | b"" => return Ok(body),
-        b"gzip" | b"x-gzip" => flate2::read::GzDecoder::new(&*body).take(limit).read_to_end(&mut out),
-        b"deflate" => flate2::read::ZlibDecoder::new(&*body).take(limit).read_to_end(&mut out),
+        b"gzip" | b"x-gzip" => Form::Gzip,
+        b"deflate" => Form::Deflate,
         _ => return Err(refuse(format!("content encoding {encoding:?} is not supported, expected gzip or deflate"))),
     };
-    read.map_err(|e| refuse(format!("the compressed body is damaged: {e}")))?;
-    if out.len() > max {
-        let text =
-            format!("the compressed body of {} bytes grows beyond {max}; send it without compression", body.len());
-        return Err(refuse(text));
-    }
-    Ok(out.into())
+    inflate(form, &body).map(Bytes::from).map_err(|e| refuse(e.to_string()))
 }
 
 /// Puts the parts together and compresses them where the caller accepts it and there is much.
