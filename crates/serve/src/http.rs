@@ -1,5 +1,6 @@
 //! The REST half of the Open Inference Protocol. One table makes both the router and the OpenAPI document.
 
+mod body;
 mod infer;
 mod settings;
 

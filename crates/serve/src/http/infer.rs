@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    body::{Body, to_bytes},
+    body::{Body, HttpBody as _},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -10,7 +10,10 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
 
-use super::{Answer, BODY_BYTES_MAX, Refusal, Target};
+use super::{
+    Answer, Refusal, Target,
+    body::{Unread, read},
+};
 use crate::{
     core::{ServeError, ServeErrorKind},
     inflate::{Form, inflate},
@@ -23,11 +26,12 @@ const JSON_LENGTH: &str = "inference-header-content-length";
 pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, request: Request) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
-    let body = match to_bytes(body, BODY_BYTES_MAX).await {
+    let (length, json_length) = (body.size_hint().exact(), json_length(headers)?);
+    let body = match read(body, length, json_length.unwrap_or(0)).await {
         Ok(body) => inflated(headers, body)?,
         Err(e) => return Ok(unread(&e)),
     };
-    let decoded = codec::decode(&body, json_length(headers)?, target.model()?)?;
+    let decoded = codec::decode(&body, json_length, target.model()?)?;
     let (binary_default, binary) = (decoded.binary_default, decoded.binary);
     let parent = headers.get("traceparent").and_then(|v| v.to_str().ok());
     let response = app.infer(decoded.request, Call { parent, slot: parts.extensions.get::<Slot>() }).await?;
@@ -45,18 +49,12 @@ pub(crate) async fn infer_at(app: App, model: String, version: Option<String>, r
     infer(State(app), Path(Target { model, version }), request).await.into_response()
 }
 
-/// The body ended early, or is larger than any may be.
-fn unread(error: &axum::Error) -> Response {
-    let long = std::error::Error::source(error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-    let (status, text) = if long {
-        (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {BODY_BYTES_MAX} bytes; send fewer rows at once"),
-        )
-    } else {
-        (StatusCode::BAD_REQUEST, format!("the body cannot be read to its end: {error}"))
+fn unread(error: &Unread) -> Response {
+    let status = match error {
+        Unread::Long => StatusCode::PAYLOAD_TOO_LARGE,
+        Unread::Broken(_) => StatusCode::BAD_REQUEST,
     };
-    (status, Json(json!({ "error": text }))).into_response()
+    (status, Json(json!({ "error": error.to_string() }))).into_response()
 }
 
 fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {

@@ -27,14 +27,12 @@ const SCALES: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_
 const DIGITS_MAX: usize = 19;
 
 /// The number at the beginning of a text; none where JSON's grammar (RFC 8259, section 6) has none.
+#[inline(always)]
 pub(super) fn number(text: &[u8]) -> Option<Number> {
     let negative = text.first() == Some(&b'-');
     let mut at = usize::from(negative);
     let mut sum = Digits::default();
-    let whole = sum.take(text, at);
-    if whole == 0 || (whole > 1 && text.get(at) == Some(&b'0')) {
-        return None;
-    }
+    let whole = sum.whole(text, at)?;
     at += whole;
     let (mut exponent, mut integer) = (0i64, true);
     if text.get(at) == Some(&b'.') {
@@ -74,6 +72,7 @@ struct Digits {
 
 impl Digits {
     /// Reads digits from `at` on; how many there were.
+    #[inline(always)]
     fn take(&mut self, text: &[u8], at: usize) -> usize {
         let mut length = 0;
         while let Some(word) = text.get(at + length..).and_then(|rest| rest.first_chunk::<8>()) {
@@ -91,6 +90,21 @@ impl Digits {
         length
     }
 
+    #[inline(always)]
+    fn whole(&mut self, text: &[u8], at: usize) -> Option<usize> {
+        let first = text.get(at)?.wrapping_sub(b'0');
+        let more = text.get(at + 1).is_some_and(u8::is_ascii_digit);
+        if first > 9 || (first == 0 && more) {
+            return None;
+        }
+        if more {
+            return Some(self.take(text, at));
+        }
+        (self.value, self.count) = (u64::from(first), usize::from(first > 0));
+        Some(1)
+    }
+
+    #[inline(always)]
     fn add(&mut self, value: u64, digits: usize) {
         // What overflows is not exact and never looked at.
         self.value = self.value.wrapping_mul(SCALES.get(digits).copied().unwrap_or(1)).wrapping_add(value);
@@ -101,6 +115,7 @@ impl Digits {
 }
 
 /// How many of eight characters are digits before the first that is none, and their value.
+#[inline(always)]
 fn word_of_digits(word: u64) -> (u64, usize) {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let value = word ^ (0x30 * ONES);
@@ -132,6 +147,7 @@ impl Number {
     }
 
     /// The nearest double where one division or multiplication gives it.
+    #[inline(always)]
     fn simple(self) -> Option<f64> {
         if !self.exact || self.digits > 1 << 53 {
             return None;
@@ -149,6 +165,7 @@ impl Number {
     }
 
     /// The nearest single; none where there is none that is finite. `text` begins with the number.
+    #[inline(always)]
     pub fn single(self, text: &[u8]) -> Option<f32> {
         /// Bits of a double's fraction that a single has not.
         const BELOW: u64 = (1 << 29) - 1;
