@@ -18,6 +18,11 @@ impl Limits {
     pub const HEAD_BYTES_LEAST: u32 = 8 * 1024;
     /// Heads of more bytes than this are no requests.
     pub const HEAD_BYTES_MOST: u32 = 1 << 20;
+
+    /// The bound of heads, within what is possible.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.head_bytes_max.clamp(Self::HEAD_BYTES_LEAST, Self::HEAD_BYTES_MOST) as usize
+    }
 }
 
 impl Default for Limits {

@@ -44,6 +44,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Most that is read of a body at once over HTTP/1.
+const BODY_PART_BYTES: usize = 512 * 1024;
+
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 41\r\n\r\n{\"error\":\"too many connections are open\"}";
 
@@ -105,7 +108,8 @@ pub(crate) async fn serve<S, B>(
         let Ok(permit) = connections.free.clone().try_acquire_owned() else { return refuse(&stream) };
         // An answer is written at once; waiting for more bytes would only delay it.
         let _ = stream.set_nodelay(true);
-        let stream = Accepted { stream, peer: connections.named.then_some(peer), permit };
+        let peer = connections.named.then_some(peer);
+        let stream = Accepted { stream, peer, permit, head_bytes_max: connections.limits.head_bytes() };
         tokio::spawn(connection(stream, service.clone(), protocol.clone(), stopped.clone()));
     };
     loop {
@@ -145,8 +149,8 @@ fn refuse(stream: &TcpStream) {
 
 fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
-    // The buffer of a connection holds one head, and what is read of a body at once.
-    let buffer = limits.head_bytes_max.clamp(Limits::HEAD_BYTES_LEAST, Limits::HEAD_BYTES_MOST) as usize;
+    // Holds what is read of a body at once; heads are bounded where they are read.
+    let buffer = limits.head_bytes().max(BODY_PART_BYTES);
     protocol.http1().max_buf_size(buffer).max_headers(limits.head_lines_max).header_read_timeout(None);
     protocol
         .http2()
@@ -167,10 +171,11 @@ struct Accepted {
     /// Whom requests are to be told.
     peer: Option<SocketAddr>,
     permit: OwnedSemaphorePermit,
+    head_bytes_max: usize,
 }
 
 async fn connection<S, B>(
-    Accepted { stream, peer, permit }: Accepted,
+    Accepted { stream, peer, permit, head_bytes_max }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
@@ -193,7 +198,8 @@ async fn connection<S, B>(
             answer
         }
     });
-    let mut serving = pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone())), answer));
+    let mut serving =
+        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), head_bytes_max)), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
