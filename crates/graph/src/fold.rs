@@ -10,7 +10,8 @@ use crate::{
     DataType, Model, Tensor, check, codec, element_count,
     eval::{self, count},
     infer::{Known, Place, State, Trust},
-    proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto},
+    proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
+    rewrite,
 };
 
 /// How much folding may compute and keep.
@@ -50,12 +51,18 @@ pub fn fold_constants(model: &mut Model, limits: &FoldLimits) -> Folded {
     if !check::OPSETS.contains(&model.opset()) || !proto.training_info.is_empty() {
         return Folded::default();
     }
+    // Inference goes through the functions while the graph changes.
+    let functions = ModelProto {
+        functions: proto.functions.clone(),
+        opset_import: proto.opset_import.clone(),
+        ..ModelProto::default()
+    };
     let sizes = BTreeMap::new();
     let local = proto.functions.iter().filter(|f| matches!(f.domain(), "" | "ai.onnx")).map(|f| f.name().to_owned());
     let mut fold = Fold {
         local: local.collect(),
         reader: model.without_messages(),
-        state: State::new(&sizes, Trust::Proven),
+        state: State::of_model(&functions, &sizes, Trust::Proven),
         constants: HashMap::new(),
         as_nodes: proto.ir_version() < CONSTANT_INITIALIZERS_IR,
         value_bytes: limits.value_bytes,
@@ -108,15 +115,11 @@ impl Fold<'_> {
     }
 
     fn enter(&mut self, graph: &GraphProto, place: Place) -> Shadowed {
-        let inputs: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
-        let initializers = graph.initializer.iter().map(TensorProto::name);
-        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(TensorProto::name);
-        let made = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
-        let names: HashSet<&str> = inputs.iter().copied().chain(initializers).chain(sparse).chain(made).collect();
         let aside = |name: &str| (name.to_owned(), self.state.forget(name), self.constants.remove(name));
-        let shadowed = names.into_iter().map(aside).collect();
+        let shadowed = rewrite::defined(graph).into_iter().map(aside).collect();
         // A tensor that cannot be read is not constant; `check` says what is wrong with it.
         let _ = self.state.begin(graph, place);
+        let inputs: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
         for tensor in graph.initializer.iter().filter(|t| !inputs.contains(t.name())) {
             self.learn(tensor.name(), tensor);
         }

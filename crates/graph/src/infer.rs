@@ -1,24 +1,32 @@
 //! Types and shapes of every value of a graph, as far as the graph tells them.
 //!
 //! Dimensions that stay open keep the names that the model gives them. Small integer tensors are followed by their
-//! contents as well, since exported models compute the shapes that they reshape to. Left out, and so unknown: what comes
-//! of local functions, `Loop`, `Scan`, sequences, optionals and operators of other domains. An operator without a rule
-//! leaves its outputs unknown; a contradiction is an error that names the node.
+//! contents as well, since exported models compute the shapes that they reshape to. Local functions are gone through at
+//! each call, bodies of loops until what is carried changes no more. Left out, and so unknown: what comes of sequences,
+//! optionals and operators of other domains. An operator without a rule leaves its outputs unknown; a contradiction is
+//! an error that names the node.
 
 mod arrange;
 mod compute;
+mod control;
 mod items;
 mod rules;
+mod special;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    rc::Rc,
+};
 
+use control::{Bounds, Functions};
 use items::Item;
 
 use crate::{
     DataType, Dimension, GraphError, Model, codec,
     node::place,
     proto::{
-        GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+        GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto, type_proto,
     },
 };
 
@@ -50,7 +58,7 @@ impl ValueType {
     }
 }
 
-/// Types of a model's values by name, those of the main graph and of `If` branches.
+/// Types of a model's values by name, those of the main graph and of the graphs within it.
 #[derive(Clone, Debug, Default)]
 pub struct Inferred {
     types: HashMap<String, ValueType>,
@@ -71,7 +79,7 @@ impl Inferred {
 /// Infers types and shapes. `sizes` gives sizes to symbols of the model, e.g. `batch`. The graph must be in topological
 /// order; an error names the node whose inputs contradict its operator.
 pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred, GraphError> {
-    let mut state = State::new(sizes, Trust::Declared);
+    let mut state = State::of_model(model.proto(), sizes, Trust::Declared);
     state.graph(model.graph(), Place::Main)?;
     Ok(Inferred { types: state.types })
 }
@@ -132,11 +140,28 @@ pub(crate) struct State<'a> {
     types: HashMap<String, ValueType>,
     /// Contents of small tensors of integers and truth values.
     items: HashMap<String, Vec<Item>>,
+    /// Contents of small constants of float32.
+    floats: HashMap<String, Vec<f32>>,
+    functions: Rc<Functions<'a>>,
+    opset: i64,
+    bounds: Bounds,
 }
 
 impl<'a> State<'a> {
-    pub(crate) fn new(sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
-        Self { sizes, trust, types: HashMap::new(), items: HashMap::new() }
+    fn new(sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
+        let (types, items, floats) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { sizes, trust, types, items, floats, functions: Rc::default(), opset: 0, bounds: Bounds::default() }
+    }
+
+    /// Nothing is known yet but the model's functions.
+    pub(crate) fn of_model(model: &'a ModelProto, sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
+        let functions = model.functions.iter().map(|f| (control::key(f.domain(), f.name(), f.overload()), f));
+        let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx"));
+        Self {
+            functions: Rc::new(functions.collect()),
+            opset: opset.map_or(1, |o| o.version()),
+            ..Self::new(sizes, trust)
+        }
     }
 
     /// What is known of a value.
@@ -146,12 +171,13 @@ impl<'a> State<'a> {
 
     fn set(&mut self, name: &str, value: ValueType) {
         self.items.remove(name);
+        self.floats.remove(name);
         self.types.insert(name.to_owned(), value);
     }
 
     /// Takes away what is known under `name`, to be given back where the name's scope ends.
     pub(crate) fn forget(&mut self, name: &str) -> Known {
-        Known { kind: self.types.remove(name), items: self.items.remove(name) }
+        Known { kind: self.types.remove(name), items: self.items.remove(name), floats: self.floats.remove(name) }
     }
 
     /// What [`Self::forget`] took away is known again.
@@ -159,16 +185,22 @@ impl<'a> State<'a> {
         self.forget(name);
         self.types.extend(known.kind.map(|kind| (name.to_owned(), kind)));
         self.items.extend(known.items.map(|items| (name.to_owned(), items)));
+        self.floats.extend(known.floats.map(|floats| (name.to_owned(), floats)));
+    }
+
+    fn nodes(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
+        for (index, node) in graph.node.iter().enumerate() {
+            self.node(node).map_err(|fault| match fault {
+                Fault::Inner(error) => error,
+                Fault::Here(reason) => GraphError::invalid(place(node, index), reason),
+            })?;
+        }
+        Ok(())
     }
 
     fn graph(&mut self, graph: &GraphProto, place: Place) -> Result<(), GraphError> {
         self.begin(graph, place)?;
-        for (index, node) in graph.node.iter().enumerate() {
-            self.node(node).map_err(|fault| match fault {
-                Fault::Inner(error) => error,
-                Fault::Here(reason) => GraphError::invalid(self::place(node, index), reason),
-            })?;
-        }
+        self.nodes(graph)?;
         if self.trust == Trust::Proven {
             return Ok(());
         }
@@ -215,8 +247,11 @@ impl<'a> State<'a> {
         let dims = shape.into_iter().map(Dimension::Fixed).collect();
         self.set(name, ValueType { dtype: Some(dtype), shape: Some(dims) });
         if !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
-            let numbers = codec::decode(tensor).ok().and_then(|t| items::of_tensor(&t));
+            let values = codec::decode(tensor).ok();
+            let numbers = values.as_ref().and_then(items::of_tensor);
             self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
+            let floats = values.as_ref().and_then(|t| Some(t.values::<f32>().ok()?.into_owned()));
+            self.floats.extend(floats.map(|floats| (name.to_owned(), floats)));
         }
         Ok(())
     }
@@ -224,11 +259,17 @@ impl<'a> State<'a> {
     /// What a node makes, from what is known of its inputs.
     pub(crate) fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
         node.output.iter().for_each(|name| drop(self.forget(name)));
+        if let Some(function) = self.function(node) {
+            return self.call(node, function);
+        }
         if !node.is_standard() {
             return Ok(());
         }
-        if node.op_type() == "If" {
-            return self.branches(node);
+        match node.op_type() {
+            "If" => return self.branches(node),
+            "Loop" => return self.repeat(node),
+            "Scan" => return self.scan(node),
+            _ => {}
         }
         if node.op_type() == "Constant"
             && let (Some(tensor), Some(name)) = (node.attr("value").and_then(|a| a.t.as_ref()), node.output.first())
@@ -246,27 +287,13 @@ impl<'a> State<'a> {
         }
         Ok(())
     }
-
-    fn branches(&mut self, node: &NodeProto) -> Result<(), Fault> {
-        let graphs: Vec<&GraphProto> = node.attribute.iter().flat_map(crate::walk::subgraphs).collect();
-        for graph in &graphs {
-            self.graph(graph, Place::Inner).map_err(Fault::Inner)?;
-        }
-        for (index, name) in node.output.iter().enumerate() {
-            let ends = graphs
-                .iter()
-                .map(|g| g.output.get(index).map(|o| self.types.get(o.name()).cloned().unwrap_or_default()));
-            let merged = ends.map(Option::unwrap_or_default).reduce(|a, b| either(&a, &b));
-            self.types.insert(name.clone(), merged.unwrap_or_default());
-        }
-        Ok(())
-    }
 }
 
 /// What was known under one name.
 pub(crate) struct Known {
     kind: Option<ValueType>,
     items: Option<Vec<Item>>,
+    floats: Option<Vec<f32>>,
 }
 
 /// Why a node has no types.
@@ -355,6 +382,16 @@ impl View<'_> {
 
     fn int(&self, attribute: &str, default: i64) -> i64 {
         self.node.attr_int(attribute).unwrap_or(default)
+    }
+
+    /// Contents of an input of float32, where it is a constant.
+    fn floats(&self, index: usize) -> Option<&[f32]> {
+        self.state.floats.get(self.node.input.get(index)?).map(Vec::as_slice)
+    }
+
+    /// Version of the standard's operators.
+    fn opset(&self) -> i64 {
+        self.state.opset
     }
 
     fn outputs(&self) -> usize {

@@ -65,7 +65,8 @@ fn captured<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
     names.extend(inner.filter(|name| !name.is_empty() && !own.contains(name)));
 }
 
-fn defined(graph: &GraphProto) -> HashSet<&str> {
+/// Names that a graph gives to values of its own.
+pub(crate) fn defined(graph: &GraphProto) -> HashSet<&str> {
     let inputs = graph.input.iter().map(ValueInfoProto::name);
     let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
     inputs.chain(initializer_names(graph)).chain(outputs).collect()

@@ -1,5 +1,6 @@
 //! Models as others see them after this crate read and wrote them: `onnx.checker` passes and ONNX Runtime gives the same
-//! bits, over the node tests of the `onnx` package and real models; plainly, with external data, and folded.
+//! bits, over the node tests of the `onnx` package and real models; plainly, with external data, and folded. And both
+//! check alike: where not, `outside/differences.txt` says why.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +13,7 @@ use std::{
     sync::LazyLock,
 };
 
-use edgeward_graph::{FoldLimits, Limits, Model, OPSETS, fold_constants};
+use edgeward_graph::{FoldLimits, Limits, Model, OPSETS, check, fold_constants};
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -23,14 +24,14 @@ struct Report {
     unable: BTreeMap<String, String>,
 }
 
-/// Python with `onnx` and `onnxruntime`; none where the test environment is not set up.
-fn python() -> Option<Command> {
+/// A script run by Python with `onnx` and `onnxruntime`; none where the test environment is not set up.
+fn python(script: &str) -> Option<Command> {
     let Some(python) = env::var_os("EDGEWARD_TEST_PYTHON") else {
         println!("skipped: EDGEWARD_TEST_PYTHON is not set (`cargo xtask test` sets it)");
         return None;
     };
     let mut command = Command::new(python);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outside/outside.py"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outside").join(script));
     Some(command)
 }
 
@@ -42,7 +43,7 @@ const BROKEN: [&str; 2] = ["test_affine_grid_2d_align_corners_expanded.onnx", "t
 fn node_tests() -> Option<Vec<PathBuf>> {
     static FOLDER: LazyLock<Option<TempDir>> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
-        assert!(python()?.arg("models").arg(folder.path()).status().unwrap().success());
+        assert!(python("outside.py")?.arg("models").arg(folder.path()).status().unwrap().success());
         Some(folder)
     });
     let files = onnx_files(FOLDER.as_ref()?.path());
@@ -86,7 +87,7 @@ fn outcome(files: &[PathBuf], rewrite: impl Fn(Model, &Path)) -> Option<Report> 
         pairs.push_str(&format!("{}\t{}\n", file.display(), written.display()));
     }
     let report = folder.path().join("report.json");
-    let mut child = python()?.arg("compare").arg(&report).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = python("outside.py")?.arg("compare").arg(&report).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(pairs.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     Some(serde_json::from_slice(&fs::read(report).unwrap()).unwrap())
@@ -117,11 +118,60 @@ fn node_tests_survive_folding() {
 
 #[test]
 fn real_models_survive_both() {
-    let files = real_models();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut script) = python("broken.py") else { return };
+    assert!(script.arg(folder.path()).status().unwrap().success());
+    let mut files = real_models();
+    // A function, a branch and a sparse tensor.
+    files.push(folder.path().join("sound.onnx"));
     let ways: [fn(Model, &Path); 3] =
         [|model, path| model.write(path).unwrap(), |model, path| model.write_external(path, 256).unwrap(), folded];
     for way in ways {
         let Some(report) = compare(&files, way) else { return };
         assert!(report.unable.is_empty(), "{:?}", report.unable);
     }
+}
+
+#[test]
+fn sound_models_are_not_refused() {
+    let Some(files) = node_tests() else { return };
+    let mut refused = Vec::new();
+    for file in files.into_iter().chain(real_models()) {
+        let model = Model::read(&file, &Limits::default()).unwrap();
+        if OPSETS.contains(&model.opset()) {
+            refused.extend(check(&model).err().map(|errors| format!("{}: {errors:?}", file.display())));
+        }
+    }
+    assert!(refused.is_empty(), "{}", refused.join("\n"));
+}
+
+/// What this crate says of a file; none where it finds nothing.
+fn refusal(file: &Path) -> Option<String> {
+    let model = match Model::read(file, &Limits::default()) {
+        Ok(model) => model,
+        Err(error) => return Some(error.to_string()),
+    };
+    let errors =
+        check(&model).err().map(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+    errors.or_else(|| Some(model.check_external().err()?.to_string()))
+}
+
+#[test]
+fn each_broken_rule_is_refused_by_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut script) = python("broken.py") else { return };
+    assert!(script.arg(folder.path()).status().unwrap().success());
+    let verdicts = fs::read(folder.path().join("verdicts.json")).unwrap();
+    let verdicts: BTreeMap<String, Option<String>> = serde_json::from_slice(&verdicts).unwrap();
+    assert!(verdicts.len() > 70 && verdicts["sound"].is_none(), "{verdicts:?}");
+    let list = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/outside/differences.txt")).unwrap();
+    let listed = |name: &str| list.lines().any(|line| line.split(':').next() == Some(name));
+    let mut wrong = Vec::new();
+    for (name, theirs) in &verdicts {
+        let ours = refusal(&folder.path().join(format!("{name}.onnx")));
+        if (ours.is_some() != theirs.is_some()) != listed(name) {
+            wrong.push(format!("{name}: here {ours:?}, onnx {theirs:?}, listed as a difference: {}", listed(name)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

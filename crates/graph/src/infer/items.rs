@@ -88,16 +88,16 @@ fn arranged(view: &View<'_>, shape: &[usize]) -> Option<Vec<Item>> {
     match arrangement.source()? {
         Source::Same => Some(view.contents(0)?.to_vec()),
         Source::From(places) => {
-            let all: Vec<&Item> = arrangement
-                .data()
-                .map(|i| view.contents(i))
-                .collect::<Option<Vec<_>>>()?
-                .into_iter()
-                .flatten()
-                .collect();
-            places.into_iter().map(|place| all.get(place).map(|&item| item.clone())).collect()
+            let all = arrangement.data().map(|i| part(view, i)).collect::<Option<Vec<_>>>()?.concat();
+            places.into_iter().map(|place| all.get(place).cloned()).collect()
         }
     }
+}
+
+/// Contents of an input, each unknown where only their number is known.
+fn part(view: &View<'_>, index: usize) -> Option<Vec<Item>> {
+    let count = || eval::count(&view.input(index).fixed()?).filter(|&count| count <= ITEMS_MAX);
+    view.contents(index).map(<[Item]>::to_vec).or_else(|| Some(vec![Item::Unknown; count()?]))
 }
 
 fn arithmetic(view: &View<'_>, op: &str, shape: &[usize]) -> Option<Vec<Item>> {

@@ -37,15 +37,15 @@ def models(folder):
 
 def random_inputs(name, session):
     random = np.random.default_rng(zlib.crc32(name.encode()))
-    kinds = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
+    kinds = {"float": np.float32, "double": np.float64, "int64": np.int64, "int32": np.int32, "bool": np.bool_}
     given = {}
     for port in session.get_inputs():
         shape = [d if isinstance(d, int) else SIZES.get(d, 1) for d in port.shape]
-        kind = kinds[port.type]
+        kind = kinds[port.type.removeprefix("tensor(").removesuffix(")")]
         if port.name in VALUES:
             given[port.name] = np.full(shape, VALUES[port.name], kind)
-        elif np.issubdtype(kind, np.integer):
-            given[port.name] = random.integers(0, 2, shape, kind)
+        elif not np.issubdtype(kind, np.floating):
+            given[port.name] = random.integers(0, 2, shape).astype(kind)
         else:
             given[port.name] = random.random(shape).astype(kind)
     return given
