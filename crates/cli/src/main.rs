@@ -68,13 +68,6 @@ pub struct Context {
     pub settings: Settings,
 }
 
-impl Context {
-    /// Execution providers: those of the command line, else those of the file.
-    pub fn providers(&self, given: &[String]) -> Vec<String> {
-        if given.is_empty() { self.settings.engine.providers.clone().unwrap_or_default() } else { given.to_vec() }
-    }
-}
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.json;
