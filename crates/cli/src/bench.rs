@@ -27,9 +27,6 @@ pub struct BenchArgs {
     model: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Execution provider or device, in order of preference (repeat)
-    #[arg(long = "provider", value_name = "NAME")]
-    providers: Vec<String>,
     /// Items in one run, where the model leaves its first dimension open
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
@@ -94,9 +91,8 @@ fn measure_model(args: &BenchArgs, context: &Context) -> Result<Report, Failure>
     engines::check_file(&args.model)?;
     let model = engines::read_model(&args.model)?;
     let registry = engines::registry(&context.settings.engine);
-    let engine = args.engine.or(&context.settings.engine);
-    let providers = context.providers(&args.providers);
-    let options = SessionOptions { threads: engine.threads, profile: false, providers };
+    let engine = args.engine.or(&context.settings.engine)?;
+    let options = engine.session();
     let prepared = engines::load(&registry, &args.model, engine.engine.as_deref(), &options)?;
     let session = prepared.session.as_ref();
     let wanted = Wanted { shapes: args.shapes.clone(), batch: Some(args.batch as usize) };

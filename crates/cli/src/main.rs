@@ -69,13 +69,6 @@ pub struct Context {
     pub settings: Settings,
 }
 
-impl Context {
-    /// Execution providers: those of the command line, else those of the file.
-    pub fn providers(&self, given: &[String]) -> Vec<String> {
-        if given.is_empty() { self.settings.engine.providers.clone().unwrap_or_default() } else { given.to_vec() }
-    }
-}
-
 /// Memory that was freed goes back to the system when nobody has asked for it for this long. The allocator's own 10 ms are
 /// shorter than a run: each would fault its tensors in anew.
 const PURGE_DELAY_MS: std::ffi::c_long = 1000;

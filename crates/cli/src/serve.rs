@@ -16,14 +16,14 @@ use tokio::sync::Notify;
 
 use crate::{
     Context,
-    engines::EngineArgs,
+    engines::{self, EngineArgs},
     failure::{Failure, Outcome},
     log::{self, LogFormat},
     print,
     settings::ServeSettings,
     signals::Signals,
     telemetry::TelemetryArgs,
-    tune::result,
+    tune::result::{self, Goal},
 };
 
 const HTTP_PORT: u16 = 8000;
@@ -77,6 +77,9 @@ pub struct ServeArgs {
     cache_bytes: Option<u64>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// What results of `edgeward tune` are taken for [default: latency]
+    #[arg(long, env = "EDGEWARD_GOAL", value_name = "GOAL")]
+    goal: Option<Goal>,
     /// Form of log lines [default: text on a terminal, else json]
     #[arg(long, env = "EDGEWARD_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -148,7 +151,7 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         let missing = missing.display();
         return Err(Failure::input(format!("`{missing}` does not exist; expected a model file or a folder of models")));
     }
-    let engine = args.engine.or(&context.settings.engine);
+    let engine = args.engine.or(&context.settings.engine)?;
     if let Some(unknown) = engine.engine.as_deref().filter(|name| !edgeward_engine::NAMES.contains(name)) {
         let known = edgeward_engine::NAMES.join("`, `");
         return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
@@ -158,11 +161,14 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
     let settings = &context.settings.serve;
     let seconds = args.watch_seconds.or(settings.watch_seconds).map_or(WATCH_SECONDS, NonZeroU64::get);
     let watches = args.watch || settings.watch.unwrap_or(false);
+    let goal = args.goal.or(settings.goal).unwrap_or_default();
     Ok(ServerConfig {
         repositories,
+        engines: engines::registry_config(&context.settings.engine),
         engine: engine.engine,
         threads: engine.threads,
-        tuning: Tuning::new(tuned),
+        providers: engine.providers,
+        tuning: Tuning::new(move |model| tuned(model, goal)),
         watch: watches.then(|| Duration::from_secs(seconds)),
         cache_bytes,
         control,
@@ -170,15 +176,18 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
 }
 
 /// What `tune` found for a model's file. A result that cannot be read must not keep the model from serving.
-fn tuned(model: &Path) -> Option<Tuned> {
-    let best = match result::beside(model) {
+fn tuned(model: &Path, goal: Goal) -> Option<Tuned> {
+    let best = match result::beside(model, goal) {
         Ok(found) => found?,
         Err(Failure::Input(error) | Failure::Work(error)) => {
             tracing::warn!(model = %model.display(), %error, "a result of `tune` is not used");
             return None;
         }
     };
-    Some(Tuned { engine: best.engine, threads: best.threads })
+    // Latency was measured one request at a time; what that says of many at once is nothing.
+    let many = |n: NonZeroUsize| (goal == Goal::Throughput).then_some(n);
+    let (instances, batch) = (many(best.instances), many(best.batch));
+    Some(Tuned { engine: best.engine, threads: best.threads, instances, batch })
 }
 
 async fn serve(config: RunConfig, context: &Context) -> Outcome {

@@ -3,6 +3,7 @@
 //! Flags win over `EDGEWARD_…`, which wins over the file; the first two are clap's, this is the last.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use crate::{
     engines::MAX_THREADS,
     failure::{Failure, OrInput as _},
+    tune::result::Goal,
 };
 
 /// Name of the file that is read from the working folder where `--config` names none.
@@ -42,8 +44,35 @@ pub struct EngineSettings {
     pub onnxruntime_lib: Option<PathBuf>,
     /// OpenVINO's `libopenvino_c` in place of the installed one.
     pub openvino_lib: Option<PathBuf>,
-    /// Execution providers or devices in order of preference, for `bench` and `infer`.
+    /// Execution providers or devices in order of preference, for `bench`, `infer` and `serve`.
     pub providers: Option<Vec<String>>,
+    /// `[engine.provider_options.NAME]`: what each is told, by the library's own keys.
+    pub provider_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
+}
+
+/// A value of a provider's option; libraries take texts, and people write numbers.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// Text.
+    Text(String),
+    /// `true` or `false`.
+    Bool(bool),
+    /// Whole number.
+    Int(i64),
+    /// Number.
+    Float(f64),
+}
+
+impl std::fmt::Display for OptionValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(value) => value.fmt(f),
+            Self::Bool(value) => value.fmt(f),
+            Self::Int(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+        }
+    }
 }
 
 /// `[serve]`: the server.
@@ -72,6 +101,8 @@ pub struct ServeSettings {
     pub watch: Option<bool>,
     /// Longest time between two looks at them.
     pub watch_seconds: Option<NonZeroU64>,
+    /// What results of `edgeward tune` are taken for.
+    pub goal: Option<Goal>,
     /// Memory for the response cache; 0 for none.
     pub cache_bytes: Option<u64>,
     /// `[serve.telemetry]`

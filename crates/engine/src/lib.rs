@@ -23,5 +23,6 @@ pub use openvino::OpenVino;
 pub use registry::{Loaded, NAMES, Registry, RegistryConfig};
 pub use rten::Rten;
 pub use session::{
-    Dim, Engine, EngineInfo, NodeTime, Outputs, Profile, RunOptions, Session, SessionOptions, Source, TensorInfo,
+    Dim, Engine, EngineInfo, NodeTime, Outputs, Profile, Provider, RunOptions, Session, SessionOptions, Source,
+    TensorInfo,
 };

@@ -21,6 +21,7 @@ use crate::{
 
 mod allocator;
 mod profile;
+mod provider;
 mod terminate;
 mod value;
 
@@ -193,52 +194,13 @@ impl<'r> Settings<'r> {
             call!(runtime, EnableProfiling(this.options, prefix.as_ptr()))?;
         }
         for provider in &wanted.providers {
-            this.provider(provider, info)?;
+            provider::add(runtime, this.options, provider, &info.providers)?;
         }
         Ok(this)
     }
 
     fn entry(&self, key: &CStr, value: &CStr) -> Result<(), EngineError> {
         call!(self.runtime, AddSessionConfigEntry(self.options, key.as_ptr(), value.as_ptr()))
-    }
-
-    /// Adds an execution provider by the name that `engine list` shows, e.g. `CUDAExecutionProvider`.
-    fn provider(&self, name: &str, info: &EngineInfo) -> Result<(), EngineError> {
-        if name == "CPUExecutionProvider" || name == "CPU" {
-            return Ok(());
-        }
-        if !info.providers.iter().any(|p| p == name) {
-            let text = format!("unknown provider `{name}`, this library offers {}", info.providers.join(", "));
-            return Err(error(ErrorKind::Unsupported, text));
-        }
-        match name {
-            "CUDAExecutionProvider" => self.cuda(),
-            "TensorrtExecutionProvider" => self.tensorrt(),
-            _ => {
-                // The generic call knows the others by their short names.
-                let short = c_string(name.trim_end_matches("ExecutionProvider"))?;
-                let none = ptr::null();
-                call!(self.runtime, SessionOptionsAppendExecutionProvider(self.options, short.as_ptr(), none, none, 0))
-            }
-        }
-    }
-
-    fn cuda(&self) -> Result<(), EngineError> {
-        let mut options = ptr::null_mut();
-        call!(self.runtime, CreateCUDAProviderOptions(&mut options))?;
-        let result = call!(self.runtime, SessionOptionsAppendExecutionProvider_CUDA_V2(self.options, options));
-        // SAFETY: created above.
-        unsafe { (self.runtime.api.ReleaseCUDAProviderOptions)(options) };
-        result
-    }
-
-    fn tensorrt(&self) -> Result<(), EngineError> {
-        let mut options = ptr::null_mut();
-        call!(self.runtime, CreateTensorRTProviderOptions(&mut options))?;
-        let result = call!(self.runtime, SessionOptionsAppendExecutionProvider_TensorRT_V2(self.options, options));
-        // SAFETY: created above.
-        unsafe { (self.runtime.api.ReleaseTensorRTProviderOptions)(options) };
-        result
     }
 }
 

@@ -12,7 +12,9 @@ use std::{
 
 use edgeward_graph::Limits;
 
-use crate::{Engine, EngineError, EngineInfo, ErrorKind, Session, SessionOptions, Source, TensorInfo, check, source};
+use crate::{
+    Engine, EngineError, EngineInfo, ErrorKind, Provider, Session, SessionOptions, Source, TensorInfo, check, source,
+};
 
 mod library;
 mod owned;
@@ -50,14 +52,15 @@ impl OpenVino {
         Ok(Self { shared: Arc::new(Shared { library, core }), info })
     }
 
-    /// The device asked for; the first that is there of several.
-    fn device(&self, wanted: &[String]) -> Result<CString, EngineError> {
+    /// The device asked for, the first of several, and what it is told.
+    fn device<'w>(&self, wanted: &'w [Provider]) -> Result<(CString, Option<&'w Provider>), EngineError> {
         let known = |name: &str| self.info.providers.iter().any(|p| p == name || p.split('.').next() == Some(name));
-        if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
-            let text = format!("unknown device `{unknown}`, this library offers {}", self.info.providers.join(", "));
+        if let Some(Provider { name, .. }) = wanted.iter().find(|wanted| !known(&wanted.name)) {
+            let text = format!("unknown device `{name}`, this library offers {}", self.info.providers.join(", "));
             return Err(error(ErrorKind::Unsupported, text));
         }
-        c_string(wanted.first().map_or("CPU", String::as_str))
+        let first = wanted.first();
+        Ok((c_string(first.map_or("CPU", |first| &first.name))?, first))
     }
 }
 
@@ -78,9 +81,9 @@ impl Engine for OpenVino {
                 return Err(error(ErrorKind::Unsupported, text));
             }
         }
-        let device = self.device(&options.providers)?;
+        let (device, told) = self.device(&options.providers)?;
         let model = Owned::model(&self.shared, source).map_err(refusal)?;
-        let compiled = compile(&self.shared, &model, &device, options).map_err(refusal)?;
+        let compiled = compile(&self.shared, &model, (&device, told), options).map_err(refusal)?;
         let names = |infos: &[TensorInfo]| infos.iter().map(|i| c_string(&i.name)).collect::<Result<Vec<_>, _>>();
         let (input_names, output_names) = (names(&inputs)?, names(&outputs)?);
         let used = input_names.iter().map(|name| uses(&compiled, name)).collect();
@@ -98,7 +101,12 @@ fn refusal(e: EngineError) -> EngineError {
     error(if broken { ErrorKind::InvalidModel } else { ErrorKind::Unsupported }, e.message())
 }
 
-fn compile(shared: &Arc<Shared>, model: &Owned, device: &CStr, options: &SessionOptions) -> Result<Owned, EngineError> {
+fn compile(
+    shared: &Arc<Shared>,
+    model: &Owned,
+    (device, told): (&CStr, Option<&Provider>),
+    options: &SessionOptions,
+) -> Result<Owned, EngineError> {
     let mut settings = vec![("INFERENCE_PRECISION_HINT", "f32".to_owned())];
     if let Some(threads) = options.threads.map(std::num::NonZeroUsize::get).filter(|_| device == c"CPU") {
         // The library counts the threads of all streams together; runs overlap only in streams of their own.
@@ -110,6 +118,9 @@ fn compile(shared: &Arc<Shared>, model: &Owned, device: &CStr, options: &Session
     if options.profile {
         settings.push(("PERF_COUNT", "YES".to_owned()));
     }
+    // Set last, so that it wins.
+    let told = told.into_iter().flat_map(|told| &told.options);
+    settings.extend(told.map(|(key, value)| (key.as_str(), value.clone())));
     let texts = settings
         .iter()
         .map(|(key, value)| Ok((c_string(key)?, c_string(value)?)))

@@ -1,6 +1,6 @@
 //! The contract between an engine and its callers.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use edgeward_graph::{DataType, Tensor};
@@ -48,7 +48,16 @@ pub struct SessionOptions {
     /// Record per-operator times for [`Session::profile`].
     pub profile: bool,
     /// Execution providers or devices in order of preference; CPU where empty. An unknown one is an error.
-    pub providers: Vec<String>,
+    pub providers: Vec<Provider>,
+}
+
+/// An execution provider of ONNX Runtime, or a device of OpenVINO.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provider {
+    /// Name as [`EngineInfo::providers`] has it.
+    pub name: String,
+    /// What it is told, by the library's own keys; an unknown key is an error.
+    pub options: BTreeMap<String, String>,
 }
 
 /// One dimension of an input or output.

@@ -9,7 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use edgeward_engine::{
-    Cancel, Engine, EngineError, ErrorKind, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source,
+    Cancel, Engine, EngineError, ErrorKind, Provider, Registry, RegistryConfig, RunOptions, Session, SessionOptions,
+    Source,
 };
 use edgeward_graph::{
     DataType, Model, Tensor,
@@ -246,10 +247,31 @@ fn buffers_hold_what_runs_return(engine: &dyn Engine) {
 }
 
 fn refuses_unknown_providers(engine: &dyn Engine) {
-    let options = SessionOptions { providers: vec!["NoSuchProvider".to_owned()], ..SessionOptions::default() };
-    let error = engine.load(&add(), &options).err().expect("no engine has this provider");
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-    assert!(error.to_string().contains("`NoSuchProvider`"), "{error}");
+    let load = |name: &str, options: &[(&str, &str)]| {
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let providers = vec![Provider { name: name.to_owned(), options }];
+        engine.load(&add(), &SessionOptions { providers, ..SessionOptions::default() })
+    };
+    assert!(load("CPU", &[]).is_ok(), "{}", engine.name());
+    let offered = engine.info().providers;
+    for (name, options, texts) in [
+        ("NoSuchProvider", vec![], vec!["`NoSuchProvider`", &offered[0]]),
+        (
+            "CPU",
+            vec![("NO_SUCH_KEY", "1")],
+            vec![if engine.name() == "onnxruntime" { "no options" } else { "NO_SUCH_KEY" }],
+        ),
+        ("CPU", vec![("a\0b", "1")], vec![]),
+    ] {
+        let error = load(name, &options).err().expect("no engine has this provider");
+        assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput), "{error}");
+        texts.iter().for_each(|text| assert!(error.to_string().contains(text), "{error}"));
+    }
+    if engine.name() == "openvino" {
+        // A setting that is taken up changes what can be set beside it.
+        assert!(load("CPU", &[("PERFORMANCE_HINT", "LATENCY")]).is_ok());
+        assert!(load("CPU", &[("PERFORMANCE_HINT", "SOONER")]).is_err());
+    }
 }
 
 fn profiles_where_asked(engine: &dyn Engine) {

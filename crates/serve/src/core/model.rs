@@ -67,12 +67,12 @@ impl Version {
         cache: Option<&Cache>,
     ) -> Result<Self, String> {
         let labels = Labels::read(&config, folder)?;
-        warmup::run(&config, &*loaded.session, &folder.join("warmup"))?;
+        let sample = warmup::run(&config, &*loaded.session, &folder.join("warmup"))?;
         let count: usize = config.instance_group.iter().map(|g| usize::try_from(g.count).unwrap_or(1).max(1)).sum();
         let instances = if count == 0 { INSTANCES_DEFAULT } else { count };
         let max_batch = usize::try_from(config.max_batch_size).unwrap_or(0);
         let name: Arc<str> = name.into();
-        let executor = Arc::new(Executor::new(name.clone(), loaded.session, max_batch));
+        let executor = Arc::new(Executor::new(name.clone(), loaded.session, max_batch, sample));
         let batcher = match config::batching(&config) {
             Some(batching) => {
                 if max_batch > 1 {
@@ -142,7 +142,7 @@ impl Version {
         &self.stats
     }
 
-    /// False once the engine has failed several times in a row. An ensemble has no engine of its own.
+    /// False while the engine fails, whatever it is asked. An ensemble has no engine of its own.
     pub fn healthy(&self) -> bool {
         match &self.work {
             Work::Session(executor, _) => executor.healthy(),
