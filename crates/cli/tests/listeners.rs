@@ -154,6 +154,52 @@ fn one_connection_too_many_is_told_so() {
     }
 }
 
+/// The lowest number that the next file of a process may have.
+fn lowest_free_file(server: &Server) -> u64 {
+    let open = fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap();
+    let open: Vec<u64> = open.map(|file| file.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    (0..).find(|number| !open.contains(number)).unwrap()
+}
+
+#[test]
+fn where_no_file_is_free_those_that_are_open_go_on_and_the_others_come_later() {
+    let files = tempfile::tempdir().unwrap();
+    let (model, log) = (files.path().join("m.onnx"), files.path().join("log"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    let server = Server::start_logging(&[&model], &["--engine", "rten", "--log-format", "json"], &log);
+    let mut open: Vec<_> = (0..20).map(|_| connect(&server.http)).collect();
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200));
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    let limit = |current: Option<u64>| {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let before = prlimit(Some(id), Resource::Nofile, Rlimit { current, maximum: None });
+        before.or_else(|_| {
+            let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+            prlimit(Some(id), Resource::Nofile, Rlimit { current, maximum })
+        })
+    };
+    limit(Some(lowest_free_file(&server) + 5)).unwrap();
+    let mut waiting: Vec<_> = (0..40).map(|_| connect(&server.http)).collect();
+    for stream in &mut waiting {
+        stream.write_all(&request()).unwrap();
+    }
+    while !fs::read_to_string(&log).unwrap().contains("cannot accept a connection") {
+        std::thread::yield_now();
+    }
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200), "a connection that is open goes on");
+    }
+    // Files come free as peers leave, and each that waited is answered.
+    drop(open);
+    for stream in &mut waiting {
+        assert_eq!(answer(stream).map(|a| a.0), Some(200), "one that waited is answered");
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    serves(&server);
+}
+
 #[test]
 fn thousands_of_idle_connections_hurt_nobody() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);

@@ -45,6 +45,14 @@ fn tritonclient_passes_untouched() {
 }
 
 #[test]
+fn every_method_of_tritonclient_is_answered_or_refused_by_name() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let trace = files.path().join("trace.json");
+    let server = Server::start(&[models.path()], &["--trace-file", trace.to_str().unwrap()]);
+    client("EDGEWARD_TEST_PYTHON", "triton_methods.py", &[&server.http, &server.grpc]);
+}
+
+#[test]
 fn kserve_client_passes_untouched() {
     let models = repository();
     let server = Server::start(&[models.path()], &[]);

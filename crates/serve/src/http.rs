@@ -2,6 +2,7 @@
 
 mod infer;
 mod settings;
+pub(crate) mod shared_memory;
 
 pub(crate) use infer::infer_at;
 
@@ -136,6 +137,7 @@ fn routes() -> Vec<Route> {
             read(stats_path, "Statistics", "Statistics", get(statistics)),
         ]);
     }
+    routes.extend(shared_memory::routes());
     routes
 }
 
@@ -155,7 +157,7 @@ pub(crate) fn router(app: App) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let logged = app.telemetry.access.is_some();
-    let router = if logged { router.layer(from_fn_with_state(app.clone(), access)) } else { router };
+    let router = if logged { router.layer(from_fn_with_state((app.clone(), Protocol::Rest), access)) } else { router };
     router.with_state(app)
 }
 
@@ -168,12 +170,22 @@ async fn document() -> Json<Value> {
     Json(operations_document())
 }
 
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Rest,
+    Grpc,
+}
+
 /// Writes the access line of a call, over HTTP and gRPC alike.
-pub(crate) async fn access(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn access(
+    State((app, protocol)): State<(App, Protocol)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(log) = &app.telemetry.access else { return next.run(request).await };
     let path = request.uri().path();
-    let grpc =
-        request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let grpc = protocol == Protocol::Grpc;
     if grpc && path.ends_with("/ModelStreamInfer") {
         // Each request of a stream has a line of its own.
         return next.run(request).await;
