@@ -125,6 +125,10 @@ fn heads_are_bounded() {
     let mut six = connect(&tight.http);
     six.write_all(b"GET /v2 HTTP/1.1\r\nhost: a\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n\r\n").unwrap();
     assert_eq!(answer(&mut six).map(|a| a.0), Some(431));
+    // A length that no body may have is refused before it comes.
+    let mut long = connect(&server.http);
+    long.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 1099511627776\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut long).map(|a| a.0), Some(413));
     // A body is read in as many parts as it takes.
     let mut body = connect(&tight.http);
     let padding = " ".repeat(5 << 20);
@@ -247,6 +251,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
@@ -262,6 +268,8 @@ const GET: &[u8] = &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 1, b'a'];
 #[test]
 fn floods_over_http2_are_cut_and_hurt_nobody() {
     let server = start("");
+    serves(&server);
+    let before = server.memory_kb("VmHWM");
     for address in [&server.http, &server.grpc] {
         // Rapid reset: CVE-2023-44487.
         let mut reset = http2(address);
@@ -276,8 +284,20 @@ fn floods_over_http2_are_cut_and_hurt_nobody() {
         let line = [&[0x00, 1, b'x', 127, 0x81, 0x7f], vec![b'a'; 16_000].as_slice()].concat();
         (0..200).for_each(|_| flood.extend(frame(CONTINUATION, 0, 1, &line)));
         let _ = endless.write_all(&flood);
+        // Frames that ask for an answer, whose sender reads none.
+        for flood in
+            [frame(SETTINGS, 0, 0, &[]), frame(PING, 0, 0, &[0; 8]), frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())]
+        {
+            let mut peer = http2(address);
+            peer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            let flood = flood.repeat(10_000);
+            // Until the server reads no more, or has read it all.
+            let _ = (0..100).try_for_each(|_| peer.write_all(&flood));
+        }
         assert!(closed(&mut reset), "rapid reset at {address}");
         assert!(closed(&mut endless), "a head without an end at {address}");
     }
+    let grown = server.memory_kb("VmHWM") - before;
+    assert!(grown < 100 * 1024, "{grown} kB");
     serves(&server);
 }

@@ -12,7 +12,7 @@ use axum::{
     Json, Router,
     extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
     http::{HeaderValue, StatusCode, header},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -155,10 +155,22 @@ pub(crate) fn router(app: App) -> Router {
             let text = "this path does not take this method; see `GET /v2/openapi.json`";
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": text })))
         })
+        .layer(map_response(as_json))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let logged = app.telemetry.access.is_some();
     let router = if logged { router.layer(from_fn_with_state((app.clone(), Protocol::Rest), access)) } else { router };
     router.with_state(app)
+}
+
+/// What the router itself refuses, such as a path that is no UTF-8, has the form of all other refusals.
+async fn as_json(response: Response) -> Response {
+    let plain = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/plain");
+    if response.status().is_success() || !response.headers().get(header::CONTENT_TYPE).is_some_and(plain) {
+        return response;
+    }
+    let status = response.status();
+    let text = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap_or_default();
+    (status, Json(json!({ "error": String::from_utf8_lossy(&text) }))).into_response()
 }
 
 /// The OpenAPI document of the table above.

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use bytes::{Bytes, BytesMut};
+use hyper::body::Body as _;
 use serde_json::json;
 
 use super::{Answer, BODY_BYTES_MAX, Refusal, Target};
@@ -23,6 +24,9 @@ const JSON_LENGTH: &str = "inference-header-content-length";
 pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, request: Request) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Ok(too_large());
+    }
     let body = match to_bytes(body, BODY_BYTES_MAX).await {
         Ok(body) => inflated(headers, body)?,
         Err(e) => return Ok(unread(&e)),
@@ -48,15 +52,16 @@ pub(crate) async fn infer_at(app: App, model: String, version: Option<String>, r
 /// The body ended early, or is larger than any may be.
 fn unread(error: &axum::Error) -> Response {
     let long = std::error::Error::source(error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-    let (status, text) = if long {
-        (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {BODY_BYTES_MAX} bytes; send fewer rows at once"),
-        )
-    } else {
-        (StatusCode::BAD_REQUEST, format!("the body cannot be read to its end: {error}"))
-    };
-    (status, Json(json!({ "error": text }))).into_response()
+    if long {
+        return too_large();
+    }
+    let text = format!("the body cannot be read to its end: {error}");
+    (StatusCode::BAD_REQUEST, Json(json!({ "error": text }))).into_response()
+}
+
+fn too_large() -> Response {
+    let text = format!("the body is larger than {BODY_BYTES_MAX} bytes; send fewer rows at once");
+    (StatusCode::PAYLOAD_TOO_LARGE, Json(json!({ "error": text }))).into_response()
 }
 
 fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
