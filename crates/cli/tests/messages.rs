@@ -161,6 +161,68 @@ async fn large_messages_arrive_in_any_parts() {
 }
 
 #[tokio::test]
+async fn only_grpc_is_taken_for_grpc() {
+    let server = start(&[]);
+    let message = whole(0, &prost::Message::encode_to_vec(&request(1)));
+    for (kind, taken) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("Application/gRPC; charset=x", true),
+        ("application/grpc+json", false),
+        ("application/grpc-web", false),
+        ("application/json", false),
+        ("", false),
+    ] {
+        let mut sender = connect(&server).await;
+        let asked =
+            http::Request::post(format!("http://a{INFER}")).header("content-type", kind).header("te", "trailers");
+        let body = StreamBody::new(parts(vec![message.clone().into()]));
+        let answer = sender.send_request(asked.body(body).unwrap()).await.unwrap();
+        assert_eq!(answer.status().as_u16(), if taken { 200 } else { 415 }, "{kind}");
+        let (head, body) = (format!("{:?}", answer.headers()), answer.into_body().collect().await.unwrap());
+        let status = body.trailers().and_then(|t| t.get("grpc-status")).map(|v| v.to_str().unwrap().to_owned());
+        assert_eq!(status.as_deref(), taken.then_some("0"), "{kind}: {head}");
+        let text = body.to_bytes();
+        assert!(taken || String::from_utf8_lossy(&text).contains("application/grpc"), "{text:?}");
+    }
+    let (status, _, text) = support::ask(&server.grpc, "GET", "/", "", b"");
+    assert!(status == 415 && text.contains("gRPC"), "a browser: {text}");
+    // REST looks at what there is, not at what it is said to be: clients that send no or another type are many.
+    let body = br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
+    for kind in ["", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded", "application/grpc", "x"]
+    {
+        let (status, text) = server.ask("POST", "/v2/models/m/infer", &format!("content-type: {kind}\r\n"), body);
+        assert_eq!(status, 200, "{kind}: {text}");
+    }
+}
+
+/// The names that begin with `triton_` are the protocol's.
+#[tokio::test]
+async fn reserved_parameters_are_refused_by_name() {
+    use edgeward_serve::proto::{InferParameter, infer_parameter::ParameterChoice};
+    let server = start(&[]);
+    let mut client = GrpcInferenceServiceClient::connect(format!("http://{}", server.grpc)).await.unwrap();
+    for (name, taken) in [("mine", true), ("triton_enable_empty_final_response", true), ("triton_mine", false)] {
+        let mut asked = request(1);
+        let yes = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+        asked.parameters.insert(name.to_owned(), yes);
+        let answer = client.model_infer(asked).await;
+        match answer {
+            Ok(_) => assert!(taken, "{name}"),
+            Err(e) => assert!(!taken && e.code() == Code::InvalidArgument && e.message().contains(name), "{e}"),
+        }
+        let row: Vec<_> = (0..16).map(|i| i.to_string()).collect();
+        let body = format!(
+            r#"{{"parameters":{{"{name}":true,"sequence_id":"a\"b"}},"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[{}]}}]}}"#,
+            row.join(",")
+        );
+        let (status, text) = server.ask("POST", "/v2/models/m/infer", "", body.as_bytes());
+        assert_eq!(status, if taken { 200 } else { 400 }, "{text}");
+        assert!(text.contains(if taken { r#""parameters":{"sequence_id":"a\"b"}"# } else { name }), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn bombs_are_refused_before_they_grow() {
     let server = start(&[]);
     serves(&server).await;

@@ -27,7 +27,7 @@ use tower::Service;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
-    http::{self, version_of},
+    http::{self, Protocol, version_of},
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -57,7 +57,10 @@ impl Services {
         let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
-            return Self { inference: None, router: router.layer(from_fn_with_state(app, http::access)) };
+            return Self {
+                inference: None,
+                router: router.layer(from_fn_with_state((app, Protocol::Grpc), http::access)),
+            };
         }
         Self { inference: Some(inference), router }
     }
@@ -90,6 +93,9 @@ impl Service<::http::Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
+        if !is_grpc(request.headers()) {
+            return Box::pin(async { Ok(not_grpc()) });
+        }
         let limit = time_limit(request.headers());
         let request = messages::Messages::body(request);
         let inference = self.inference.as_mut();
@@ -107,6 +113,23 @@ impl Service<::http::Request<Incoming>> for Services {
             tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
         })
     }
+}
+
+/// True where the message is one of protobuf over gRPC; forms such as `application/grpc+json` are others.
+fn is_grpc(headers: &::http::HeaderMap) -> bool {
+    let kind = headers.get(::http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split_once(';').map_or(kind, |(kind, _)| kind).trim_end();
+    kind.eq_ignore_ascii_case("application/grpc") || kind.eq_ignore_ascii_case("application/grpc+proto")
+}
+
+/// 415, as gRPC over HTTP/2 asks for ("Requests", Content-Type).
+fn not_grpc() -> ::http::Response<Body> {
+    let text = "this address speaks gRPC, expected content type `application/grpc`; REST has an address of its own\n";
+    let mut answer = ::http::Response::new(Body::new(http_body_util::Full::from(text)));
+    *answer.status_mut() = ::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(::http::header::CONTENT_TYPE, plain);
+    answer
 }
 
 /// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). One that is damaged bounds nothing.
@@ -196,13 +219,18 @@ fn model(name: &str, version: &str) -> Result<ModelRef, Status> {
     Ok(ModelRef { name: name.into(), version: version_of(version).map_err(status)? })
 }
 
+/// The model of a load or an unload. KServe's messages have its name where Triton's have the repository's.
+fn named<'a>(model: &'a str, repository: &'a str) -> &'a str {
+    if model.is_empty() { repository } else { model }
+}
+
 fn unknown(parameter: &str, of: &str) -> Status {
     let text = format!("parameter `{parameter}` is not known for {of}");
     status(ServeError::new(ServeErrorKind::InvalidArgument, text))
 }
 
 fn no_shared_memory<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("shared memory is not supported; send tensors in the request"))
+    Err(Status::unimplemented(http::shared_memory::REFUSAL))
 }
 
 struct Inference(App);
@@ -349,7 +377,8 @@ impl GrpcInferenceService for Inference {
             }
         }
         overrides.within(self.0.limits.load_bytes_max).map_err(status)?;
-        self.0.server.load(&request.model_name, overrides).await.map_err(status)?;
+        let name = named(&request.model_name, &request.repository_name);
+        self.0.server.load(name, overrides).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelLoadResponse {}))
     }
 
@@ -366,7 +395,8 @@ impl GrpcInferenceService for Inference {
                 _ => return Err(unknown(&key, "an unload")),
             }
         }
-        self.0.server.unload(&request.model_name, dependents).await.map_err(status)?;
+        let name = named(&request.model_name, &request.repository_name);
+        self.0.server.unload(name, dependents).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 
@@ -388,7 +418,8 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<proto::SystemSharedMemoryUnregisterRequest>,
     ) -> Result<Response<proto::SystemSharedMemoryUnregisterResponse>, Status> {
-        no_shared_memory()
+        // None is registered, so none is left.
+        Ok(Response::new(proto::SystemSharedMemoryUnregisterResponse::default()))
     }
 
     async fn cuda_shared_memory_status(
@@ -409,7 +440,8 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<proto::CudaSharedMemoryUnregisterRequest>,
     ) -> Result<Response<proto::CudaSharedMemoryUnregisterResponse>, Status> {
-        no_shared_memory()
+        // None is registered, so none is left.
+        Ok(Response::new(proto::CudaSharedMemoryUnregisterResponse::default()))
     }
 
     async fn trace_setting(

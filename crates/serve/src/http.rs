@@ -3,6 +3,7 @@
 mod body;
 mod infer;
 mod settings;
+pub(crate) mod shared_memory;
 
 pub(crate) use infer::infer_at;
 
@@ -12,7 +13,7 @@ use axum::{
     Json, Router,
     extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
     http::{HeaderValue, StatusCode, header},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -137,6 +138,7 @@ fn routes() -> Vec<Route> {
             read(stats_path, "Statistics", "Statistics", get(statistics)),
         ]);
     }
+    routes.extend(shared_memory::routes());
     routes
 }
 
@@ -154,10 +156,22 @@ pub(crate) fn router(app: App) -> Router {
             let text = "this path does not take this method; see `GET /v2/openapi.json`";
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": text })))
         })
+        .layer(map_response(as_json))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let logged = app.telemetry.access.is_some();
-    let router = if logged { router.layer(from_fn_with_state(app.clone(), access)) } else { router };
+    let router = if logged { router.layer(from_fn_with_state((app.clone(), Protocol::Rest), access)) } else { router };
     router.with_state(app)
+}
+
+/// What the router itself refuses, such as a path that is no UTF-8, has the form of all other refusals.
+async fn as_json(response: Response) -> Response {
+    let plain = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/plain");
+    if response.status().is_success() || !response.headers().get(header::CONTENT_TYPE).is_some_and(plain) {
+        return response;
+    }
+    let status = response.status();
+    let text = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap_or_default();
+    (status, Json(json!({ "error": String::from_utf8_lossy(&text) }))).into_response()
 }
 
 /// The OpenAPI document of the table above.
@@ -169,12 +183,22 @@ async fn document() -> Json<Value> {
     Json(operations_document())
 }
 
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Rest,
+    Grpc,
+}
+
 /// Writes the access line of a call, over HTTP and gRPC alike.
-pub(crate) async fn access(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn access(
+    State((app, protocol)): State<(App, Protocol)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(log) = &app.telemetry.access else { return next.run(request).await };
     let path = request.uri().path();
-    let grpc =
-        request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let grpc = protocol == Protocol::Grpc;
     if grpc && path.ends_with("/ModelStreamInfer") {
         // Each request of a stream has a line of its own.
         return next.run(request).await;

@@ -23,6 +23,7 @@ use number::Number;
 const NESTING_MAX: usize = 32;
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `inputs`")]
 struct WireRequest<'a> {
     #[serde(default)]
     id: Option<String>,
@@ -35,6 +36,7 @@ struct WireRequest<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an input: an object with `name`, `shape` and `datatype`")]
 struct WireInput<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
@@ -48,6 +50,7 @@ struct WireInput<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an output: an object with `name`")]
 struct WireOutput {
     name: String,
     #[serde(default)]

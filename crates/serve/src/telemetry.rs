@@ -131,7 +131,7 @@ impl App {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
         let repeated = request.repeated();
-        let mut result = match request.check_parameters() {
+        let mut result = match request.check() {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };

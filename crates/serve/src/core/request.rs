@@ -1,6 +1,6 @@
 //! Requests and responses, as tensors.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use edgeward_graph::Tensor;
 
@@ -67,8 +67,14 @@ const RESERVED_KNOWN: &[&str] = &["triton_enable_empty_final_response"];
 const SEQUENCE: [&str; 3] = ["sequence_id", "sequence_start", "sequence_end"];
 
 impl InferRequest {
-    /// An error where a parameter has a name that callers may not give.
-    pub(crate) fn check_parameters(&self) -> Result<(), ServeError> {
+    /// An error where a parameter has a name that callers may not give, or an output is asked for twice: an answer
+    /// could grow to any size by a short request.
+    pub(crate) fn check(&self) -> Result<(), ServeError> {
+        let mut seen = HashSet::new();
+        if let Some(twice) = self.outputs.iter().find(|output| !seen.insert(output.name.as_str())) {
+            let text = format!("output `{}` is asked for twice", twice.name);
+            return Err(ServeError::new(ServeErrorKind::InvalidArgument, text));
+        }
         let reserved = |name: &str| name.starts_with(RESERVED) && !RESERVED_KNOWN.contains(&name);
         match self.parameters.iter().find(|(name, _)| reserved(name)) {
             None => Ok(()),
