@@ -110,6 +110,7 @@ pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<De
         priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
         timeout,
         parameters: custom(&parameters),
+        beside: false,
     };
     Ok(Decoded {
         request,

@@ -13,7 +13,9 @@ use std::{
 use edgeward_engine::Cancel;
 use parking_lot::Mutex;
 use tokio::{
+    runtime::{Handle, RuntimeFlavor},
     sync::oneshot,
+    task::block_in_place,
     time::{sleep_until, timeout_at},
 };
 
@@ -65,6 +67,19 @@ struct Ordered {
     done: BTreeMap<u64, Vec<(oneshot::Sender<Reply>, Reply)>>,
 }
 
+/// How long a run takes, for whose thread runs it.
+enum Pace {
+    /// Shorter than any hand-over: on whatever thread it comes to.
+    Short,
+    /// On the caller's thread, whose other work moves to another meanwhile.
+    Middling,
+    /// On a thread of its own, so that a caller who goes away can end it.
+    Long,
+}
+
+/// Runs longer than this leave the caller's thread.
+const HELD_US_MAX: u64 = 20_000;
+
 /// A batch on its way, with its place among all batches.
 struct Batch {
     number: u64,
@@ -98,8 +113,11 @@ impl Batcher {
     pub(super) async fn infer(&self, mut request: InferRequest, size: usize) -> Reply {
         // Where requests run alone, each is one run, however many inferences it holds.
         let size = if self.shared.max_batch > 1 { size } else { 1 };
-        if self.shared.enter_at_once(size) {
-            let ran = self.shared.executor.run(&request, None);
+        if self.shared.enter_at_once(size, request.beside) {
+            let ran = match self.shared.pace() {
+                Pace::Short => self.shared.executor.run(&request, None),
+                _ => block_in_place(|| self.shared.executor.run(&request, None)),
+            };
             if let Some(next) = self.shared.next(Some(size)) {
                 self.shared.start(next);
             }
@@ -197,10 +215,15 @@ impl Shared {
         Duration::from_micros(self.executor.run_us().unwrap_or(0).saturating_mul(ahead) / self.instances as u64)
     }
 
-    /// Takes an instance for a short run alone on the caller's own thread, which costs less than any hand-over. False
-    /// where none is free, others wait, or requests run together.
-    fn enter_at_once(&self, size: usize) -> bool {
-        if self.max_batch > 1 || self.ordered.is_some() || !self.short() {
+    /// Takes an instance for a run alone on the caller's own thread, which costs less than a hand-over there and one back.
+    /// False where none is free, others wait, requests run together, or the thread must not be held.
+    fn enter_at_once(&self, size: usize, beside: bool) -> bool {
+        let held = match self.pace() {
+            Pace::Short => true,
+            Pace::Middling => !beside && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread,
+            Pace::Long => false,
+        };
+        if !held || self.max_batch > 1 || self.ordered.is_some() {
             return false;
         }
         let mut state = self.state.lock();
@@ -212,8 +235,12 @@ impl Shared {
         free
     }
 
-    fn short(&self) -> bool {
-        self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX)
+    fn pace(&self) -> Pace {
+        match self.executor.run_us() {
+            Some(us) if us <= INLINE_US_MAX => Pace::Short,
+            Some(us) if us <= HELD_US_MAX => Pace::Middling,
+            _ => Pace::Long,
+        }
     }
 
     /// Starts a run for each free instance while there is something to run.
@@ -226,7 +253,7 @@ impl Shared {
     /// Runs a batch and those that wait when it ends.
     fn start(self: &Arc<Self>, batch: Batch) {
         let this = self.clone();
-        if self.short() {
+        if matches!(self.pace(), Pace::Short) {
             tokio::spawn(async move {
                 let mut batch = Some(batch);
                 while let Some(one) = batch {

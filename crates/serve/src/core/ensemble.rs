@@ -145,6 +145,7 @@ impl Ensemble {
             priority: request.priority,
             timeout: request.timeout,
             parameters: request.parameters.clone(),
+            beside: true,
         };
         let answer = Box::pin(server.infer(inner)).await.map_err(|e| {
             // A member that is gone is the ensemble's failure, not an unknown path of the caller's.

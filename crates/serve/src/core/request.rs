@@ -57,6 +57,8 @@ pub struct InferRequest {
     pub timeout: Option<Duration>,
     /// All other request parameters, unknown ones included (custom parameters may not start with `triton_`).
     pub parameters: Parameters,
+    /// Whether the calling task has other work meanwhile, so that a run must not hold its thread.
+    pub beside: bool,
 }
 
 /// Parameters with this prefix are the protocol's own, not the caller's.

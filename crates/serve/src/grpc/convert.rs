@@ -58,6 +58,7 @@ pub(crate) fn request(request: ModelInferRequest, model: ModelRef) -> Result<Inf
         priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
         timeout: number("timeout").filter(|&us| us > 0).map(Duration::from_micros),
         parameters: custom.filter_map(|(k, v)| Some((k.clone(), parameter(v)?))).collect(),
+        beside: false,
     })
 }
 
