@@ -37,8 +37,9 @@ fn the_demo_says_where_it_serves_and_leaves_nothing_behind() {
             let mut report = serde_json::Deserializer::from_reader(demo.stdout.as_mut().unwrap()).into_iter::<Value>();
             report.next().unwrap().unwrap()["serving"]["http"].as_str().unwrap().to_owned()
         } else {
-            let lines = BufReader::new(demo.stderr.take().unwrap()).lines().map(Result::unwrap);
-            let invitation = lines.into_iter().find(|line| line.contains("is served with")).unwrap();
+            // Read where it lies: the demo says more when it ends, and must find somebody there.
+            let mut lines = BufReader::new(demo.stderr.as_mut().unwrap()).lines().map(Result::unwrap);
+            let invitation = lines.find(|line| line.contains("is served with")).unwrap();
             invitation.split("http://").nth(1).unwrap().split(' ').next().unwrap().to_owned()
         };
         let (status, _, body) = support::ask(&address, "GET", "/v2/models/digits", "", b"");

@@ -135,11 +135,17 @@ fn malformed_requests_are_named_and_harmless() {
     let answers = good.replacen('{', &format!(r#"{{"outputs":[{asked}],"#), 1);
     let huge_name = good.replace("INPUT0", &"n".repeat(1 << 20));
     let dims = good.replace("[1,16]", &format!("[{}16]", "1,".repeat(100_000)));
-    let table: [(&str, &str, &[u8], &str); 46] = [
+    let table: [(&str, &str, &[u8], &str); 51] = [
         ("an answer of any size", "", answers.as_bytes(), "`OUTPUT0` is asked for twice"),
         ("a name of a megabyte", "", huge_name.as_bytes(), "nnn…"),
         ("100,000 dimensions", "", dims.as_bytes(), "INPUT0"),
         ("a list", "", b"[[]]", "JSON"),
+        ("a request by position", "", br#"["id",null,[]]"#, "begins with `[`"),
+        ("time below 0", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"parameters":{"timeout":-1}}"#, "`timeout` is `-1`"),
+        ("half a level", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"parameters":{"priority":1.5}}"#, "`priority` is `1.5`"),
+        ("classes", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"outputs":[{"name":"OUTPUT0","parameters":{"classification":"x"}}]}"#, "output `OUTPUT0`: parameter `classification`"),
+        ("size below 0", "inference-header-content-length: 98\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":-1}}]}   "#, "`binary_data_size` is `-1`"),
         ("a string", "", b"\"a\"", "expected an object with `inputs`"),
         ("inputs that are none", "", br#"{"inputs":[1]}"#, "expected an input"),
         ("a key twice", "", br#"{"inputs":[],"inputs":[]}"#, "duplicate field `inputs`"),

@@ -28,7 +28,7 @@ struct WireRequest<'a> {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
     #[serde(borrow, default)]
     inputs: Vec<WireInput<'a>>,
     #[serde(default)]
@@ -44,7 +44,7 @@ struct WireInput<'a> {
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
     #[serde(borrow, default)]
     data: Option<&'a serde_json::value::RawValue>,
 }
@@ -54,7 +54,7 @@ struct WireInput<'a> {
 struct WireOutput {
     name: String,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
 }
 
 /// A request, and which of its outputs are wanted as binary.
@@ -78,6 +78,12 @@ pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<De
         return Err(refuse(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len())));
     }
     let (json, mut binary) = (body.slice(..length), body.slice(length..));
+    if let Some(&first) = json.iter().find(|b| !b.is_ascii_whitespace()).filter(|&&b| b != b'{') {
+        return Err(refuse(format!(
+            "the request is not valid JSON for this: it begins with `{}`, expected an object with `inputs`",
+            char::from(first).escape_default()
+        )));
+    }
     let cut = cut::cut(&json);
     let wire: WireRequest<'_> = serde_json::from_slice(&cut.rest).map_err(|e| {
         // What was cut out moved the places that errors name.
@@ -92,34 +98,57 @@ pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<De
     if !binary.is_empty() {
         return Err(refuse(format!("{} bytes after the last binary input belong to no input", binary.len())));
     }
-    let parameters = wire.parameters.unwrap_or_default();
-    let flag = |m: &serde_json::Map<String, serde_json::Value>, key: &str| m.get(key).and_then(|v| v.as_bool());
-    let number = |key: &str| parameters.get(key).and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()));
+    let (parameters, none) = (wire.parameters.unwrap_or_default(), Map::new());
     let wanted = wire.outputs.unwrap_or_default();
-    let none = serde_json::Map::new();
-    let outputs = wanted.iter().map(|o| {
-        let count = o.parameters.as_ref().unwrap_or(&none).get("classification").and_then(|v| v.as_u64());
-        RequestedOutput { name: o.name.clone(), classification: count.unwrap_or(0) as usize }
-    });
-    let timeout = number("timeout").filter(|&us| us > 0).map(Duration::from_micros);
+    let (mut outputs, mut as_binary) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
+    for WireOutput { name, parameters } in wanted {
+        let parameters = parameters.as_ref().unwrap_or(&none);
+        let of = |e: ServeError| refuse(format!("output `{name}`: {}", e.message));
+        let classes = whole_number(parameters, "classification").map_err(of)?.unwrap_or(0);
+        as_binary.push(flag(parameters, "binary_data").map_err(of)?);
+        outputs.push(RequestedOutput { classification: usize::try_from(classes).unwrap_or(usize::MAX), name });
+    }
+    let timeout = whole_number(&parameters, "timeout")?.filter(|&us| us > 0).map(Duration::from_micros);
     let request = InferRequest {
         model,
         id: wire.id.unwrap_or_default(),
         inputs,
-        outputs: outputs.collect(),
-        priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
+        outputs,
+        priority: whole_number(&parameters, "priority")?.map_or(0, |p| u32::try_from(p).unwrap_or(u32::MAX)),
         timeout,
         parameters: custom(&parameters),
         beside: false,
     };
-    Ok(Decoded {
-        request,
-        binary_default: flag(&parameters, "binary_data_output").unwrap_or(false),
-        binary: wanted.iter().map(|o| flag(o.parameters.as_ref().unwrap_or(&none), "binary_data")).collect(),
-    })
+    let binary_default = flag(&parameters, "binary_data_output")?.unwrap_or(false);
+    Ok(Decoded { request, binary_default, binary: as_binary })
 }
 
-fn custom(parameters: &serde_json::Map<String, serde_json::Value>) -> Parameters {
+type Map = serde_json::Map<String, serde_json::Value>;
+
+/// A parameter that counts something; clients send it as a number or as its digits.
+fn whole_number(parameters: &Map, key: &str) -> Result<Option<u64>, ServeError> {
+    match parameters.get(key) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => {
+            let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
+            number
+                .map(Some)
+                .ok_or_else(|| refuse(format!("parameter `{key}` is `{value}`, expected a whole number from 0 on")))
+        }
+    }
+}
+
+fn flag(parameters: &Map, key: &str) -> Result<Option<bool>, ServeError> {
+    match parameters.get(key) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| refuse(format!("parameter `{key}` is `{value}`, expected true or false"))),
+    }
+}
+
+fn custom(parameters: &Map) -> Parameters {
     let known = ["priority", "timeout", "binary_data_output"];
     let convert = |v: &serde_json::Value| match v {
         serde_json::Value::Bool(b) => Some(Parameter::Bool(*b)),
@@ -136,9 +165,10 @@ fn input(input: &WireInput<'_>, cut: &cut::Cut<'_>, binary: &mut Bytes) -> Resul
     let dtype = from_wire_type(&input.datatype).ok_or_else(|| of(format!("unknown datatype `{}`", input.datatype)))?;
     let shape = input.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
     let shape = shape.map_err(|_| of(format!("shape {:?} has a negative size", input.shape)))?;
-    let size = input.parameters.as_ref().and_then(|p| p.get("binary_data_size"));
-    if let Some(size) = size {
-        let size = size.as_u64().and_then(|s| usize::try_from(s).ok()).filter(|&s| s <= binary.len());
+    let none = Map::new();
+    let size = whole_number(input.parameters.as_ref().unwrap_or(&none), "binary_data_size");
+    if let Some(size) = size.map_err(|e| of(e.message))? {
+        let size = usize::try_from(size).ok().filter(|&s| s <= binary.len());
         let size = size
             .ok_or_else(|| of(format!("`binary_data_size` reaches beyond the body ({} bytes left)", binary.len())))?;
         return from_binary(dtype, shape, binary.split_to(size)).map_err(of);
@@ -397,8 +427,7 @@ fn parameters(json: &mut Vec<u8>, parameters: &Parameters) {
         Parameter::Double(v) => (*v).into(),
         Parameter::String(v) => v.as_str().into(),
     };
-    let object: serde_json::Map<String, serde_json::Value> =
-        parameters.iter().map(|(name, value)| (name.clone(), one(value))).collect();
+    let object: Map = parameters.iter().map(|(name, value)| (name.clone(), one(value))).collect();
     // Writing into memory cannot fail.
     let _ = serde_json::to_writer(json, &object);
 }
