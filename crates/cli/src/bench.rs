@@ -14,7 +14,7 @@ use crate::{
     engines::{self, EngineArgs},
     failure::{Failure, Outcome},
     inputs::{self, NamedShape, Wanted},
-    measure::{self, Load, Summary},
+    measure::{self, Load, PeakMemory, Summary},
     print,
 };
 
@@ -27,9 +27,6 @@ pub struct BenchArgs {
     model: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Execution provider or device, in order of preference (repeat)
-    #[arg(long = "provider", value_name = "NAME")]
-    providers: Vec<String>,
     /// Items in one run, where the model leaves its first dimension open
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
@@ -65,6 +62,7 @@ struct Report {
     first_run_ms: f64,
     #[serde(flatten)]
     summary: Summary,
+    /// Engine, model and what its runs take, beyond what the process had before; none where that cannot be measured.
     peak_memory_bytes: Option<u64>,
     /// None where it was not asked for, or the engine records none.
     profile: Option<Profile>,
@@ -92,15 +90,18 @@ pub fn run(args: &BenchArgs, context: &Context) -> Outcome {
 
 fn measure_model(args: &BenchArgs, context: &Context) -> Result<Report, Failure> {
     engines::check_file(&args.model)?;
-    let model = engines::read_model(&args.model)?;
+    // What is no model is said before an engine is opened; it is not kept, so that only the engine's copy counts.
+    drop(engines::read_model(&args.model)?);
     let registry = engines::registry(&context.settings.engine);
-    let engine = args.engine.or(&context.settings.engine);
-    let providers = context.providers(&args.providers);
-    let options = SessionOptions { threads: engine.threads, profile: false, providers };
+    let engine = args.engine.or(&context.settings.engine)?;
+    let options = engine.session();
+    let mut memory = PeakMemory::start();
     let prepared = engines::load(&registry, &args.model, engine.engine.as_deref(), &options)?;
     let session = prepared.session.as_ref();
     let wanted = Wanted { shapes: args.shapes.clone(), batch: Some(args.batch as usize) };
-    let inputs = inputs::of(session.inputs(), &model, args.input.as_deref(), &wanted)?;
+    memory.iter_mut().for_each(PeakMemory::pause);
+    let inputs = inputs::of(session.inputs(), &engines::read_model(&args.model)?, args.input.as_deref(), &wanted)?;
+    let memory = memory.filter(|memory| memory.resume().is_some());
     let named = inputs::borrowed(&inputs);
 
     let began = Instant::now();
@@ -116,7 +117,7 @@ fn measure_model(args: &BenchArgs, context: &Context) -> Result<Report, Failure>
     // Caches, thread pools and the processor's clock settle first.
     measure::measure(&Load { sessions: &[session], ..load(args.seconds * 0.1, 1) })?;
     let summary = measure::measure(&Load { sessions: &[session], ..load(args.seconds, 3) })?;
-    let peak_memory_bytes = measure::peak_memory_bytes();
+    let peak_memory_bytes = memory.map(PeakMemory::end);
     let profile =
         args.profile.then(|| profile(args, prepared.engine.as_ref(), &options, &named)).transpose()?.flatten();
     Ok(Report {

@@ -7,17 +7,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
-    Addresses, Listening, RunConfig, TelemetryConfig,
+    Addresses, Limits, Listening, RunConfig, TelemetryConfig,
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
-use crate::{Context, failure::Outcome, print};
+use crate::{
+    Context,
+    failure::{Failure, Outcome},
+    print,
+    signals::Signals,
+};
 
 /// Options of `edgeward demo`.
 #[derive(clap::Args)]
@@ -53,11 +58,13 @@ pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
         fetch_engines(context.json)?;
     }
     let folder = tempfile::Builder::new().prefix("edgeward-demo-").tempdir()?;
-    let path = folder.path().join("digits/1/model.onnx");
-    std::fs::create_dir_all(folder.path().join("digits/1"))?;
-    measure(args, context, folder.path(), &path)?;
-    let shown = folder.path().display().to_string();
-    Ok(folder.close().with_context(|| format!("cannot remove `{shown}`"))?)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let shown = runtime.block_on(show_all(args, context, folder.path()));
+    // A measurement that was interrupted still runs.
+    runtime.shutdown_background();
+    let path = folder.path().display().to_string();
+    folder.close().with_context(|| format!("cannot remove `{path}`"))?;
+    shown
 }
 
 fn fetch_engines(quiet: bool) -> Outcome {
@@ -79,34 +86,46 @@ fn fetch_engines(quiet: bool) -> Outcome {
     Ok(())
 }
 
-fn measure(args: &DemoArgs, context: &Context, folder: &Path, path: &Path) -> Outcome {
-    model::digits().write(path)?;
+/// The table, then the server until a signal comes. A signal that comes earlier ends the demo there.
+async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome {
+    let mut signals = Signals::new()?;
+    let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
+    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet));
+    let rows = tokio::select! {
+        rows = measuring => rows??,
+        () = signals.next() => return Err(Failure::Work(anyhow!("interrupted before all was measured"))),
+    };
+    if !context.json {
+        show(&rows)?;
+    }
+    if args.exit {
+        return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
+    }
+    let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
+    let listening = Listening::open(server(folder, best)).await?;
+    if context.json {
+        print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
+    }
+    invite(best, &listening.addresses());
+    Ok(listening.serve_until(async { signals.next().await }).await?)
+}
+
+/// What each engine of this machine costs, alone and served.
+fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>> {
+    let path = folder.join("digits/1/model.onnx");
+    std::fs::create_dir_all(folder.join("digits/1"))?;
+    model::digits().write(&path)?;
     let image = model::image()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Handle::current();
     let registry = Registry::new(RegistryConfig::default());
     let mut rows = Vec::new();
     for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
         let listening = runtime.block_on(Listening::open(server(folder, name)))?;
-        let (load, bare) = bare(&registry, name, path, &image, args.requests)?;
-        let served = runtime.block_on(serve_and_ask(listening, &image, args.requests, name, context.json))?;
+        let (load, bare) = bare(&registry, name, &path, &image, requests)?;
+        let served = runtime.block_on(serve_and_ask(listening, &image, requests, name, quiet))?;
         rows.push(row(name, load, &bare, &served));
     }
-    if context.json {
-        print::json(&serde_json::json!({ "rows": rows }))?;
-    } else {
-        show(&rows)?;
-    }
-    if args.exit {
-        return Ok(());
-    }
-    let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
-    let listening = runtime.block_on(Listening::open(server(folder, best)))?;
-    invite(best, &listening.addresses());
-    runtime.block_on(listening.serve_until(async {
-        // Without a handler the default action ends the process, which is what is asked for here as well.
-        let _ = tokio::signal::ctrl_c().await;
-    }))?;
-    Ok(())
+    Ok(rows)
 }
 
 /// What to try while the server is there.
@@ -137,7 +156,7 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
         },
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),
-        connections_max: None,
+        limits: Limits::default(),
     }
 }
 

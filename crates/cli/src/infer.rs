@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use edgeward_engine::{RunOptions, SessionOptions};
+use edgeward_engine::RunOptions;
 use edgeward_graph::{DataType, Tensor};
 use serde::Serialize;
 use serde_json::Value;
@@ -25,9 +25,6 @@ pub struct InferArgs {
     model: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Execution provider or device, in order of preference (repeat)
-    #[arg(long = "provider", value_name = "NAME")]
-    providers: Vec<String>,
     /// Inputs from a `.npz` or `.json` file; made up where none
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -55,10 +52,8 @@ pub fn run(args: &InferArgs, context: &Context) -> Outcome {
     engines::check_file(&args.model)?;
     let model = engines::read_model(&args.model)?;
     let registry = engines::registry(&context.settings.engine);
-    let engine = args.engine.or(&context.settings.engine);
-    let options =
-        SessionOptions { threads: engine.threads, profile: false, providers: context.providers(&args.providers) };
-    let prepared = engines::load(&registry, &args.model, engine.engine.as_deref(), &options)?;
+    let engine = args.engine.or(&context.settings.engine)?;
+    let prepared = engines::load(&registry, &args.model, engine.engine.as_deref(), &engine.session())?;
     let wanted = Wanted { shapes: args.shapes.clone(), batch: None };
     let inputs = inputs::of(prepared.session.inputs(), &model, args.input.as_deref(), &wanted)?;
     let run = prepared.session.run(&inputs::borrowed(&inputs), RunOptions::default());

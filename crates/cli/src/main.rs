@@ -15,6 +15,7 @@ mod measure;
 mod print;
 mod serve;
 mod settings;
+mod signals;
 mod telemetry;
 mod trust;
 mod tune;
@@ -61,8 +62,6 @@ enum Command {
     Trust(trust::TrustCommand),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
-    /// Identities, policy, keys and the log of decisions
-    Trust(trust::TrustCommand),
 }
 
 /// What every command knows beside its own options.
@@ -73,14 +72,16 @@ pub struct Context {
     pub settings: Settings,
 }
 
-impl Context {
-    /// Execution providers: those of the command line, else those of the file.
-    pub fn providers(&self, given: &[String]) -> Vec<String> {
-        if given.is_empty() { self.settings.engine.providers.clone().unwrap_or_default() } else { given.to_vec() }
-    }
-}
+/// Memory that was freed goes back to the system when nobody has asked for it for this long. The allocator's own 10 ms are
+/// shorter than a run: each would fault its tensors in anew.
+const PURGE_DELAY_MS: std::ffi::c_long = 1000;
+
+/// `mi_option_purge_delay` of mimalloc.h, for which the binding has no name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 
 fn main() -> ExitCode {
+    // SAFETY: the option exists and takes any number.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS) };
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {
@@ -106,6 +107,5 @@ fn run(cli: Cli) -> Outcome {
         Command::Serve(args) => serve::run(*args, &context),
         Command::Trust(args) => trust::run(&args, &context),
         Command::Engine(args) => engine::run(&args, &context),
-        Command::Trust(args) => trust::run(&args, &context),
     }
 }

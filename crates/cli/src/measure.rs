@@ -98,9 +98,42 @@ fn call(session: &dyn Session, load: &Load<'_>, began: Instant, all: &Mutex<Vec<
     Ok(())
 }
 
-/// The largest resident size that this process has had, in bytes.
-pub fn peak_memory_bytes() -> Option<u64> {
-    status_kib("VmHWM:")
+/// The most memory that is resident at once while something runs, beyond what was there before it.
+pub struct PeakMemory {
+    before: u64,
+    most: u64,
+}
+
+impl PeakMemory {
+    /// From now on. None where the system does not let a process forget its earlier peak (proc(5), `clear_refs`).
+    pub fn start() -> Option<Self> {
+        forget_peak()?;
+        Some(Self { before: status_kib("VmRSS:")?, most: 0 })
+    }
+
+    /// What comes until [`resume`](Self::resume) does not count.
+    pub fn pause(&mut self) {
+        self.most = self.most.max(status_kib("VmHWM:").unwrap_or(0));
+    }
+
+    /// Counts again.
+    pub fn resume(&self) -> Option<()> {
+        forget_peak()
+    }
+
+    /// Bytes.
+    pub fn end(mut self) -> u64 {
+        self.pause();
+        self.most.saturating_sub(self.before)
+    }
+}
+
+/// What this process has freed goes back to the system first: the allocator would keep it, and a library that brings
+/// an allocator of its own could not have it.
+fn forget_peak() -> Option<()> {
+    // SAFETY: the call has no preconditions; it is about this allocator's free pages only.
+    unsafe { libmimalloc_sys::mi_collect(true) };
+    std::fs::write("/proc/self/clear_refs", "5").ok()
 }
 
 fn status_kib(key: &str) -> Option<u64> {
@@ -125,6 +158,20 @@ mod tests {
         }
         assert_eq!(percentile(&ms(&[7]), 0.99), Duration::from_millis(7));
         assert_eq!(percentile(&[], 0.5), Duration::ZERO);
+    }
+
+    #[test]
+    fn memory_counts_from_the_start_and_not_in_a_pause() {
+        let take = |mib: usize| std::hint::black_box(vec![1u8; mib << 20]);
+        drop(take(200));
+        let Some(mut peak) = PeakMemory::start() else { return println!("skipped: no `clear_refs` here") };
+        drop(take(60));
+        peak.pause();
+        drop(take(200));
+        peak.resume().unwrap();
+        let bytes = peak.end();
+        // Other tests of this process take a little as well.
+        assert!((55 << 20..150 << 20).contains(&bytes), "{bytes}");
     }
 
     #[test]

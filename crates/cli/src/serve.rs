@@ -9,22 +9,21 @@ use std::{
 
 use anyhow::anyhow;
 use edgeward_serve::{
-    Listening, RunConfig, RunError,
+    Limits, Listening, RunConfig, RunError,
     core::{ModelControl, ServerConfig, Tuned, Tuning},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
-};
+use tokio::sync::Notify;
 
 use crate::{
     Context,
-    engines::EngineArgs,
+    engines::{self, EngineArgs},
     failure::{Failure, Outcome},
     log::{self, LogFormat},
     print,
+    settings::ServeSettings,
+    signals::Signals,
     telemetry::TelemetryArgs,
-    tune::result,
+    tune::result::{self, Goal},
 };
 
 const HTTP_PORT: u16 = 8000;
@@ -78,6 +77,9 @@ pub struct ServeArgs {
     cache_bytes: Option<u64>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// What results of `edgeward tune` are taken for [default: latency]
+    #[arg(long, env = "EDGEWARD_GOAL", value_name = "GOAL")]
+    goal: Option<Goal>,
     /// Form of log lines [default: text on a terminal, else json]
     #[arg(long, env = "EDGEWARD_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -117,7 +119,25 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         server: server(args, context)?,
         telemetry: args.telemetry.config(&settings.telemetry)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
-        connections_max: settings.connections_max.map(NonZeroUsize::get),
+        limits: limits(settings)?,
+    })
+}
+
+/// What the file says of the bounds of the listeners.
+fn limits(settings: &ServeSettings) -> Result<Limits, Failure> {
+    let default = Limits::default();
+    let head_bytes_max = settings.head_bytes_max.unwrap_or(default.head_bytes_max);
+    let allowed = Limits::HEAD_BYTES_LEAST..=Limits::HEAD_BYTES_MOST;
+    if !allowed.contains(&head_bytes_max) {
+        let (least, most) = (allowed.start(), allowed.end());
+        let text = format!("`head_bytes_max = {head_bytes_max}` in `[serve]`, expected {least} to {most}");
+        return Err(Failure::input(text));
+    }
+    Ok(Limits {
+        connections_max: settings.connections_max.map_or(default.connections_max, NonZeroUsize::get),
+        head_bytes_max,
+        head_lines_max: settings.head_lines_max.map_or(default.head_lines_max, NonZeroUsize::get),
+        load_bytes_max: settings.load_bytes_max.unwrap_or(default.load_bytes_max),
     })
 }
 
@@ -131,7 +151,7 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         let missing = missing.display();
         return Err(Failure::input(format!("`{missing}` does not exist; expected a model file or a folder of models")));
     }
-    let engine = args.engine.or(&context.settings.engine);
+    let engine = args.engine.or(&context.settings.engine)?;
     if let Some(unknown) = engine.engine.as_deref().filter(|name| !edgeward_engine::NAMES.contains(name)) {
         let known = edgeward_engine::NAMES.join("`, `");
         return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
@@ -141,11 +161,14 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
     let settings = &context.settings.serve;
     let seconds = args.watch_seconds.or(settings.watch_seconds).map_or(WATCH_SECONDS, NonZeroU64::get);
     let watches = args.watch || settings.watch.unwrap_or(false);
+    let goal = args.goal.or(settings.goal).unwrap_or_default();
     Ok(ServerConfig {
         repositories,
+        engines: engines::registry_config(&context.settings.engine),
         engine: engine.engine,
         threads: engine.threads,
-        tuning: Tuning::new(tuned),
+        providers: engine.providers,
+        tuning: Tuning::new(move |model| tuned(model, goal)),
         watch: watches.then(|| Duration::from_secs(seconds)),
         cache_bytes,
         control,
@@ -153,15 +176,18 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
 }
 
 /// What `tune` found for a model's file. A result that cannot be read must not keep the model from serving.
-fn tuned(model: &Path) -> Option<Tuned> {
-    let best = match result::beside(model) {
+fn tuned(model: &Path, goal: Goal) -> Option<Tuned> {
+    let best = match result::beside(model, goal) {
         Ok(found) => found?,
         Err(Failure::Input(error) | Failure::Work(error)) => {
             tracing::warn!(model = %model.display(), %error, "a result of `tune` is not used");
             return None;
         }
     };
-    Some(Tuned { engine: best.engine, threads: best.threads })
+    // Latency was measured one request at a time; what that says of many at once is nothing.
+    let many = |n: NonZeroUsize| (goal == Goal::Throughput).then_some(n);
+    let (instances, batch) = (many(best.instances), many(best.batch));
+    Some(Tuned { engine: best.engine, threads: best.threads, instances, batch })
 }
 
 async fn serve(config: RunConfig, context: &Context) -> Outcome {
@@ -209,23 +235,4 @@ fn announce(listening: &Listening, context: &Context) -> Outcome {
     let shown = |address: Option<SocketAddr>| address.map_or_else(|| "off".to_owned(), |address| address.to_string());
     tracing::info!(http = shown(at.http), grpc = shown(at.grpc), metrics = shown(at.metrics), "listening");
     if context.json { print::json(&at) } else { Ok(()) }
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -3,6 +3,7 @@
 //! Flags win over `EDGEWARD_…`, which wins over the file; the first two are clap's, this is the last.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use crate::{
     engines::MAX_THREADS,
     failure::{Failure, OrInput as _},
+    tune::result::Goal,
 };
 
 /// Name of the file that is read from the working folder where `--config` names none.
@@ -42,8 +44,35 @@ pub struct EngineSettings {
     pub onnxruntime_lib: Option<PathBuf>,
     /// OpenVINO's `libopenvino_c` in place of the installed one.
     pub openvino_lib: Option<PathBuf>,
-    /// Execution providers or devices in order of preference, for `bench` and `infer`.
+    /// Execution providers or devices in order of preference, for `bench`, `infer` and `serve`.
     pub providers: Option<Vec<String>>,
+    /// `[engine.provider_options.NAME]`: what each is told, by the library's own keys.
+    pub provider_options: BTreeMap<String, BTreeMap<String, OptionValue>>,
+}
+
+/// A value of a provider's option; libraries take texts, and people write numbers.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum OptionValue {
+    /// Text.
+    Text(String),
+    /// `true` or `false`.
+    Bool(bool),
+    /// Whole number.
+    Int(i64),
+    /// Number.
+    Float(f64),
+}
+
+impl std::fmt::Display for OptionValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(value) => value.fmt(f),
+            Self::Bool(value) => value.fmt(f),
+            Self::Int(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+        }
+    }
 }
 
 /// `[serve]`: the server.
@@ -62,10 +91,18 @@ pub struct ServeSettings {
     pub grace_seconds: Option<u64>,
     /// Connections that may be open at the same time, over all listeners.
     pub connections_max: Option<NonZeroUsize>,
+    /// Bytes of a request's head.
+    pub head_bytes_max: Option<u32>,
+    /// Lines of a request's head.
+    pub head_lines_max: Option<NonZeroUsize>,
+    /// Bytes of all files together that a load brings along.
+    pub load_bytes_max: Option<usize>,
     /// Follow the files of the models.
     pub watch: Option<bool>,
     /// Longest time between two looks at them.
     pub watch_seconds: Option<NonZeroU64>,
+    /// What results of `edgeward tune` are taken for.
+    pub goal: Option<Goal>,
     /// Memory for the response cache; 0 for none.
     pub cache_bytes: Option<u64>,
     /// `[serve.telemetry]`

@@ -148,7 +148,10 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     state.remove();
     show(&report, &output, context)?;
     if args.output.is_none() && !context.json {
-        print::line(&format!("`edgeward serve {}` takes the engine and threads for latency", args.model.display()))?;
+        let model = args.model.display();
+        print::line(&format!(
+            "`edgeward serve {model}` takes what is best for latency, `--goal throughput` the other"
+        ))?;
     }
     if report.target_met {
         return Ok(());

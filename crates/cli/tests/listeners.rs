@@ -112,8 +112,32 @@ fn heads_are_bounded() {
     assert_eq!(answer(&mut many).map(|a| a.0), Some(431));
     let mut long = connect(&server.http);
     let _ = long.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)).as_bytes());
-    assert_ne!(answer(&mut long).map(|a| a.0), Some(200));
+    assert_eq!(answer(&mut long).map(|a| a.0), Some(431));
     serves(&server);
+    let get = |server: &Server, line: usize| {
+        let mut stream = connect(&server.http);
+        let _ = stream.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(line)).as_bytes());
+        answer(&mut stream).map(|a| a.0)
+    };
+    assert_eq!((get(&server, 60_000), get(&server, 70_000)), (Some(200), Some(431)));
+    let tight = start("[serve]\nhead_bytes_max = 8192\nhead_lines_max = 5\n");
+    assert_eq!((get(&tight, 7_000), get(&tight, 9_000)), (Some(200), Some(431)));
+    let mut six = connect(&tight.http);
+    six.write_all(b"GET /v2 HTTP/1.1\r\nhost: a\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut six).map(|a| a.0), Some(431));
+    // A length that no body may have is refused before it comes.
+    let mut long = connect(&server.http);
+    long.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 1099511627776\r\n\r\n").unwrap();
+    assert_eq!(answer(&mut long).map(|a| a.0), Some(413));
+    // A body is read in as many parts as it takes.
+    let mut body = connect(&tight.http);
+    let padding = " ".repeat(5 << 20);
+    let head = format!(
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
+        padding.len() + BODY.len()
+    );
+    body.write_all(format!("{head}{padding}{BODY}").as_bytes()).unwrap();
+    assert_eq!(answer(&mut body).map(|a| a.0), Some(200));
 }
 
 #[test]
@@ -132,6 +156,52 @@ fn one_connection_too_many_is_told_so() {
     while ask(&mut connect(&server.http)).is_none_or(|a| a.0 != 200) {
         std::thread::yield_now();
     }
+}
+
+/// The lowest number that the next file of a process may have.
+fn lowest_free_file(server: &Server) -> u64 {
+    let open = fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap();
+    let open: Vec<u64> = open.map(|file| file.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    (0..).find(|number| !open.contains(number)).unwrap()
+}
+
+#[test]
+fn where_no_file_is_free_those_that_are_open_go_on_and_the_others_come_later() {
+    let files = tempfile::tempdir().unwrap();
+    let (model, log) = (files.path().join("m.onnx"), files.path().join("log"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    let server = Server::start_logging(&[&model], &["--engine", "rten", "--log-format", "json"], &log);
+    let mut open: Vec<_> = (0..20).map(|_| connect(&server.http)).collect();
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200));
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    let limit = |current: Option<u64>| {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let before = prlimit(Some(id), Resource::Nofile, Rlimit { current, maximum: None });
+        before.or_else(|_| {
+            let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+            prlimit(Some(id), Resource::Nofile, Rlimit { current, maximum })
+        })
+    };
+    limit(Some(lowest_free_file(&server) + 5)).unwrap();
+    let mut waiting: Vec<_> = (0..40).map(|_| connect(&server.http)).collect();
+    for stream in &mut waiting {
+        stream.write_all(&request()).unwrap();
+    }
+    while !fs::read_to_string(&log).unwrap().contains("cannot accept a connection") {
+        std::thread::yield_now();
+    }
+    for stream in &mut open {
+        assert_eq!(ask(stream).map(|a| a.0), Some(200), "a connection that is open goes on");
+    }
+    // Files come free as peers leave, and each that waited is answered.
+    drop(open);
+    for stream in &mut waiting {
+        assert_eq!(answer(stream).map(|a| a.0), Some(200), "one that waited is answered");
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    serves(&server);
 }
 
 #[test]
@@ -181,6 +251,8 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM_AND_HEADERS: u8 = 5;
 
@@ -196,6 +268,8 @@ const GET: &[u8] = &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 1, b'a'];
 #[test]
 fn floods_over_http2_are_cut_and_hurt_nobody() {
     let server = start("");
+    serves(&server);
+    let before = server.memory_kb("VmHWM");
     for address in [&server.http, &server.grpc] {
         // Rapid reset: CVE-2023-44487.
         let mut reset = http2(address);
@@ -210,8 +284,20 @@ fn floods_over_http2_are_cut_and_hurt_nobody() {
         let line = [&[0x00, 1, b'x', 127, 0x81, 0x7f], vec![b'a'; 16_000].as_slice()].concat();
         (0..200).for_each(|_| flood.extend(frame(CONTINUATION, 0, 1, &line)));
         let _ = endless.write_all(&flood);
+        // Frames that ask for an answer, whose sender reads none.
+        for flood in
+            [frame(SETTINGS, 0, 0, &[]), frame(PING, 0, 0, &[0; 8]), frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())]
+        {
+            let mut peer = http2(address);
+            peer.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            let flood = flood.repeat(10_000);
+            // Until the server reads no more, or has read it all.
+            let _ = (0..100).try_for_each(|_| peer.write_all(&flood));
+        }
         assert!(closed(&mut reset), "rapid reset at {address}");
         assert!(closed(&mut endless), "a head without an end at {address}");
     }
+    let grown = server.memory_kb("VmHWM") - before;
+    assert!(grown < 100 * 1024, "{grown} kB");
     serves(&server);
 }

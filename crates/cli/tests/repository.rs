@@ -216,6 +216,14 @@ fn an_ensemble_is_as_ready_as_its_models() {
     assert_eq!(change(&server, "triple", "load", &json!({})).0, 200);
     let lines = index(&server, "branches");
     assert!(!ready(&server) && lines[0].contains("step `triple`"), "{lines:?}");
+    let (status, answer) = infer(&server, "outer", "IN", 1.0, &[]);
+    assert!(status == 503 && answer.to_string().contains("is not ready: step `triple`"), "{status} {answer}");
+    // And one that gives others, where no further step would notice.
+    let flags = graph("Greater", [vec![float("INPUT0")], vec![port("OUTPUT0", DataType::Bool)]], Some(0.0));
+    put(models.path(), "triple", 1, &flags);
+    assert_eq!(change(&server, "triple", "load", &json!({})).0, 200);
+    let (status, answer) = infer(&server, "branches", "X", 1.0, &["SIX"]);
+    assert!(status == 503 && answer.to_string().contains("is not ready"), "{status} {answer}");
     put(models.path(), "triple", 1, &times(3.0));
     assert_eq!(change(&server, "triple", "load", &json!({})).0, 200);
     assert!(ready(&server));
@@ -305,6 +313,75 @@ fn files_given_with_a_load_serve_until_a_plain_load() {
     assert_eq!(serde_json::from_str::<Value>(&config).unwrap()["max_batch_size"], 1, "{config}");
 }
 
+#[test]
+fn files_given_with_a_load_are_bounded() {
+    let (models, files) = (arithmetic(), tempfile::tempdir().unwrap());
+    let settings = files.path().join("edgeward.toml");
+    fs::write(&settings, "[serve]\nload_bytes_max = 1000\n").unwrap();
+    let server = serve(models.path(), &["--config", settings.to_str().unwrap()]);
+    let half = base64(&[0; 501]);
+    let body = json!({ "parameters": { "config": "{}", "file:1/model.onnx": half, "file:1/weights": half } });
+    let (status, text) = change(&server, "double", "load", &body);
+    assert!(status == 400 && text.contains("1002 bytes") && text.contains("`load_bytes_max`"), "{status} {text}");
+    let refused =
+        load_over_grpc(&server, "double", &[("config", b"{}"), ("file:1/model.onnx", &[0; 1001])]).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.message().contains("1001 bytes"), "{refused}");
+    let bytes = fs::read(models.path().join("triple/1/model.onnx")).unwrap();
+    load_over_grpc(&server, "double", &[("config", b"{}"), ("file:7/model.onnx", &bytes)]).unwrap();
+    assert_eq!((factor(&server, "double"), index(&server, "double")[0].as_str()), (3.0, "7 READY "));
+}
+
+/// A load over gRPC with these parameters; `config` is text, files are bytes.
+fn load_over_grpc(server: &Server, model: &str, parameters: &[(&str, &[u8])]) -> Result<(), tonic::Status> {
+    use edgeward_serve::proto::{
+        ModelRepositoryParameter, RepositoryModelLoadRequest, model_repository_parameter::ParameterChoice,
+    };
+    let one = |&(name, value): &(&str, &[u8])| {
+        let choice = match name {
+            "config" => ParameterChoice::StringParam(String::from_utf8(value.to_vec()).unwrap()),
+            _ => ParameterChoice::BytesParam(value.to_vec().into()),
+        };
+        (name.to_owned(), ModelRepositoryParameter { parameter_choice: Some(choice) })
+    };
+    let request = RepositoryModelLoadRequest {
+        model_name: model.to_owned(),
+        parameters: parameters.iter().map(one).collect(),
+        ..RepositoryModelLoadRequest::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = GrpcInferenceServiceClient::connect(format!("http://{}", server.grpc)).await.unwrap();
+        client.repository_model_load(request).await.map(drop)
+    })
+}
+
+#[test]
+fn an_overridden_load_over_grpc_is_refused_as_over_rest() {
+    let models = arithmetic();
+    let server = serve(models.path(), &[]);
+    let table: [(&str, &[(&str, &[u8])], &str); 6] = [
+        ("double", &[("file:1/model.onnx", b"x")], "`config`"),
+        ("double", &[("config", b"{}"), ("file:1/../../model.onnx", b"x")], "expected `file:VERSION/NAME`"),
+        ("double", &[("config", b"{}"), ("file:1/a\0b", b"x")], "expected `file:VERSION/NAME`"),
+        ("double", &[("config", b"{}"), ("weights", b"x")], "`weights`"),
+        ("double", &[("config", b"{\"no_such\": 1}")], "no_such"),
+        ("double", &[("config", b"{}"), ("file:1/model.onnx", b"damaged")], "double"),
+    ];
+    for (model, parameters, part) in table {
+        let refused = load_over_grpc(&server, model, parameters).unwrap_err();
+        assert!(refused.code() == tonic::Code::InvalidArgument && refused.message().contains(part), "{refused}");
+        assert_eq!(factor(&server, "double"), 2.0, "the old one serves on");
+    }
+    for name in ["..", ".", "", "a/b", "a\\b", "a\0b", "../double", &"x".repeat(1 << 20)] {
+        let refused = load_over_grpc(&server, name, &[]).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::NotFound, "{refused}");
+    }
+    load_over_grpc(&server, "double", &[("config", b"{\"max_batch_size\": 1}")]).unwrap();
+    let config = server.ask("GET", "/v2/models/double/config", "", b"").1;
+    assert_eq!(serde_json::from_str::<Value>(&config).unwrap()["max_batch_size"], 1, "{config}");
+}
+
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
@@ -365,6 +442,40 @@ fn watched_files_are_followed() {
     configure(folder, "double", "version_policy { specific { versions: [ 1 ] } }");
     await_index(&server, "double", &["1 READY", "3 UNAVAILABLE", "4 UNAVAILABLE"]);
     assert_eq!(factor(&server, "double"), 2.0);
+}
+
+/// `times`, with its factor in a file that no convention names.
+fn put_external(folder: &Path, name: &str, by: f32) {
+    use edgeward_graph::proto::{StringStringEntryProto, tensor_proto::DataLocation};
+    let mut model = times(by);
+    let tensor = &mut model.graph_mut().initializer[0];
+    tensor.raw_data = None;
+    tensor.float_data.clear();
+    tensor.data_location = Some(DataLocation::External as i32);
+    let entry =
+        |key: &str, value: &str| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.to_owned()) };
+    tensor.external_data = vec![entry("location", "weights/by.bin"), entry("offset", "0"), entry("length", "4")];
+    fs::create_dir_all(folder.join("weights")).unwrap();
+    put_weight(folder, by);
+    model.write(folder.join(name)).unwrap();
+}
+
+fn put_weight(folder: &Path, by: f32) {
+    fs::write(folder.join("weights/staged"), by.to_le_bytes()).unwrap();
+    fs::rename(folder.join("weights/staged"), folder.join("weights/by.bin")).unwrap();
+}
+
+#[test]
+fn the_data_that_a_plain_file_names_is_followed() {
+    let models = tempfile::tempdir().unwrap();
+    put_external(models.path(), "scaled.onnx", 2.0);
+    let server = serve(models.path(), &["--watch"]);
+    assert_eq!(factor(&server, "scaled"), 2.0);
+    put_weight(models.path(), 9.0);
+    while factor(&server, "scaled") != 9.0 {
+        thread::yield_now();
+    }
+    assert_eq!(index(&server, "scaled"), ["1 READY "]);
 }
 
 /// Asks over one connection until told to stop; the count of answers.
@@ -488,7 +599,8 @@ fn what_tune_measured_is_taken_per_model_and_the_configuration_wins() {
         use sha2::Digest as _;
         sha2::Sha256::digest(fs::read(&path).unwrap()).iter().map(|b| format!("{b:02x}")).collect::<String>()
     };
-    let tuned = json!({ "model_sha256": sha256, "latency": { "engine": "rten", "threads": 1 } });
+    let best = json!({ "engine": "rten", "threads": 1, "batch": 1, "instances": 1 });
+    let tuned = json!({ "model_sha256": sha256, "latency": best, "throughput": best });
     for model in ["double", "triple"] {
         // For `triple` it was measured on another file.
         let file = models.path().join(model).join("1/model.tune.json");

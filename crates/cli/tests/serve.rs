@@ -7,7 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -45,6 +45,14 @@ fn tritonclient_passes_untouched() {
 }
 
 #[test]
+fn every_method_of_tritonclient_is_answered_or_refused_by_name() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let trace = files.path().join("trace.json");
+    let server = Server::start(&[models.path()], &["--trace-file", trace.to_str().unwrap()]);
+    client("EDGEWARD_TEST_PYTHON", "triton_methods.py", &[&server.http, &server.grpc]);
+}
+
+#[test]
 fn kserve_client_passes_untouched() {
     let models = repository();
     let server = Server::start(&[models.path()], &[]);
@@ -74,6 +82,37 @@ fn plain_listeners_need_a_word() {
 }
 
 #[test]
+fn a_file_that_is_no_onnx_file_is_told_where_to_go() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["x.tflite", "model.pt", "model"] {
+        let path = folder.path().join(name);
+        fs::write(&path, "TFL3").unwrap();
+        let refused = edgeward(&["serve", path.to_str().unwrap(), "--insecure", "--http", "127.0.0.1:0"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains(name) && said.contains(".onnx") && said.contains("docs/models.md"), "{said}");
+    }
+}
+
+#[test]
+fn bounds_that_no_listener_can_have_are_refused() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    for (setting, part) in [
+        ("head_bytes_max = 1", "8192"),
+        ("head_lines_max = 0", "head_lines_max"),
+        ("load_bytes_max = -1", "load_bytes_max"),
+    ] {
+        let config = files.path().join("edgeward.toml");
+        fs::write(&config, format!("[serve]\n{setting}\n")).unwrap();
+        let folder = models.path().to_str().unwrap();
+        let refused =
+            edgeward(&["serve", folder, "--insecure", "--http", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(2) && said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn malformed_requests_are_named_and_harmless() {
     let models = repository();
     let server = Server::start(&[models.path()], &["--engine", "rten"]);
@@ -90,8 +129,38 @@ fn malformed_requests_are_named_and_harmless() {
     );
     let one = r#"{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[1]}"#;
     let many = format!(r#"{{"inputs":[{}]}}"#, vec![one; 100_000].join(","));
-    let bomb = bomb();
-    let table: [(&str, &str, &[u8], &str); 28] = [
+    let bomb = support::gzip(vec![b' '; 100 << 20]);
+    let good = std::str::from_utf8(GOOD).unwrap();
+    let asked = vec![r#"{"name":"OUTPUT0"}"#; 100_000].join(",");
+    let answers = good.replacen('{', &format!(r#"{{"outputs":[{asked}],"#), 1);
+    let huge_name = good.replace("INPUT0", &"n".repeat(1 << 20));
+    let dims = good.replace("[1,16]", &format!("[{}16]", "1,".repeat(100_000)));
+    let table: [(&str, &str, &[u8], &str); 51] = [
+        ("an answer of any size", "", answers.as_bytes(), "`OUTPUT0` is asked for twice"),
+        ("a name of a megabyte", "", huge_name.as_bytes(), "nnn…"),
+        ("100,000 dimensions", "", dims.as_bytes(), "INPUT0"),
+        ("a list", "", b"[[]]", "JSON"),
+        ("a request by position", "", br#"["id",null,[]]"#, "begins with `[`"),
+        ("time below 0", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"parameters":{"timeout":-1}}"#, "`timeout` is `-1`"),
+        ("half a level", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"parameters":{"priority":1.5}}"#, "`priority` is `1.5`"),
+        ("classes", "", br#"{"inputs":[{"name":"INPUT0","shape":[0],"datatype":"FP32","data":[]}],"outputs":[{"name":"OUTPUT0","parameters":{"classification":"x"}}]}"#, "output `OUTPUT0`: parameter `classification`"),
+        ("size below 0", "inference-header-content-length: 98\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":-1}}]}   "#, "`binary_data_size` is `-1`"),
+        ("a string", "", b"\"a\"", "expected an object with `inputs`"),
+        ("inputs that are none", "", br#"{"inputs":[1]}"#, "expected an input"),
+        ("a key twice", "", br#"{"inputs":[],"inputs":[]}"#, "duplicate field `inputs`"),
+        ("2^63", "", br#"{"inputs":[{"name":"INPUT0","shape":[9223372036854775808,16],"datatype":"FP32","data":[]}]}"#, "JSON"),
+        ("2^63-1", "", br#"{"inputs":[{"name":"INPUT0","shape":[9223372036854775807,2],"datatype":"FP32","data":[]}]}"#, "INPUT0"),
+        ("nothing times much", "", br#"{"inputs":[{"name":"INPUT0","shape":[0,4611686018427387904],"datatype":"FP32","data":[]}]}"#, "INPUT0"),
+        ("Infinity", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"FP32","data":[-Infinity]}]}"#, "JSON"),
+        ("1e400", "", br#"{"inputs":[{"name":"INPUT0","shape":[1,1],"datatype":"FP64","data":[1e400]}]}"#, "1e400"),
+        ("half a surrogate", "", br#"{"id":"\ud800","inputs":[]}"#, "JSON"),
+        ("a mark before it", "", b"\xef\xbb\xbf{}", "JSON"),
+        ("two requests", "", b"{\"inputs\":[]}{\"inputs\":[]}", "trailing"),
+        ("size of binary data beyond 64 bits", "inference-header-content-length: 106\r\n",
+            br#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","parameters":{"binary_data_size":1e30}}]}    "#, "binary_data_size"),
+        ("header length beyond 64 bits", "inference-header-content-length: 18446744073709551616\r\n", b"{}", "number"),
+        ("header length below 0", "inference-header-content-length: -1\r\n", b"{}", "number"),
         ("very deep", "", very_deep.as_bytes(), "JSON"),
         ("deep strings", "", deep_data.as_bytes(), "INPUT0"),
         ("100,000 inputs", "", many.as_bytes(), "INPUT0"),
@@ -128,25 +197,29 @@ fn malformed_requests_are_named_and_harmless() {
         assert_eq!(status, 400, "{case}: {text}");
         assert!(text.contains(part), "{case}: {text}");
     }
+    let (status, text) = server.ask("POST", "/v2/models/ident/infer", "", GOOD);
+    assert_eq!(status, 200, "a good request after all the bad ones: {text}");
+}
+
+#[test]
+fn odd_names_lead_nowhere() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
     for path in
         ["/v2/models/..%2f..%2fetc/infer", "/v2/models/nobody/infer", "/v2/models/ident/versions/x/infer", "/v3"]
     {
         let body = br#"{"inputs":[{"name":"a","shape":[1],"datatype":"FP32","data":[1]}]}"#;
         assert_eq!(server.ask("POST", path, "", body).0, 404, "{path}");
     }
-    assert_eq!(server.ask("POST", "/v2/repository/models/..%2f..%2fetc/load", "", b"").0, 404);
-    let (status, text) = server.ask("POST", "/v2/models/ident/infer", "", GOOD);
-    assert_eq!(status, 200, "a good request after all the bad ones: {text}");
-}
-
-/// A hundred megabytes of zeros, compressed.
-fn bomb() -> Vec<u8> {
-    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || input.write_all(&vec![b' '; 100 << 20]));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    output.stdout
+    let long = "x".repeat(60_000);
+    for name in ["..", "%2e%2e", "..%2f..%2fetc", "a%2fb", "a%00b", "a%0ab", ".", "%20", "a\\b", long.as_str()] {
+        let (status, text) = server.ask("POST", &format!("/v2/repository/models/{name}/load"), "", b"");
+        assert!(status == 404 && text.starts_with("{\"error\":") && text.len() < 3000, "{name}: {text}");
+    }
+    let (status, text) = server.ask("POST", "/v2/repository/models/%ff/load", "", b"");
+    assert!(status == 400 && text.starts_with("{\"error\":\"Invalid URL"), "{text}");
+    let (status, text) = server.ask("POST", "/v2/models/ident/infer", "content-length: 1099511627776\r\n", b"");
+    assert_eq!(status, 400, "two lengths: {text}");
 }
 
 /// A request that [`identity`] answers.

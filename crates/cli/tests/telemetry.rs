@@ -10,6 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edgeward_serve::proto::{
+    ModelInferRequest, ServerLiveRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
+    model_infer_request::InferInputTensor,
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -107,6 +111,90 @@ fn an_access_line_in_text_cannot_be_forged() {
     let text = fs::read_to_string(log).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains(&format!(" POST {INFER} 200 model=\"ident\" id=\"x\\n2026 forged\" ")), "{text}");
+}
+
+/// A call of tonic's own client, with rows of sixteen zeros.
+fn zeros(model: &str, id: &str) -> ModelInferRequest {
+    let input = InferInputTensor {
+        name: "INPUT0".to_owned(),
+        datatype: "FP32".to_owned(),
+        shape: vec![1, 16],
+        ..InferInputTensor::default()
+    };
+    ModelInferRequest {
+        model_name: model.to_owned(),
+        id: id.to_owned(),
+        inputs: vec![input],
+        raw_input_contents: vec![vec![0; 64].into()],
+        ..ModelInferRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn calls_over_grpc_have_their_access_lines() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let log = files.path().join("access.jsonl");
+    let server = Server::start(&[models.path()], &["--access-log", log.to_str().unwrap()]);
+    let mut client = GrpcInferenceServiceClient::connect(format!("http://{}", server.grpc)).await.unwrap();
+    client.model_infer(zeros("ident", "one")).await.unwrap();
+    assert!(client.model_infer(zeros("nobody", "two")).await.is_err());
+    client.server_live(ServerLiveRequest {}).await.unwrap();
+    let requests = tokio_stream::iter(vec![zeros("ident", "three"), zeros("nobody", "four")]);
+    let answers = client.model_stream_infer(requests).await.unwrap().into_inner();
+    assert_eq!(tokio_stream::StreamExt::collect::<Vec<_>>(answers).await.len(), 2);
+    // Who says over REST that it speaks gRPC gets no line as if it did.
+    assert_eq!(server.ask("POST", "/v2/models/nobody/infer", "content-type: application/grpc\r\n", GOOD).0, 404);
+    let found = awaited("six lines", || Some(lines(&log)).filter(|all| all.len() >= 6));
+    let line = |id: &str| found.iter().find(|line| line["id"] == id).unwrap_or_else(|| panic!("{id}: {found:?}"));
+    let infer = "/inference.GRPCInferenceService/ModelInfer";
+    let stream = "/inference.GRPCInferenceService/ModelStreamInfer";
+    for (id, path, status, model) in [
+        ("one", infer, 0, "ident"),
+        ("two", infer, 5, "nobody"),
+        ("three", stream, 0, "ident"),
+        ("four", stream, 5, "nobody"),
+    ] {
+        let line = line(id);
+        assert_eq!(
+            (&line["path"], &line["grpc_status"], &line["model"]),
+            (&json!(path), &json!(status), &json!(model))
+        );
+        assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:") && line["status"].is_null(), "{line}");
+        let answered = status == 0;
+        assert_eq!((line["queue_us"].is_u64(), line["version"] == 1), (answered, answered), "{line}");
+        assert!(!answered || line["bytes_in"].as_u64() > Some(64) && line["bytes_out"].as_u64() > Some(64), "{line}");
+    }
+    let live = found.iter().find(|line| line["path"].as_str().unwrap().ends_with("/ServerLive")).unwrap();
+    assert_eq!(live["grpc_status"], 0);
+    let rest = found.iter().find(|line| line["path"] == "/v2/models/nobody/infer").unwrap();
+    assert_eq!((&rest["status"], &rest["grpc_status"]), (&json!(404), &Value::Null));
+}
+
+#[test]
+fn an_access_log_on_standard_output_has_its_lines() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    let ready = files.path().join("ready.json");
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_edgeward"))
+        .args(["serve", "--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        .args(["--access-log", "-", "--engine", "rten", "--ready-file"])
+        .args([&ready, models.path()])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    awaited("the ready file", || ready.exists().then_some(()));
+    let addresses: Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
+    let address = addresses["http"].as_str().unwrap();
+    for id in 0..100 {
+        let body = String::from_utf8_lossy(GOOD).replace(r#"a\"1"#, &id.to_string());
+        assert_eq!(support::ask(address, "POST", INFER, "", body.as_bytes()).0, 200);
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut text).unwrap();
+    assert!(child.wait().unwrap().success());
+    let ids: Vec<Value> = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone()).collect();
+    assert_eq!(ids, (0..100).map(|id| json!(id.to_string())).collect::<Vec<_>>());
 }
 
 #[test]
@@ -294,6 +382,43 @@ fn a_collector_gets_a_span_per_request_with_its_parts() {
     let failed = one("infer nobody").status.clone().unwrap();
     assert!(failed.code == 2 && failed.message.contains("nobody"), "{failed:?}");
     assert!(server.terminate().success());
+}
+
+#[tokio::test]
+async fn a_caller_over_grpc_is_the_parent_of_its_span() {
+    let models = repository();
+    let (address, receive) = collector();
+    let endpoint = format!("http://{address}");
+    let server = Server::start(&[models.path()], &["--otlp-endpoint", &endpoint, "--trace-rate", "1000000"]);
+    let mut client = GrpcInferenceServiceClient::connect(format!("http://{}", server.grpc)).await.unwrap();
+    let traced = |parent: &str, id: &str| {
+        let mut request = Request::new(zeros("ident", id));
+        request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+        request
+    };
+    // By the rate alone the first would be traced; a damaged parent is none.
+    client.model_infer(traced("00-nonsense", "rate")).await.unwrap();
+    client.model_infer(traced("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "unsampled")).await.unwrap();
+    client.model_infer(traced("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "unary")).await.unwrap();
+    let mut stream = Request::new(tokio_stream::iter(vec![zeros("ident", "first"), zeros("ident", "second")]));
+    let parent = "00-1af7651916cd43dd8448eb211c80319c-c7ad6b7169203331-01".parse().unwrap();
+    stream.metadata_mut().insert("traceparent", parent);
+    let answers = client.model_stream_infer(stream).await.unwrap().into_inner();
+    assert_eq!(tokio_stream::StreamExt::collect::<Vec<_>>(answers).await.len(), 2);
+    let found = spans(&receive, 12);
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let requests = found.iter().filter(|span| span.name == "infer ident").map(|span| {
+        let Some(any_value::Value::StringValue(id)) = attribute(span, "request.id") else { panic!("{span:?}") };
+        (id, (hex(&span.trace_id), hex(&span.parent_span_id)))
+    });
+    let requests: std::collections::BTreeMap<_, _> = requests.collect();
+    let parent = |trace: &str, span: &str| (trace.to_owned(), span.to_owned());
+    assert_eq!(requests.len(), 4, "{requests:?}");
+    assert_eq!(requests["unary"], parent("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"));
+    for id in ["first", "second"] {
+        assert_eq!(requests[id], parent("1af7651916cd43dd8448eb211c80319c", "c7ad6b7169203331"));
+    }
+    assert_eq!(requests["rate"].1, "");
 }
 
 #[test]

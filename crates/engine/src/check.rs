@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
 
-use crate::{Dim, EngineError, ErrorKind, RunOptions, TensorInfo};
+use crate::{Dim, EngineError, ErrorKind, RunOptions, TensorInfo, cancel};
+
+/// Every element type of ONNX is at home at this alignment.
+pub(crate) const ALIGN: usize = 8;
 
 /// Declared inputs and outputs as the contract states them. Errors where one is not a tensor.
 pub(crate) fn interface(
@@ -51,7 +54,7 @@ pub(crate) fn request<'a>(
     given: &[(&str, &'a Tensor)],
     options: &RunOptions<'_>,
 ) -> Result<(Vec<&'a Tensor>, Vec<usize>), EngineError> {
-    not_cancelled(engine, options)?;
+    cancel::check(engine, options.cancel)?;
     Ok((self::inputs(engine, inputs, given)?, self::outputs(engine, outputs, options.outputs)?))
 }
 
@@ -134,16 +137,6 @@ fn outputs(engine: &'static str, declared: &[TensorInfo], wanted: Option<&[&str]
     wanted.iter().map(find).collect()
 }
 
-/// An error where the request was cancelled before it began.
-fn not_cancelled(engine: &'static str, options: &RunOptions<'_>) -> Result<(), EngineError> {
-    match options.cancel {
-        Some(flag) if flag.load(std::sync::atomic::Ordering::Relaxed) => {
-            Err(EngineError::new(engine, ErrorKind::Cancelled, "the request was cancelled"))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The shape that an output will have by what the model declares of it and the inputs given; none where that does not
 /// say. A model may declare what is not so: an engine must check what it really made.
 pub(crate) fn shape_ahead(output: &TensorInfo, declared: &[TensorInfo], given: &[&Tensor]) -> Option<Vec<usize>> {
@@ -158,6 +151,14 @@ pub(crate) fn shape_ahead(output: &TensorInfo, declared: &[TensorInfo], given: &
         Dim::Dynamic(()) => None,
     };
     output.shape.as_ref()?.iter().map(size).collect()
+}
+
+/// True where an engine can write an output of this type and shape straight into `buffer`: it has the length, lies where
+/// every element type of ONNX is at home, and is not empty.
+pub(crate) fn holds(buffer: &[u8], dtype: DataType, shape: &[usize]) -> bool {
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let fits = dtype != DataType::String && count.is_some_and(|n| dtype.byte_len(n) == buffer.len());
+    fits && !buffer.is_empty() && (buffer.as_ptr() as usize).is_multiple_of(ALIGN)
 }
 
 /// Copies outputs into the caller's buffers; for engines that cannot write there themselves.

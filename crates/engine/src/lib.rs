@@ -4,6 +4,7 @@
 //! installed. Which
 //! engine, how many threads and which batch size serve a model is for callers to decide.
 
+mod cancel;
 mod check;
 mod error;
 pub mod install;
@@ -14,6 +15,7 @@ mod rten;
 mod session;
 mod source;
 
+pub use cancel::Cancel;
 pub use check::shape_text;
 pub use error::{EngineError, ErrorKind};
 pub use onnxruntime::OnnxRuntime;
@@ -21,5 +23,6 @@ pub use openvino::OpenVino;
 pub use registry::{Loaded, NAMES, Registry, RegistryConfig};
 pub use rten::Rten;
 pub use session::{
-    Dim, Engine, EngineInfo, NodeTime, Outputs, Profile, RunOptions, Session, SessionOptions, Source, TensorInfo,
+    Dim, Engine, EngineInfo, NodeTime, Outputs, Profile, Provider, RunOptions, Session, SessionOptions, Source,
+    TensorInfo,
 };

@@ -8,20 +8,24 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     ptr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use edgeward_graph::{DataType, Limits, Tensor};
 use ort_sys::{GraphOptimizationLevel, OrtApi, OrtApiBase, OrtEnv, OrtLoggingLevel, OrtSession, OrtSessionOptions};
 
 use crate::{
-    Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
-    TensorInfo, check, source,
+    Cancel, Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
+    TensorInfo, cancel, check, source,
 };
 
+mod allocator;
 mod profile;
+mod provider;
+mod terminate;
 mod value;
 
+use terminate::Terminate;
 use value::Value;
 
 pub(crate) const NAME: &str = "onnxruntime";
@@ -115,6 +119,7 @@ impl OnnxRuntime {
         let made = call!(runtime, CreateEnv(OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL, name, &mut env));
         runtime.env = env;
         made.and_then(|()| call!(runtime, DisableTelemetryEvents(runtime.env))).map_err(|e| e.to_string())?;
+        allocator::register(&runtime).map_err(|e| e.to_string())?;
         let providers = providers(&runtime).map_err(|e| e.to_string())?;
         let info = EngineInfo { version, library: Some(path.to_owned()), providers };
         Ok(Self { runtime: Arc::new(runtime), info })
@@ -182,59 +187,20 @@ impl<'r> Settings<'r> {
         call!(runtime, SetSessionGraphOptimizationLevel(this.options, GraphOptimizationLevel::ORT_ENABLE_ALL))?;
         // Spinning threads steal the cores from the server's other work; waking them costs microseconds.
         this.entry(c"session.intra_op.allow_spinning", c"0")?;
-        // The arena keeps its largest moment for ever; without it, memory goes back after an unload.
         call!(runtime, DisableCpuMemArena(this.options))?;
+        this.entry(c"session.use_env_allocators", c"1")?;
         if let Some(profile) = profile {
             let prefix = c_string(profile.prefix().as_os_str().as_bytes())?;
             call!(runtime, EnableProfiling(this.options, prefix.as_ptr()))?;
         }
         for provider in &wanted.providers {
-            this.provider(provider, info)?;
+            provider::add(runtime, this.options, provider, &info.providers)?;
         }
         Ok(this)
     }
 
     fn entry(&self, key: &CStr, value: &CStr) -> Result<(), EngineError> {
         call!(self.runtime, AddSessionConfigEntry(self.options, key.as_ptr(), value.as_ptr()))
-    }
-
-    /// Adds an execution provider by the name that `engine list` shows, e.g. `CUDAExecutionProvider`.
-    fn provider(&self, name: &str, info: &EngineInfo) -> Result<(), EngineError> {
-        if name == "CPUExecutionProvider" || name == "CPU" {
-            return Ok(());
-        }
-        if !info.providers.iter().any(|p| p == name) {
-            let text = format!("unknown provider `{name}`, this library offers {}", info.providers.join(", "));
-            return Err(error(ErrorKind::Unsupported, text));
-        }
-        match name {
-            "CUDAExecutionProvider" => self.cuda(),
-            "TensorrtExecutionProvider" => self.tensorrt(),
-            _ => {
-                // The generic call knows the others by their short names.
-                let short = c_string(name.trim_end_matches("ExecutionProvider"))?;
-                let none = ptr::null();
-                call!(self.runtime, SessionOptionsAppendExecutionProvider(self.options, short.as_ptr(), none, none, 0))
-            }
-        }
-    }
-
-    fn cuda(&self) -> Result<(), EngineError> {
-        let mut options = ptr::null_mut();
-        call!(self.runtime, CreateCUDAProviderOptions(&mut options))?;
-        let result = call!(self.runtime, SessionOptionsAppendExecutionProvider_CUDA_V2(self.options, options));
-        // SAFETY: created above.
-        unsafe { (self.runtime.api.ReleaseCUDAProviderOptions)(options) };
-        result
-    }
-
-    fn tensorrt(&self) -> Result<(), EngineError> {
-        let mut options = ptr::null_mut();
-        call!(self.runtime, CreateTensorRTProviderOptions(&mut options))?;
-        let result = call!(self.runtime, SessionOptionsAppendExecutionProvider_TensorRT_V2(self.options, options));
-        // SAFETY: created above.
-        unsafe { (self.runtime.api.ReleaseTensorRTProviderOptions)(options) };
-        result
     }
 }
 
@@ -296,18 +262,24 @@ impl OrtRun {
         &self,
         given: &[&Tensor],
         wanted: &[usize],
+        cancel: Option<&Cancel>,
         results: &mut [*mut ort_sys::OrtValue],
     ) -> Result<(), EngineError> {
+        let terminate = cancel.map(|_| Terminate::new(&self.runtime)).transpose()?;
         let values = given.iter().map(|t| Value::of(&self.runtime, t)).collect::<Result<Vec<_>, _>>()?;
         let pointers: Vec<*const ort_sys::OrtValue> = values.iter().map(Value::pointer).collect();
         let input_names: Vec<*const c_char> = self.input_names.iter().map(|n| n.as_ptr()).collect();
         let output_names: Vec<*const c_char> =
             wanted.iter().filter_map(|&i| self.output_names.get(i)).map(|n| n.as_ptr()).collect();
-        call!(
+        let _under_way = match (cancel, &terminate) {
+            (Some(cancel), Some(run)) => Some(cancel.start(run.clone()).ok_or_else(|| cancel::cancelled(NAME))?),
+            _ => None,
+        };
+        let ran = call!(
             self.runtime,
             Run(
                 self.session,
-                ptr::null(),
+                terminate.as_deref().map_or(ptr::null(), Terminate::options),
                 input_names.as_ptr(),
                 pointers.as_ptr(),
                 pointers.len(),
@@ -315,7 +287,9 @@ impl OrtRun {
                 output_names.len(),
                 results.as_mut_ptr(),
             )
-        )
+        );
+        cancel::check(NAME, cancel)?;
+        ran
     }
 }
 
@@ -345,10 +319,7 @@ impl OrtRun {
             shapes.push(shape);
         }
         let mut targets: Vec<_> = values.iter_mut().map(Value::target).collect();
-        self.execute(&given, &wanted, &mut targets)?;
-        if options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-            return Err(error(ErrorKind::Cancelled, "the request was cancelled"));
-        }
+        self.execute(&given, &wanted, options.cancel, &mut targets)?;
         Ok(Some(shapes))
     }
 }
@@ -365,12 +336,9 @@ impl Session for OrtRun {
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
         let mut results = vec![ptr::null_mut(); wanted.len()];
-        let ran = self.execute(&given, &wanted, &mut results);
+        let ran = self.execute(&given, &wanted, options.cancel, &mut results);
         let values: Vec<Value<'_>> = results.into_iter().map(|v| Value::own(&self.runtime, v)).collect();
         ran?;
-        if options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
-            return Err(error(ErrorKind::Cancelled, "the request was cancelled"));
-        }
         values.into_iter().map(Value::into_tensor).collect()
     }
 

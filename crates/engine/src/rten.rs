@@ -13,8 +13,8 @@ use rten::{
 };
 
 use crate::{
-    Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, RunOptions, Session, SessionOptions, Source,
-    TensorInfo, check,
+    Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, Provider, RunOptions, Session, SessionOptions,
+    Source, TensorInfo, cancel, check,
 };
 use rten_tensor::Layout as _;
 
@@ -34,9 +34,7 @@ impl Engine for Rten {
     }
 
     fn load(&self, source: &Source, options: &SessionOptions) -> Result<Box<dyn Session>, EngineError> {
-        if let Some(provider) = options.providers.iter().find(|p| *p != "CPU") {
-            return Err(error(ErrorKind::Unsupported, format!("unknown provider `{provider}`, there is `CPU` only")));
-        }
+        provided(&options.providers)?;
         let graph = read(source)?;
         let (inputs, outputs) = check::interface(NAME, &graph)?;
         for info in inputs.iter().chain(&outputs) {
@@ -44,6 +42,17 @@ impl Engine for Rten {
         }
         let model = load(source, &graph)?;
         RtenSession::new(model, inputs, outputs, options).map(|s| Box::new(s) as Box<dyn Session>)
+    }
+}
+
+fn provided(wanted: &[Provider]) -> Result<(), EngineError> {
+    let refuse = |text: String| Err(error(ErrorKind::Unsupported, text));
+    if let Some(Provider { name, .. }) = wanted.iter().find(|p| p.name != "CPU") {
+        return refuse(format!("unknown provider `{name}`, there is `CPU` only"));
+    }
+    match wanted.iter().find_map(|p| p.options.keys().next()) {
+        Some(key) => refuse(format!("provider `CPU` takes no options, `{key}` is given")),
+        None => Ok(()),
     }
 }
 
@@ -150,6 +159,8 @@ impl Session for RtenSession {
         let mut run = RtenRun::default();
         run.thread_pool = self.pool.clone();
         let values = self.model.run(views, &ids, Some(run)).map_err(|e| error(ErrorKind::Failed, e.to_string()))?;
+        // Rten offers no way into a run; at least nobody converts what nobody waits for.
+        cancel::check(NAME, options.cancel)?;
         let results = ids.iter().zip(values).map(|(id, value)| {
             let index = self.output_ids.iter().position(|o| o == id).unwrap_or(0);
             self.outputs

@@ -1,11 +1,11 @@
 //! The contract between an engine and its callers.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use edgeward_graph::{DataType, Tensor};
 
-use crate::EngineError;
+use crate::{Cancel, EngineError};
 
 /// A way to run graphs: one library, of one version.
 pub trait Engine: Send + Sync {
@@ -48,7 +48,16 @@ pub struct SessionOptions {
     /// Record per-operator times for [`Session::profile`].
     pub profile: bool,
     /// Execution providers or devices in order of preference; CPU where empty. An unknown one is an error.
-    pub providers: Vec<String>,
+    pub providers: Vec<Provider>,
+}
+
+/// An execution provider of ONNX Runtime, or a device of OpenVINO.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Provider {
+    /// Name as [`EngineInfo::providers`] has it.
+    pub name: String,
+    /// What it is told, by the library's own keys; an unknown key is an error.
+    pub options: BTreeMap<String, String>,
 }
 
 /// One dimension of an input or output.
@@ -84,9 +93,10 @@ fn dtype_name<S: serde::Serializer>(dtype: &DataType, s: S) -> Result<S::Ok, S::
 pub struct RunOptions<'a> {
     /// Outputs wanted, by name and in this order; all in the model's order where none.
     pub outputs: Option<&'a [&'a str]>,
-    /// When set to true before or during the run, it ends with [`Cancelled`](crate::ErrorKind::Cancelled) as early as
-    /// the engine can: at the latest before the next run starts.
-    pub cancel: Option<&'a std::sync::atomic::AtomicBool>,
+    /// Cancelled before or during the run, it ends the run with [`Cancelled`](crate::ErrorKind::Cancelled) as early as
+    /// the engine can: ONNX Runtime between two operators, OpenVINO as well where every shape is known before the run,
+    /// rten when it is done.
+    pub cancel: Option<&'a Cancel>,
 }
 
 /// Outputs of a run, in the order asked for.

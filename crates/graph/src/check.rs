@@ -2,18 +2,19 @@
 //!
 //! What single operators want of their attributes and inputs is left to shape inference and to the engines.
 
+mod tensor;
+
 use std::{
     collections::{HashMap, HashSet},
     ops::RangeInclusive,
 };
 
 use crate::{
-    DataType, GraphError, Model, codec,
-    external::ExternalRef,
+    DataType, GraphError, Model,
     node::place,
     proto::{
-        AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto, TypeProto,
-        ValueInfoProto, attribute_proto::AttributeType, type_proto,
+        AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, SparseTensorProto, TensorProto,
+        TypeProto, ValueInfoProto, attribute_proto::AttributeType, type_proto,
     },
 };
 
@@ -36,13 +37,13 @@ pub fn check(model: &Model) -> Result<(), Vec<GraphError>> {
     let mut check = Check {
         errors: Vec::new(),
         domains: imported(&proto.opset_import),
-        functions: proto.functions.iter().map(key).collect(),
         in_function: false,
+        every_initializer_an_input: proto.ir_version() < 4,
     };
     check.versions(model);
     check.functions(&proto.functions);
     match &proto.graph {
-        Some(graph) => check.main(graph),
+        Some(graph) => check.graph(graph, "graph", None),
         None => check.add("model", "holds no graph"),
     }
     if check.errors.is_empty() { Ok(()) } else { Err(check.errors) }
@@ -65,8 +66,9 @@ fn imported(opsets: &[OperatorSetIdProto]) -> HashSet<&str> {
 struct Check<'a> {
     errors: Vec<GraphError>,
     domains: HashSet<&'a str>,
-    functions: HashSet<FunctionKey<'a>>,
     in_function: bool,
+    /// So it is in files before version 4.
+    every_initializer_an_input: bool,
 }
 
 /// Names that are visible in a graph: its own, then those around it.
@@ -109,6 +111,10 @@ impl<'a> Check<'a> {
             }
             Some(_) => {}
         }
+        let mut keys = HashSet::new();
+        if let Some(entry) = proto.metadata_props.iter().find(|entry| !keys.insert(entry.key())) {
+            self.add("model", format!("metadata `{}` is given twice", entry.key()));
+        }
         if proto.opset_import.is_empty() {
             self.add("model", "imports no operator set");
         }
@@ -127,14 +133,10 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn main(&mut self, graph: &'a GraphProto) {
-        if graph.name().is_empty() {
-            self.add("graph", "has no name");
-        }
-        self.graph(graph, "graph", None);
-    }
-
     fn graph(&mut self, graph: &'a GraphProto, what: &str, outer: Option<&Scope<'a, '_>>) {
+        if graph.name().is_empty() {
+            self.add(what, "has no name");
+        }
         let mut scope = Scope { names: HashSet::new(), outer };
         for input in &graph.input {
             self.value(input, "input", outer.is_none());
@@ -145,9 +147,10 @@ impl<'a> Check<'a> {
             self.node(node, index, &mut scope);
         }
         for output in &graph.output {
-            self.value(output, "output", false);
-            if !scope.has(output.name()) {
-                self.add(format!("output `{}` of {what}", output.name()), "is made by no node");
+            self.value(output, "output", outer.is_none());
+            if !scope.names.contains(output.name()) {
+                let reason = "is made by no node of it; `Identity` hands on a value from around";
+                self.add(format!("output `{}` of {what}", output.name()), reason);
             }
         }
         for value in &graph.value_info {
@@ -167,30 +170,30 @@ impl<'a> Check<'a> {
     fn initializers(&mut self, graph: &'a GraphProto, scope: &mut Scope<'a, '_>) {
         let inputs: HashSet<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
         let mut seen = HashSet::new();
-        let sparse = graph.sparse_initializer.iter();
-        for tensor in graph.initializer.iter().chain(sparse.clone().filter_map(|s| s.values.as_ref())) {
+        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+        for tensor in graph.initializer.iter().chain(sparse) {
             let name = tensor.name();
             if !seen.insert(name) || name.is_empty() || !inputs.contains(name) && scope.has(name) {
                 self.define(scope, name, &format!("initialiser `{name}`"));
             }
-            scope.names.insert(name);
-            self.tensor(tensor);
-        }
-        for sparse in sparse {
-            match (&sparse.values, &sparse.indices) {
-                (Some(_), Some(indices)) => self.tensor(indices),
-                _ => self.add("sparse initialiser", "needs `values` and `indices`"),
+            if self.every_initializer_an_input && !inputs.contains(name) {
+                let reason = "is no input of the graph, which files before IR version 4 want of it";
+                self.add(format!("initialiser `{name}`"), reason);
             }
+            scope.names.insert(name);
         }
+        graph.initializer.iter().for_each(|t| self.tensor(t));
+        graph.sparse_initializer.iter().for_each(|s| self.sparse(s));
     }
 
     fn tensor(&mut self, tensor: &TensorProto) {
-        let outcome = if codec::is_external(tensor) {
-            codec::header(tensor).and(ExternalRef::of(tensor)).map(drop)
-        } else {
-            codec::decode(tensor).map(drop)
-        };
-        if let Err(error) = outcome {
+        if let Err(error) = tensor::dense(tensor) {
+            self.push(error);
+        }
+    }
+
+    fn sparse(&mut self, tensor: &SparseTensorProto) {
+        if let Err(error) = tensor::sparse(tensor) {
             self.push(error);
         }
     }
@@ -213,6 +216,9 @@ impl<'a> Check<'a> {
         if node.op_type().is_empty() {
             self.add(&place, "has no operator type");
         }
+        if node.input.is_empty() && node.output.is_empty() {
+            self.add(&place, "has neither inputs nor outputs");
+        }
         self.resolves(node, &place);
         for input in node.input.iter().filter(|name| !name.is_empty()) {
             if !scope.has(input) {
@@ -229,11 +235,10 @@ impl<'a> Check<'a> {
 
     fn resolves(&mut self, node: &NodeProto, place: &str) {
         let domain = canonical(node.domain());
-        let local = self.functions.contains(&(domain, node.op_type(), node.overload()));
-        if !local && !self.domains.contains(domain) {
+        if !self.domains.contains(domain) {
             let reason = match domain {
-                "" => "uses the default operator set, which the model does not import".to_owned(),
-                domain => format!("domain `{domain}` is not imported, and no function of this name is in the model"),
+                "" => "uses the default operator set, which is not imported".to_owned(),
+                domain => format!("domain `{domain}` is not imported"),
             };
             self.add(place, reason);
         }
@@ -249,6 +254,8 @@ impl<'a> Check<'a> {
             if !attribute.ref_attr_name().is_empty() {
                 if !self.in_function {
                     self.add(place, format!("attribute `{name}` refers to a function's attribute outside a function"));
+                } else if filled(attribute).next().is_some() {
+                    self.add(place, format!("attribute `{name}` refers to a function's attribute and holds a value"));
                 }
                 continue;
             }
@@ -256,6 +263,7 @@ impl<'a> Check<'a> {
                 self.add(place, format!("attribute `{name}` {reason}"));
             }
             attribute.t.iter().chain(&attribute.tensors).for_each(|t| self.tensor(t));
+            attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors).for_each(|s| self.sparse(s));
             for graph in crate::walk::subgraphs(attribute) {
                 self.graph(graph, &format!("`{name}` of {place}"), Some(scope));
             }
@@ -263,7 +271,7 @@ impl<'a> Check<'a> {
     }
 
     fn functions(&mut self, functions: &'a [FunctionProto]) {
-        if self.functions.len() != functions.len() {
+        if functions.iter().map(key).collect::<HashSet<_>>().len() != functions.len() {
             self.add("model", "two functions share domain, name and overload");
         }
         if let Some(name) = recursive(functions) {
@@ -271,25 +279,38 @@ impl<'a> Check<'a> {
         }
         self.in_function = true;
         let model_domains = self.domains.clone();
-        for function in functions {
-            self.domains = imported(&function.opset_import);
-            if function.opset_import.is_empty() {
-                self.domains.clone_from(&model_domains);
-            }
-            let mut scope = Scope { names: HashSet::new(), outer: None };
-            let what = format!("function `{}`", function.name());
-            for input in &function.input {
-                self.define(&mut scope, input, &what);
-            }
-            for (index, node) in function.node.iter().enumerate() {
-                self.node(node, index, &mut scope);
-            }
-            for output in function.output.iter().filter(|o| !scope.has(o)) {
-                self.add(&what, format!("output `{output}` is made by no node"));
-            }
-        }
+        functions.iter().for_each(|function| self.function(function));
         self.domains = model_domains;
         self.in_function = false;
+    }
+
+    fn function(&mut self, function: &'a FunctionProto) {
+        self.domains = imported(&function.opset_import);
+        let mut scope = Scope { names: HashSet::new(), outer: None };
+        let what = format!("function `{}`", function.name());
+        if function.name().is_empty() || function.domain.is_none() {
+            self.add(&what, "needs a name and a domain");
+        }
+        for input in &function.input {
+            self.define(&mut scope, input, &what);
+        }
+        for (index, node) in function.node.iter().enumerate() {
+            self.node(node, index, &mut scope);
+        }
+        let mut seen = HashSet::new();
+        for output in &function.output {
+            if !scope.has(output) {
+                self.add(&what, format!("output `{output}` is made by no node"));
+            }
+            if !seen.insert(output) {
+                self.add(&what, format!("output `{output}` is given twice"));
+            }
+        }
+        let given = function.attribute_proto.iter().map(AttributeProto::name);
+        let mut seen = HashSet::new();
+        for name in function.attribute.iter().map(String::as_str).chain(given).filter(|name| !seen.insert(*name)) {
+            self.add(&what, format!("attribute `{name}` is given twice"));
+        }
     }
 }
 
@@ -324,7 +345,23 @@ fn holds_its_type(attribute: &AttributeProto) -> Result<(), String> {
     use AttributeType as T;
     let number = attribute.r#type.unwrap_or(0);
     let kind = T::try_from(number).map_err(|_| format!("has the unknown type {number}"))?;
-    let single = [
+    if kind == T::Undefined {
+        return Err("has no type".to_owned());
+    }
+    if let Some(other) = filled(attribute).find(|of| *of != kind) {
+        return Err(format!("is said to be {}, but holds {}", kind.as_str_name(), other.as_str_name()));
+    }
+    let single = matches!(kind, T::Float | T::Int | T::String | T::Tensor | T::Graph | T::SparseTensor | T::TypeProto);
+    if single && filled(attribute).next().is_none() {
+        return Err(format!("is said to be {}, but holds nothing", kind.as_str_name()));
+    }
+    Ok(())
+}
+
+/// The types whose fields an attribute fills.
+fn filled(attribute: &AttributeProto) -> impl Iterator<Item = AttributeType> {
+    use AttributeType as T;
+    let fields = [
         (T::Float, attribute.f.is_some()),
         (T::Int, attribute.i.is_some()),
         (T::String, attribute.s.is_some()),
@@ -332,8 +369,6 @@ fn holds_its_type(attribute: &AttributeProto) -> Result<(), String> {
         (T::Graph, attribute.g.is_some()),
         (T::SparseTensor, attribute.sparse_tensor.is_some()),
         (T::TypeProto, attribute.tp.is_some()),
-    ];
-    let lists = [
         (T::Floats, !attribute.floats.is_empty()),
         (T::Ints, !attribute.ints.is_empty()),
         (T::Strings, !attribute.strings.is_empty()),
@@ -342,16 +377,7 @@ fn holds_its_type(attribute: &AttributeProto) -> Result<(), String> {
         (T::SparseTensors, !attribute.sparse_tensors.is_empty()),
         (T::TypeProtos, !attribute.type_protos.is_empty()),
     ];
-    if kind == T::Undefined {
-        return Err("has no type".to_owned());
-    }
-    if let Some((other, _)) = single.iter().chain(&lists).find(|(of, filled)| *filled && *of != kind) {
-        return Err(format!("is said to be {}, but holds {}", kind.as_str_name(), other.as_str_name()));
-    }
-    match single.iter().find(|(of, _)| *of == kind) {
-        Some((_, false)) => Err(format!("is said to be {}, but holds nothing", kind.as_str_name())),
-        _ => Ok(()),
-    }
+    fields.into_iter().filter(|(_, filled)| *filled).map(|(of, _)| of)
 }
 
 /// A function that reaches itself by its calls.

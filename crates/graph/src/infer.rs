@@ -1,24 +1,32 @@
 //! Types and shapes of every value of a graph, as far as the graph tells them.
 //!
 //! Dimensions that stay open keep the names that the model gives them. Small integer tensors are followed by their
-//! contents as well, since exported models compute the shapes that they reshape to. Left out, and so unknown: what comes
-//! of local functions, `Loop`, `Scan`, sequences, optionals and operators of other domains. An operator without a rule
-//! leaves its outputs unknown; a contradiction is an error that names the node.
+//! contents as well, since exported models compute the shapes that they reshape to. Local functions are gone through at
+//! each call, bodies of loops until what is carried changes no more. Left out, and so unknown: what comes of sequences,
+//! optionals and operators of other domains. An operator without a rule leaves its outputs unknown; a contradiction is
+//! an error that names the node.
 
 mod arrange;
 mod compute;
+mod control;
 mod items;
 mod rules;
+mod special;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    rc::Rc,
+};
 
+use control::{Bounds, Functions};
 use items::Item;
 
 use crate::{
     DataType, Dimension, GraphError, Model, codec,
     node::place,
     proto::{
-        GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+        GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_shape_proto, type_proto,
     },
 };
 
@@ -50,7 +58,7 @@ impl ValueType {
     }
 }
 
-/// Types of a model's values by name, those of the main graph and of `If` branches.
+/// Types of a model's values by name, those of the main graph and of the graphs within it.
 #[derive(Clone, Debug, Default)]
 pub struct Inferred {
     types: HashMap<String, ValueType>,
@@ -71,8 +79,8 @@ impl Inferred {
 /// Infers types and shapes. `sizes` gives sizes to symbols of the model, e.g. `batch`. The graph must be in topological
 /// order; an error names the node whose inputs contradict its operator.
 pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred, GraphError> {
-    let mut state = State { sizes, types: HashMap::new(), items: HashMap::new() };
-    state.graph(model.graph())?;
+    let mut state = State::of_model(model.proto(), sizes, Trust::Declared);
+    state.graph(model.graph(), Place::Main)?;
     Ok(Inferred { types: state.types })
 }
 
@@ -80,7 +88,7 @@ pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred,
 pub fn annotate(model: &mut Model) -> Result<(), GraphError> {
     let inferred = infer(model, &BTreeMap::new())?;
     let graph = model.graph_mut();
-    let known: std::collections::HashSet<String> = graph
+    let known: HashSet<String> = graph
         .input
         .iter()
         .chain(&graph.output)
@@ -107,27 +115,94 @@ fn value_info(name: &str, value: &ValueType) -> Option<ValueInfoProto> {
     Some(ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..ValueInfoProto::default() })
 }
 
-struct State<'a> {
-    sizes: &'a BTreeMap<String, usize>,
-    types: HashMap<String, ValueType>,
-    /// Contents of small integer scalars and lists: rules that read them do not look at further dimensions.
-    items: HashMap<String, Vec<Item>>,
+/// What inference takes for true.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// All that the model declares; where it lies, an engine complains.
+    Declared,
+    /// What no run can make false: the main graph's input types, which runs are checked against, and what follows.
+    Proven,
 }
 
-impl State<'_> {
-    fn graph(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
-        for input in &graph.input {
-            let declared = self.declared(input);
-            self.types.insert(input.name().to_owned(), declared);
+/// Where a graph stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The model's own.
+    Main,
+    /// In an attribute of a node.
+    Inner,
+}
+
+/// What is known so far of the values in scope.
+pub(crate) struct State<'a> {
+    sizes: &'a BTreeMap<String, usize>,
+    trust: Trust,
+    types: HashMap<String, ValueType>,
+    /// Contents of small tensors of integers and truth values.
+    items: HashMap<String, Vec<Item>>,
+    /// Contents of small constants of float32.
+    floats: HashMap<String, Vec<f32>>,
+    functions: Rc<Functions<'a>>,
+    opset: i64,
+    bounds: Bounds,
+}
+
+impl<'a> State<'a> {
+    fn new(sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
+        let (types, items, floats) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { sizes, trust, types, items, floats, functions: Rc::default(), opset: 0, bounds: Bounds::default() }
+    }
+
+    /// Nothing is known yet but the model's functions.
+    pub(crate) fn of_model(model: &'a ModelProto, sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
+        let functions = model.functions.iter().map(|f| (control::key(f.domain(), f.name(), f.overload()), f));
+        let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx"));
+        Self {
+            functions: Rc::new(functions.collect()),
+            opset: opset.map_or(1, |o| o.version()),
+            ..Self::new(sizes, trust)
         }
-        for tensor in &graph.initializer {
-            self.constant(tensor.name(), tensor)?;
-        }
+    }
+
+    /// What is known of a value.
+    pub(crate) fn of(&self, name: &str) -> ValueType {
+        self.types.get(name).cloned().unwrap_or_default()
+    }
+
+    fn set(&mut self, name: &str, value: ValueType) {
+        self.items.remove(name);
+        self.floats.remove(name);
+        self.types.insert(name.to_owned(), value);
+    }
+
+    /// Takes away what is known under `name`, to be given back where the name's scope ends.
+    pub(crate) fn forget(&mut self, name: &str) -> Known {
+        Known { kind: self.types.remove(name), items: self.items.remove(name), floats: self.floats.remove(name) }
+    }
+
+    /// What [`Self::forget`] took away is known again.
+    pub(crate) fn restore(&mut self, name: &str, known: Known) {
+        self.forget(name);
+        self.types.extend(known.kind.map(|kind| (name.to_owned(), kind)));
+        self.items.extend(known.items.map(|items| (name.to_owned(), items)));
+        self.floats.extend(known.floats.map(|floats| (name.to_owned(), floats)));
+    }
+
+    fn nodes(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
         for (index, node) in graph.node.iter().enumerate() {
             self.node(node).map_err(|fault| match fault {
                 Fault::Inner(error) => error,
                 Fault::Here(reason) => GraphError::invalid(place(node, index), reason),
             })?;
+        }
+        Ok(())
+    }
+
+    fn graph(&mut self, graph: &GraphProto, place: Place) -> Result<(), GraphError> {
+        self.begin(graph, place)?;
+        self.nodes(graph)?;
+        if self.trust == Trust::Proven {
+            return Ok(());
         }
         // What the model declares is known beside what is inferred.
         for value in graph.output.iter().chain(&graph.value_info) {
@@ -136,6 +211,23 @@ impl State<'_> {
             if let Some(merged) = refined(own, &declared) {
                 *own = merged;
             }
+        }
+        Ok(())
+    }
+
+    /// What is known of a graph before its first node: inputs and initialisers.
+    pub(crate) fn begin(&mut self, graph: &GraphProto, place: Place) -> Result<(), GraphError> {
+        let proven = self.trust == Trust::Proven;
+        for input in &graph.input {
+            // What a loop hands in may change from turn to turn, whatever is declared.
+            let known = !proven || place == Place::Main;
+            let declared = if known { self.declared(input) } else { ValueType::default() };
+            self.set(input.name(), declared);
+        }
+        // A caller may give an input another value than its default.
+        let defaults: HashSet<&str> = graph.input.iter().filter(|_| proven).map(ValueInfoProto::name).collect();
+        for tensor in graph.initializer.iter().filter(|t| !defaults.contains(t.name())) {
+            self.constant(tensor.name(), tensor)?;
         }
         Ok(())
     }
@@ -149,23 +241,35 @@ impl State<'_> {
         ValueType { dtype: port.dtype, shape: port.shape.map(|dims| dims.into_iter().map(bound).collect()) }
     }
 
-    fn constant(&mut self, name: &str, tensor: &TensorProto) -> Result<(), GraphError> {
+    /// A tensor that the model holds.
+    pub(crate) fn constant(&mut self, name: &str, tensor: &TensorProto) -> Result<(), GraphError> {
         let (dtype, shape) = codec::header(tensor)?;
-        if shape.len() <= 1 && !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
-            let numbers = codec::decode(tensor).ok().and_then(|t| items::of_tensor(&t));
-            self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
-        }
         let dims = shape.into_iter().map(Dimension::Fixed).collect();
-        self.types.insert(name.to_owned(), ValueType { dtype: Some(dtype), shape: Some(dims) });
+        self.set(name, ValueType { dtype: Some(dtype), shape: Some(dims) });
+        if !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
+            let values = codec::decode(tensor).ok();
+            let numbers = values.as_ref().and_then(items::of_tensor);
+            self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
+            let floats = values.as_ref().and_then(|t| Some(t.values::<f32>().ok()?.into_owned()));
+            self.floats.extend(floats.map(|floats| (name.to_owned(), floats)));
+        }
         Ok(())
     }
 
-    fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
+    /// What a node makes, from what is known of its inputs.
+    pub(crate) fn node(&mut self, node: &NodeProto) -> Result<(), Fault> {
+        node.output.iter().for_each(|name| drop(self.forget(name)));
+        if let Some(function) = self.function(node) {
+            return self.call(node, function);
+        }
         if !node.is_standard() {
             return Ok(());
         }
-        if node.op_type() == "If" {
-            return self.branches(node);
+        match node.op_type() {
+            "If" => return self.branches(node),
+            "Loop" => return self.repeat(node),
+            "Scan" => return self.scan(node),
+            _ => {}
         }
         if node.op_type() == "Constant"
             && let (Some(tensor), Some(name)) = (node.attr("value").and_then(|a| a.t.as_ref()), node.output.first())
@@ -174,35 +278,26 @@ impl State<'_> {
         }
         let view = View { state: self, node };
         let outputs = rules::outputs(&view).map_err(Fault::Here)?;
-        let items = items::outputs(&view);
+        let items = outputs.first().and_then(|first| items::outputs(&view, first));
         for (name, value) in node.output.iter().zip(outputs).filter(|(name, _)| !name.is_empty()) {
             self.types.insert(name.clone(), value);
         }
-        if let (Some(items), Some(name)) = (items, node.output.first())
-            && self.types.get(name).and_then(|value| value.shape.as_ref()).is_some_and(|dims| dims.len() <= 1)
-        {
+        if let (Some(items), Some(name)) = (items, node.output.first()) {
             self.items.insert(name.clone(), items);
-        }
-        Ok(())
-    }
-
-    fn branches(&mut self, node: &NodeProto) -> Result<(), Fault> {
-        let graphs: Vec<&GraphProto> = node.attribute.iter().flat_map(crate::walk::subgraphs).collect();
-        for graph in &graphs {
-            self.graph(graph).map_err(Fault::Inner)?;
-        }
-        for (index, name) in node.output.iter().enumerate() {
-            let ends = graphs
-                .iter()
-                .map(|g| g.output.get(index).map(|o| self.types.get(o.name()).cloned().unwrap_or_default()));
-            let merged = ends.map(Option::unwrap_or_default).reduce(|a, b| either(&a, &b));
-            self.types.insert(name.clone(), merged.unwrap_or_default());
         }
         Ok(())
     }
 }
 
-enum Fault {
+/// What was known under one name.
+pub(crate) struct Known {
+    kind: Option<ValueType>,
+    items: Option<Vec<Item>>,
+    floats: Option<Vec<f32>>,
+}
+
+/// Why a node has no types.
+pub(crate) enum Fault {
     Here(String),
     Inner(GraphError),
 }
@@ -260,8 +355,16 @@ impl View<'_> {
         self.input(index).shape
     }
 
-    fn items(&self, index: usize) -> Option<&[Item]> {
+    /// Contents of an input, whatever its shape.
+    fn contents(&self, index: usize) -> Option<&[Item]> {
         self.state.items.get(self.node.input.get(index)?).map(Vec::as_slice)
+    }
+
+    /// Contents of an input that is a scalar or a list.
+    fn items(&self, index: usize) -> Option<&[Item]> {
+        let name = self.node.input.get(index)?;
+        let rank = self.state.types.get(name)?.shape.as_ref()?.len();
+        self.contents(index).filter(|_| rank <= 1)
     }
 
     /// Contents of an input where all are known numbers.
@@ -279,6 +382,16 @@ impl View<'_> {
 
     fn int(&self, attribute: &str, default: i64) -> i64 {
         self.node.attr_int(attribute).unwrap_or(default)
+    }
+
+    /// Contents of an input of float32, where it is a constant.
+    fn floats(&self, index: usize) -> Option<&[f32]> {
+        self.state.floats.get(self.node.input.get(index)?).map(Vec::as_slice)
+    }
+
+    /// Version of the standard's operators.
+    fn opset(&self) -> i64 {
+        self.state.opset
     }
 
     fn outputs(&self) -> usize {

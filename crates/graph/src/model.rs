@@ -202,7 +202,7 @@ impl Model {
 
     /// Takes external data into the model itself, sharing the mapped files.
     pub fn inline_external(&mut self) -> Result<(), GraphError> {
-        let reader = Self { proto: ModelProto::default(), external: self.external.clone() };
+        let reader = self.without_messages();
         let mut result = Ok(());
         walk::tensors_mut(&mut self.proto, &mut |tensor| {
             if result.is_ok() && is_external(tensor) {
@@ -213,6 +213,11 @@ impl Model {
             }
         });
         result
+    }
+
+    /// Reads this model's external data while its messages change.
+    pub(crate) fn without_messages(&self) -> Self {
+        Self { proto: ModelProto::default(), external: self.external.clone() }
     }
 
     /// The file's bytes, external data left where it is.

@@ -1,6 +1,6 @@
 //! Attributes of a node by name, and how messages name a node.
 
-use crate::proto::{AttributeProto, NodeProto, attribute_proto::AttributeType};
+use crate::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
 
 impl NodeProto {
     /// The attribute of that name.
@@ -53,6 +53,11 @@ impl AttributeProto {
     /// Text.
     pub fn of_text(name: &str, value: &str) -> Self {
         Self { s: Some(bytes::Bytes::copy_from_slice(value.as_bytes())), ..Self::typed(name, AttributeType::String) }
+    }
+
+    /// A tensor.
+    pub fn of_tensor(name: &str, value: TensorProto) -> Self {
+        Self { t: Some(value), ..Self::typed(name, AttributeType::Tensor) }
     }
 
     fn typed(name: &str, kind: AttributeType) -> Self {

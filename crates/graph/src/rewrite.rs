@@ -65,7 +65,8 @@ fn captured<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
     names.extend(inner.filter(|name| !name.is_empty() && !own.contains(name)));
 }
 
-fn defined(graph: &GraphProto) -> HashSet<&str> {
+/// Names that a graph gives to values of its own.
+pub(crate) fn defined(graph: &GraphProto) -> HashSet<&str> {
     let inputs = graph.input.iter().map(ValueInfoProto::name);
     let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
     inputs.chain(initializer_names(graph)).chain(outputs).collect()
@@ -186,7 +187,8 @@ impl GraphProto {
         }
     }
 
-    /// Removes the nodes and initialisers that no output needs, here and in subgraphs; returns how many nodes.
+    /// Removes the nodes and initialisers that no output needs, here and in subgraphs; returns how many nodes. Inputs
+    /// keep their defaults.
     pub fn drop_dead_nodes(&mut self) -> usize {
         let mut dropped = 0;
         for node in &mut self.node {
@@ -194,7 +196,8 @@ impl GraphProto {
                 dropped += graph.drop_dead_nodes();
             }
         }
-        let (keep, live) = self.live();
+        let (keep, mut live) = self.live();
+        live.extend(self.input.iter().map(|input| input.name().to_owned()));
         dropped += keep.iter().filter(|&&k| !k).count();
         let mut kept = keep.iter();
         self.node.retain(|_| *kept.next().unwrap_or(&true));

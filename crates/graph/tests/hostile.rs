@@ -1,10 +1,10 @@
 //! Files made to harm: each is an error, none a panic, and nothing outside the model's folder is read.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{collections::BTreeMap, fs, os::unix::fs::symlink, path::Path};
 
 use bytes::Bytes;
 use edgeward_graph::{
-    DataType, ErrorKind, Limits, Model, Tensor,
+    DataType, ErrorKind, FoldLimits, Limits, Model, Tensor, check, fold_constants, infer,
     proto::{
         AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
         attribute_proto::AttributeType, tensor_proto::DataLocation,
@@ -106,7 +106,11 @@ fn use_all(bytes: Bytes) {
         for tensor in &model.graph().initializer {
             let _ = model.tensor(tensor);
         }
-        let _ = model.to_bytes();
+        let _ = infer(&model, &BTreeMap::new());
+        let mut folded = model.clone();
+        fold_constants(&mut folded, &FoldLimits { value_bytes: 1 << 16, total_bytes: 1 << 20 });
+        assert!(check(&model).is_err() || check(&folded).is_ok(), "folding breaks a sound model");
+        let _ = folded.to_bytes();
     }
 }
 
@@ -119,8 +123,18 @@ fn damage_is_survived() {
     for length in 0..whole.len() {
         use_all(whole.slice(..length));
     }
+    damage(&whole, 20_000);
+    // One small model for each feature of the format.
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/model");
+    for seed in fs::read_dir(seeds).unwrap() {
+        damage(&fs::read(seed.unwrap().path()).unwrap(), 500);
+    }
+}
+
+/// Uses `whole` with up to four bits turned, again and again.
+fn damage(whole: &[u8], times: usize) {
     let mut state = 42u64;
-    for _ in 0..20_000 {
+    for _ in 0..times {
         let mut bytes = whole.to_vec();
         for _ in 0..1 + state % 4 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -14,7 +14,10 @@ use std::{
 
 use edgeward_graph::{
     Dimension, Inferred, Limits, Model, Tensor, annotate, cost, infer,
-    proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto},
+    proto::{
+        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto,
+        TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+    },
     tensor_proto,
 };
 use serde::Deserialize;
@@ -125,20 +128,14 @@ fn symbols_take_sizes_and_costs_follow() {
     assert!(model.graph().value_info.len() > 100);
 }
 
-/// Contents are followed for one dimension: a row of a matrix is not one of its elements.
+/// Contents are followed in any rank: a row of a matrix is not one of its elements.
 #[test]
 fn a_row_of_a_matrix_is_not_taken_for_an_element() {
-    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
-        op_type: Some(op.to_owned()),
-        input: inputs.iter().map(|&name| name.to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..NodeProto::default()
-    };
+    let node = |op: &str, inputs: &[&str], output: &str| node(op, inputs, &[output], vec![]);
     let ints = |name: &str, shape: &[usize], values: &[i64]| {
         tensor_proto(name, &Tensor::from_vec(shape, values.to_vec()).unwrap())
     };
     let graph = GraphProto {
-        name: Some("g".to_owned()),
         initializer: vec![ints("four", &[4], &[2, 3, 4, 5]), ints("square", &[2], &[2, 2]), ints("one", &[], &[1])],
         node: vec![
             node("Reshape", &["four", "square"], "matrix"),
@@ -147,9 +144,159 @@ fn a_row_of_a_matrix_is_not_taken_for_an_element() {
         ],
         ..GraphProto::default()
     };
-    let opset_import = vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }];
-    let proto = ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() };
-    let inferred = infer(&Model::from_proto(proto), &BTreeMap::new()).unwrap();
+    let inferred = inferred(&model(vec![], graph));
     assert_eq!(inferred.of("row").fixed(), Some(vec![2]));
     assert_eq!(inferred.of("y").shape.map(|dims| dims.len()), Some(2), "two numbers make a shape of rank 2");
+}
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) -> NodeProto {
+    let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    let (input, output) = (owned(inputs), owned(outputs));
+    NodeProto { op_type: Some(op.to_owned()), input, output, attribute, ..NodeProto::default() }
+}
+
+fn floats(name: &str, sizes: &[i64]) -> ValueInfoProto {
+    use tensor_shape_proto::{Dimension, dimension::Value};
+    let dim = |&size: &i64| Dimension { value: Some(Value::DimValue(size)), denotation: None };
+    let shape = Some(TensorShapeProto { dim: sizes.iter().map(dim).collect() });
+    let tensor = type_proto::Tensor { elem_type: Some(1), shape };
+    let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), denotation: None };
+    ValueInfoProto { name: Some(name.to_owned()), r#type: Some(kind), ..ValueInfoProto::default() }
+}
+
+fn opset(domain: &str, version: i64) -> OperatorSetIdProto {
+    OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) }
+}
+
+fn function(name: &str, inputs: &[&str], outputs: &[&str], node: Vec<NodeProto>) -> FunctionProto {
+    FunctionProto {
+        name: Some(name.to_owned()),
+        domain: Some("local".to_owned()),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: outputs.iter().map(|&name| name.to_owned()).collect(),
+        opset_import: vec![opset("", 17), opset("local", 1)],
+        node,
+        ..FunctionProto::default()
+    }
+}
+
+fn call(name: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+    NodeProto { domain: Some("local".to_owned()), ..node(name, inputs, &[output], attribute) }
+}
+
+fn model(functions: Vec<FunctionProto>, graph: GraphProto) -> Model {
+    let opset_import = vec![opset("", 17), opset("local", 1)];
+    let graph = Some(GraphProto { name: Some("g".to_owned()), ..graph });
+    Model::from_proto(ModelProto { ir_version: Some(8), opset_import, functions, graph, ..ModelProto::default() })
+}
+
+fn inferred(model: &Model) -> Inferred {
+    infer(model, &BTreeMap::new()).unwrap()
+}
+
+#[test]
+fn functions_are_gone_through_with_the_attributes_of_their_calls() {
+    let refers = AttributeProto {
+        name: Some("axis".to_owned()),
+        ref_attr_name: Some("along".to_owned()),
+        r#type: Some(AttributeType::Int as i32),
+        ..AttributeProto::default()
+    };
+    let mut join = function("Join", &["a", "b"], &["c"], vec![node("Concat", &["a", "b"], &["c"], vec![refers])]);
+    join.attribute_proto.push(AttributeProto::of_int("along", 0));
+    let graph = GraphProto {
+        input: vec![floats("x", &[2, 3])],
+        node: vec![
+            call("Join", &["x", "x"], "wide", vec![AttributeProto::of_int("along", 1)]),
+            call("Join", &["x", "x"], "tall", vec![]),
+        ],
+        output: vec![floats("wide", &[]), floats("tall", &[])],
+        ..GraphProto::default()
+    };
+    let mut model = model(vec![join], graph);
+    let found = inferred(&model);
+    assert_eq!(found.of("wide").fixed(), Some(vec![2, 6]));
+    assert_eq!(found.of("tall").fixed(), Some(vec![4, 3]));
+    // So they are within a branch.
+    let branch = model.proto().functions[0].clone();
+    let then = GraphProto {
+        name: Some("then".to_owned()),
+        node: branch.node.clone(),
+        output: vec![ValueInfoProto { name: Some("c".to_owned()), ..ValueInfoProto::default() }],
+        ..GraphProto::default()
+    };
+    let graph = |name: &str| AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::Graph as i32),
+        g: Some(then.clone()),
+        ..AttributeProto::default()
+    };
+    let choose = node("If", &["a"], &["d"], vec![graph("then_branch"), graph("else_branch")]);
+    model.proto_mut().functions[0] =
+        FunctionProto { node: vec![choose], output: vec!["d".to_owned()], ..branch.clone() };
+    assert_eq!(inferred(&model).of("wide").fixed(), Some(vec![2, 6]));
+    model.proto_mut().functions[0] = branch;
+    // A contradiction within is told with the function's name.
+    model.graph_mut().input.push(floats("z", &[2, 3, 4]));
+    model.graph_mut().node[1].input[1] = "z".to_owned();
+    let error = infer(&model, &BTreeMap::new()).unwrap_err().to_string();
+    assert!(error.contains("(Concat) of function `Join`"), "{error}");
+}
+
+#[test]
+fn functions_that_multiply_end() {
+    // Each calls the next one twice: 2^40 nodes.
+    let twice = |i: usize| {
+        let inner = format!("F{}", i + 1);
+        let nodes = vec![call(&inner, &["a"], "b", vec![]), call(&inner, &["b"], "c", vec![])];
+        function(&format!("F{i}"), &["a"], &["c"], nodes)
+    };
+    let mut functions: Vec<_> = (0..40).map(twice).collect();
+    functions.push(function("Self", &["a"], &["b"], vec![call("Self", &["a"], "b", vec![])]));
+    let graph = GraphProto {
+        input: vec![floats("x", &[2])],
+        node: vec![
+            call("F0", &["x"], "y", vec![]),
+            call("F26", &["x"], "z", vec![]),
+            call("Self", &["x"], "w", vec![]),
+        ],
+        ..GraphProto::default()
+    };
+    let found = inferred(&model(functions, graph));
+    assert_eq!([found.of("y").shape, found.of("w").shape], [None, None]);
+}
+
+#[test]
+fn a_loop_keeps_the_shapes_that_its_turns_keep() {
+    let body = GraphProto {
+        name: Some("body".to_owned()),
+        input: ["turn", "go", "kept", "grown"]
+            .map(|name| ValueInfoProto { name: Some(name.to_owned()), ..ValueInfoProto::default() })
+            .to_vec(),
+        node: vec![
+            node("Identity", &["go"], &["on"], vec![]),
+            node("Relu", &["kept"], &["kept_on"], vec![]),
+            node("Concat", &["grown", "grown"], &["grown_on"], vec![AttributeProto::of_int("axis", 0)]),
+            node("Neg", &["kept"], &["each"], vec![]),
+        ],
+        output: ["on", "kept_on", "grown_on", "each"]
+            .map(|name| ValueInfoProto { name: Some(name.to_owned()), ..ValueInfoProto::default() })
+            .to_vec(),
+        ..GraphProto::default()
+    };
+    let attribute = AttributeProto {
+        name: Some("body".to_owned()),
+        r#type: Some(AttributeType::Graph as i32),
+        g: Some(body),
+        ..AttributeProto::default()
+    };
+    let graph = GraphProto {
+        input: vec![floats("x", &[2, 3])],
+        node: vec![node("Loop", &["", "", "x", "x"], &["same", "more", "all"], vec![attribute])],
+        ..GraphProto::default()
+    };
+    let found = inferred(&model(vec![], graph));
+    assert_eq!(found.of("same").fixed(), Some(vec![2, 3]));
+    assert_eq!(found.of("more").shape, Some(vec![Dimension::Unknown, Dimension::Fixed(3)]));
+    assert_eq!(found.of("all").shape, Some(vec![Dimension::Unknown, Dimension::Fixed(2), Dimension::Fixed(3)]));
 }

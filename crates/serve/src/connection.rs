@@ -17,7 +17,7 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags, send};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -30,6 +30,8 @@ const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 const IDLE_TIME_MAX: Duration = Duration::from_secs(600);
 /// Without a byte of a body that is under way.
 const BODY_TIME_MAX: Duration = Duration::from_secs(20);
+const HEAD_TOO_LARGE: &[u8] =
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 /// How every HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
@@ -88,11 +90,52 @@ pub(crate) struct Bounded {
     waits: Waits,
     /// Bytes of HTTP/2's preface seen so far; none once it is HTTP/1.
     preface: Option<usize>,
+    head: Head,
+}
+
+/// How much has come of a request's head, over HTTP/1. The protocol's buffer is larger than a head may be, since bodies are
+/// read through it as well: read in small parts, each would cost a turn of the scheduler.
+struct Head {
+    bytes_max: usize,
+    /// Bytes since the last request, and its number.
+    bytes: usize,
+    request: u64,
 }
 
 impl Bounded {
-    pub(crate) fn new(stream: TcpStream, link: Arc<Link>) -> Self {
-        Self { stream, link, timer: Box::pin(sleep(IDLE_TIME_MAX)), waits: Waits::Nothing, preface: Some(0) }
+    /// A socket whose heads have at most `head_bytes_max`.
+    pub(crate) fn new(stream: TcpStream, link: Arc<Link>, head_bytes_max: usize) -> Self {
+        let head = Head { bytes_max: head_bytes_max, bytes: 0, request: 0 };
+        Self { stream, link, timer: Box::pin(sleep(IDLE_TIME_MAX)), waits: Waits::Nothing, preface: Some(0), head }
+    }
+
+    /// Bytes that may come before a request's head must be complete; none while there is no such bound.
+    fn head_room(&mut self) -> Option<usize> {
+        let request = self.link.requests.load(Relaxed);
+        if self.link.in_flight.load(Relaxed) > 0 || request != self.head.request {
+            (self.head.bytes, self.head.request) = (0, request);
+        }
+        let bounded = self.link.in_flight.load(Relaxed) == 0 && !self.is_http2();
+        bounded.then(|| self.head.bytes_max.saturating_sub(self.head.bytes))
+    }
+
+    /// Reads, no more than `room`.
+    fn read_within(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, room: usize) -> Poll<io::Result<()>> {
+        if buf.remaining() <= room {
+            return self.read(cx, buf);
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+        ready!(self.read(cx, &mut part))?;
+        let length = part.filled().len();
+        buf.advance(length);
+        Poll::Ready(Ok(()))
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.link.stopping.load(Relaxed) && self.read_now(buf).is_ok_and(|length| length > 0) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 
     fn is_http2(&self) -> bool {
@@ -146,13 +189,20 @@ impl AsyncRead for Bounded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
-        let at_once = this.link.stopping.load(Relaxed) && this.read_now(buf).is_ok_and(|length| length > 0);
-        let read = if at_once { Poll::Ready(Ok(())) } else { Pin::new(&mut this.stream).poll_read(cx, buf) };
+        let read = match this.head_room() {
+            None => this.read(cx, buf),
+            Some(0) => {
+                let _ = send(&this.stream, HEAD_TOO_LARGE, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a request's head is too large")));
+            }
+            Some(room) => this.read_within(cx, buf, room),
+        };
         if read.is_pending() {
             return this.waiting(cx);
         }
         let new = buf.filled().get(before..).unwrap_or_default();
         if !new.is_empty() {
+            this.head.bytes += new.len();
             this.link.unclaimed.store(true, Relaxed);
             this.look_for_preface(new);
         }
@@ -186,6 +236,11 @@ impl AsyncWrite for Bounded {
     }
 }
 
+/// The peer stopped in the middle of a body.
+#[derive(Debug, thiserror::Error)]
+#[error("no byte of the body came for {BODY_TIME_MAX:?}")]
+pub(crate) struct Paused;
+
 /// A request's body that must go on arriving.
 pub(crate) struct Arriving {
     body: Incoming,
@@ -211,7 +266,7 @@ impl HttpBody for Arriving {
         }
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(BODY_TIME_MAX)));
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Some(Err(format!("no byte of the body came for {BODY_TIME_MAX:?}").into())))
+        Poll::Ready(Some(Err(Paused.into())))
     }
 
     fn is_end_stream(&self) -> bool {

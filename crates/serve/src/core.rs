@@ -8,6 +8,7 @@ mod config;
 mod ensemble;
 mod error;
 mod execute;
+mod health;
 mod history;
 mod labels;
 mod load;

@@ -1,6 +1,7 @@
 //! The gRPC half of the Open Inference Protocol, with the standard health and reflection services.
 
 mod convert;
+mod messages;
 mod settings;
 mod stream;
 
@@ -26,7 +27,7 @@ use tower::Service;
 
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
-    http::{self, version_of},
+    http::{self, Protocol, version_of},
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -56,7 +57,10 @@ impl Services {
         let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
-            return Self { inference: None, router: router.layer(from_fn_with_state(app, http::access)) };
+            return Self {
+                inference: None,
+                router: router.layer(from_fn_with_state((app, Protocol::Grpc), http::access)),
+            };
         }
         Self { inference: Some(inference), router }
     }
@@ -89,13 +93,17 @@ impl Service<::http::Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
+        if !is_grpc(request.headers()) {
+            return Box::pin(async { Ok(not_grpc()) });
+        }
         let limit = time_limit(request.headers());
+        let request = messages::Messages::body(request);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {
             Some(inference) => inference.call(request),
             None => {
-                let answer = self.router.call(request.map(axum::body::Body::new));
+                let answer = self.router.call(request);
                 Box::pin(async move { answer.await.map(|answer| answer.map(Body::new)) })
             }
         };
@@ -105,6 +113,23 @@ impl Service<::http::Request<Incoming>> for Services {
             tokio::time::timeout(limit, answer).await.unwrap_or_else(late)
         })
     }
+}
+
+/// True where the message is one of protobuf over gRPC; forms such as `application/grpc+json` are others.
+fn is_grpc(headers: &::http::HeaderMap) -> bool {
+    let kind = headers.get(::http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split_once(';').map_or(kind, |(kind, _)| kind).trim_end();
+    kind.eq_ignore_ascii_case("application/grpc") || kind.eq_ignore_ascii_case("application/grpc+proto")
+}
+
+/// 415, as gRPC over HTTP/2 asks for ("Requests", Content-Type).
+fn not_grpc() -> ::http::Response<Body> {
+    let text = "this address speaks gRPC, expected content type `application/grpc`; REST has an address of its own\n";
+    let mut answer = ::http::Response::new(Body::new(http_body_util::Full::from(text)));
+    *answer.status_mut() = ::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(::http::header::CONTENT_TYPE, plain);
+    answer
 }
 
 /// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). One that is damaged bounds nothing.
@@ -187,15 +212,25 @@ fn status(error: ServeError) -> Status {
         ServeErrorKind::Unsupported => Code::Unimplemented,
         ServeErrorKind::Internal => Code::Internal,
     };
-    Status::new(code, error.message)
+    Status::new(code, error.shown())
 }
 
 fn model(name: &str, version: &str) -> Result<ModelRef, Status> {
     Ok(ModelRef { name: name.into(), version: version_of(version).map_err(status)? })
 }
 
+/// The model of a load or an unload. KServe's messages have its name where Triton's have the repository's.
+fn named<'a>(model: &'a str, repository: &'a str) -> &'a str {
+    if model.is_empty() { repository } else { model }
+}
+
+fn unknown(parameter: &str, of: &str) -> Status {
+    let text = format!("parameter `{parameter}` is not known for {of}");
+    status(ServeError::new(ServeErrorKind::InvalidArgument, text))
+}
+
 fn no_shared_memory<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("shared memory is not supported; send tensors in the request"))
+    Err(Status::unimplemented(http::shared_memory::REFUSAL))
 }
 
 struct Inference(App);
@@ -338,10 +373,12 @@ impl GrpcInferenceService for Inference {
             match value.parameter_choice {
                 Some(Choice::StringParam(text)) if key == "config" => overrides.config_json = Some(text),
                 Some(Choice::BytesParam(bytes)) if key.starts_with("file:") => overrides.files.push((key, bytes)),
-                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for a load"))),
+                _ => return Err(unknown(&key, "a load")),
             }
         }
-        self.0.server.load(&request.model_name, overrides).await.map_err(status)?;
+        overrides.within(self.0.limits.load_bytes_max).map_err(status)?;
+        let name = named(&request.model_name, &request.repository_name);
+        self.0.server.load(name, overrides).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelLoadResponse {}))
     }
 
@@ -355,10 +392,11 @@ impl GrpcInferenceService for Inference {
         for (key, value) in request.parameters {
             match value.parameter_choice {
                 Some(Choice::BoolParam(value)) if key == "unload_dependents" => dependents = value,
-                _ => return Err(Status::invalid_argument(format!("parameter `{key}` is not known for an unload"))),
+                _ => return Err(unknown(&key, "an unload")),
             }
         }
-        self.0.server.unload(&request.model_name, dependents).await.map_err(status)?;
+        let name = named(&request.model_name, &request.repository_name);
+        self.0.server.unload(name, dependents).await.map_err(status)?;
         Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 
@@ -380,7 +418,8 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<proto::SystemSharedMemoryUnregisterRequest>,
     ) -> Result<Response<proto::SystemSharedMemoryUnregisterResponse>, Status> {
-        no_shared_memory()
+        // None is registered, so none is left.
+        Ok(Response::new(proto::SystemSharedMemoryUnregisterResponse::default()))
     }
 
     async fn cuda_shared_memory_status(
@@ -401,7 +440,8 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<proto::CudaSharedMemoryUnregisterRequest>,
     ) -> Result<Response<proto::CudaSharedMemoryUnregisterResponse>, Status> {
-        no_shared_memory()
+        // None is registered, so none is left.
+        Ok(Response::new(proto::CudaSharedMemoryUnregisterResponse::default()))
     }
 
     async fn trace_setting(

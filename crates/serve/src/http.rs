@@ -1,7 +1,9 @@
 //! The REST half of the Open Inference Protocol. One table makes both the router and the OpenAPI document.
 
+mod body;
 mod infer;
 mod settings;
+pub(crate) mod shared_memory;
 
 pub(crate) use infer::infer_at;
 
@@ -11,7 +13,7 @@ use axum::{
     Json, Router,
     extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State},
     http::{HeaderValue, StatusCode, header},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{Html, IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
@@ -51,9 +53,10 @@ impl IntoResponse for Refusal {
             ServeErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             ServeErrorKind::Cancelled | ServeErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut response = (status, Json(json!({ "error": self.0.message }))).into_response();
-        if matches!(self.0.kind, ServeErrorKind::Overloaded | ServeErrorKind::Unavailable) {
-            let seconds = self.0.retry_after.map_or(1, |d| d.as_secs().max(1));
+        let waits = matches!(self.0.kind, ServeErrorKind::Overloaded | ServeErrorKind::Unavailable);
+        let seconds = self.0.retry_after.map_or(1, |d| d.as_secs().max(1));
+        let mut response = (status, Json(json!({ "error": self.0.shown() }))).into_response();
+        if waits {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
@@ -135,6 +138,7 @@ fn routes() -> Vec<Route> {
             read(stats_path, "Statistics", "Statistics", get(statistics)),
         ]);
     }
+    routes.extend(shared_memory::routes());
     routes
 }
 
@@ -152,10 +156,22 @@ pub(crate) fn router(app: App) -> Router {
             let text = "this path does not take this method; see `GET /v2/openapi.json`";
             (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": text })))
         })
+        .layer(map_response(as_json))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
     let logged = app.telemetry.access.is_some();
-    let router = if logged { router.layer(from_fn_with_state(app.clone(), access)) } else { router };
+    let router = if logged { router.layer(from_fn_with_state((app.clone(), Protocol::Rest), access)) } else { router };
     router.with_state(app)
+}
+
+/// What the router itself refuses, such as a path that is no UTF-8, has the form of all other refusals.
+async fn as_json(response: Response) -> Response {
+    let plain = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/plain");
+    if response.status().is_success() || !response.headers().get(header::CONTENT_TYPE).is_some_and(plain) {
+        return response;
+    }
+    let status = response.status();
+    let text = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap_or_default();
+    (status, Json(json!({ "error": String::from_utf8_lossy(&text) }))).into_response()
 }
 
 /// The OpenAPI document of the table above.
@@ -167,12 +183,22 @@ async fn document() -> Json<Value> {
     Json(operations_document())
 }
 
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Rest,
+    Grpc,
+}
+
 /// Writes the access line of a call, over HTTP and gRPC alike.
-pub(crate) async fn access(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn access(
+    State((app, protocol)): State<(App, Protocol)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Some(log) = &app.telemetry.access else { return next.run(request).await };
     let path = request.uri().path();
-    let grpc =
-        request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let grpc = protocol == Protocol::Grpc;
     if grpc && path.ends_with("/ModelStreamInfer") {
         // Each request of a stream has a line of its own.
         return next.run(request).await;
@@ -294,7 +320,7 @@ fn object(body: &Bytes) -> Answer<serde_json::Map<String, Value>> {
     })
 }
 
-async fn load(State(server): State<Server>, Path(target): Path<Target>, body: Bytes) -> Answer<Json<Value>> {
+async fn load(State(app): State<App>, Path(target): Path<Target>, body: Bytes) -> Answer<Json<Value>> {
     let body = object(&body)?;
     let mut overrides = LoadOverrides::default();
     for (key, value) in body.get("parameters").and_then(Value::as_object).into_iter().flatten() {
@@ -312,7 +338,8 @@ async fn load(State(server): State<Server>, Path(target): Path<Target>, body: By
             _ => return Err(refuse().into()),
         }
     }
-    server.load(&target.model, overrides).await?;
+    overrides.within(app.limits.load_bytes_max)?;
+    app.server.load(&target.model, overrides).await?;
     Ok(Json(json!({})))
 }
 

@@ -1,7 +1,10 @@
 //! Inference requests and answers as JSON, with tensors read and written without a tree in between.
 //!
 //! `data` may stand before the datatype that says how to read it, so it is first cut out as raw text and then parsed
-//! straight into the numbers' own type.
+//! straight into the numbers' own type. The JSON parser does not see long lists at all.
+
+mod cut;
+mod number;
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,15 +17,18 @@ use crate::{
     from_wire_type, wire_type,
 };
 
+use number::Number;
+
 /// Levels of brackets within `data`.
 const NESTING_MAX: usize = 32;
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `inputs`")]
 struct WireRequest<'a> {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
     #[serde(borrow, default)]
     inputs: Vec<WireInput<'a>>,
     #[serde(default)]
@@ -30,6 +36,7 @@ struct WireRequest<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an input: an object with `name`, `shape` and `datatype`")]
 struct WireInput<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
@@ -37,16 +44,17 @@ struct WireInput<'a> {
     #[serde(borrow)]
     datatype: Cow<'a, str>,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
     #[serde(borrow, default)]
     data: Option<&'a serde_json::value::RawValue>,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an output: an object with `name`")]
 struct WireOutput {
     name: String,
     #[serde(default)]
-    parameters: Option<serde_json::Map<String, serde_json::Value>>,
+    parameters: Option<Map>,
 }
 
 /// A request, and which of its outputs are wanted as binary.
@@ -70,43 +78,77 @@ pub fn decode(body: &Bytes, header: Option<usize>, model: ModelRef) -> Result<De
         return Err(refuse(format!("Inference-Header-Content-Length is {length}, the body has {} bytes", body.len())));
     }
     let (json, mut binary) = (body.slice(..length), body.slice(length..));
-    let wire: WireRequest<'_> =
-        serde_json::from_slice(&json).map_err(|e| refuse(format!("the request is not valid JSON: {e}")))?;
+    if let Some(&first) = json.iter().find(|b| !b.is_ascii_whitespace()).filter(|&&b| b != b'{') {
+        return Err(refuse(format!(
+            "the request is not valid JSON for this: it begins with `{}`, expected an object with `inputs`",
+            char::from(first).escape_default()
+        )));
+    }
+    let cut = cut::cut(&json);
+    let wire: WireRequest<'_> = serde_json::from_slice(&cut.rest).map_err(|e| {
+        // What was cut out moved the places that errors name.
+        let whole = cut.is_cut().then(|| serde_json::from_slice::<WireRequest<'_>>(&json).err()).flatten();
+        refuse(format!("the request is not valid JSON: {}", whole.unwrap_or(e)))
+    })?;
     if wire.inputs.is_empty() {
         return Err(refuse("the request has no `inputs`"));
     }
-    let inputs = wire.inputs.iter().map(|i| Ok((i.name.to_string(), input(i, &mut binary)?)));
+    let inputs = wire.inputs.iter().map(|i| Ok((i.name.to_string(), input(i, &cut, &mut binary)?)));
     let inputs = inputs.collect::<Result<Vec<_>, ServeError>>()?;
     if !binary.is_empty() {
         return Err(refuse(format!("{} bytes after the last binary input belong to no input", binary.len())));
     }
-    let parameters = wire.parameters.unwrap_or_default();
-    let flag = |m: &serde_json::Map<String, serde_json::Value>, key: &str| m.get(key).and_then(|v| v.as_bool());
-    let number = |key: &str| parameters.get(key).and_then(|v| v.as_u64().or_else(|| v.as_str()?.parse().ok()));
+    let (parameters, none) = (wire.parameters.unwrap_or_default(), Map::new());
     let wanted = wire.outputs.unwrap_or_default();
-    let none = serde_json::Map::new();
-    let outputs = wanted.iter().map(|o| {
-        let count = o.parameters.as_ref().unwrap_or(&none).get("classification").and_then(|v| v.as_u64());
-        RequestedOutput { name: o.name.clone(), classification: count.unwrap_or(0) as usize }
-    });
-    let timeout = number("timeout").filter(|&us| us > 0).map(Duration::from_micros);
+    let (mut outputs, mut as_binary) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));
+    for WireOutput { name, parameters } in wanted {
+        let parameters = parameters.as_ref().unwrap_or(&none);
+        let of = |e: ServeError| refuse(format!("output `{name}`: {}", e.message));
+        let classes = whole_number(parameters, "classification").map_err(of)?.unwrap_or(0);
+        as_binary.push(flag(parameters, "binary_data").map_err(of)?);
+        outputs.push(RequestedOutput { classification: usize::try_from(classes).unwrap_or(usize::MAX), name });
+    }
+    let timeout = whole_number(&parameters, "timeout")?.filter(|&us| us > 0).map(Duration::from_micros);
     let request = InferRequest {
         model,
         id: wire.id.unwrap_or_default(),
         inputs,
-        outputs: outputs.collect(),
-        priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
+        outputs,
+        priority: whole_number(&parameters, "priority")?.map_or(0, |p| u32::try_from(p).unwrap_or(u32::MAX)),
         timeout,
         parameters: custom(&parameters),
+        beside: false,
     };
-    Ok(Decoded {
-        request,
-        binary_default: flag(&parameters, "binary_data_output").unwrap_or(false),
-        binary: wanted.iter().map(|o| flag(o.parameters.as_ref().unwrap_or(&none), "binary_data")).collect(),
-    })
+    let binary_default = flag(&parameters, "binary_data_output")?.unwrap_or(false);
+    Ok(Decoded { request, binary_default, binary: as_binary })
 }
 
-fn custom(parameters: &serde_json::Map<String, serde_json::Value>) -> Parameters {
+type Map = serde_json::Map<String, serde_json::Value>;
+
+/// A parameter that counts something; clients send it as a number or as its digits.
+fn whole_number(parameters: &Map, key: &str) -> Result<Option<u64>, ServeError> {
+    match parameters.get(key) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => {
+            let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
+            number
+                .map(Some)
+                .ok_or_else(|| refuse(format!("parameter `{key}` is `{value}`, expected a whole number from 0 on")))
+        }
+    }
+}
+
+fn flag(parameters: &Map, key: &str) -> Result<Option<bool>, ServeError> {
+    match parameters.get(key) {
+        None | Some(serde_json::Value::Null) => Ok(None),
+        Some(value) => value
+            .as_bool()
+            .map(Some)
+            .ok_or_else(|| refuse(format!("parameter `{key}` is `{value}`, expected true or false"))),
+    }
+}
+
+fn custom(parameters: &Map) -> Parameters {
     let known = ["priority", "timeout", "binary_data_output"];
     let convert = |v: &serde_json::Value| match v {
         serde_json::Value::Bool(b) => Some(Parameter::Bool(*b)),
@@ -118,20 +160,21 @@ fn custom(parameters: &serde_json::Map<String, serde_json::Value>) -> Parameters
     rest.filter_map(|(k, v)| Some((k.clone(), convert(v)?))).collect()
 }
 
-fn input(input: &WireInput<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError> {
+fn input(input: &WireInput<'_>, cut: &cut::Cut<'_>, binary: &mut Bytes) -> Result<Tensor, ServeError> {
     let of = |text: String| refuse(format!("input `{}`: {text}", input.name));
     let dtype = from_wire_type(&input.datatype).ok_or_else(|| of(format!("unknown datatype `{}`", input.datatype)))?;
     let shape = input.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
     let shape = shape.map_err(|_| of(format!("shape {:?} has a negative size", input.shape)))?;
-    let size = input.parameters.as_ref().and_then(|p| p.get("binary_data_size"));
-    if let Some(size) = size {
-        let size = size.as_u64().and_then(|s| usize::try_from(s).ok()).filter(|&s| s <= binary.len());
+    let none = Map::new();
+    let size = whole_number(input.parameters.as_ref().unwrap_or(&none), "binary_data_size");
+    if let Some(size) = size.map_err(|e| of(e.message))? {
+        let size = usize::try_from(size).ok().filter(|&s| s <= binary.len());
         let size = size
             .ok_or_else(|| of(format!("`binary_data_size` reaches beyond the body ({} bytes left)", binary.len())))?;
         return from_binary(dtype, shape, binary.split_to(size)).map_err(of);
     }
     let Some(data) = input.data else { return Err(of("has neither `data` nor `binary_data_size`".to_owned())) };
-    from_json(dtype, shape, data.get()).map_err(of)
+    from_json(dtype, shape, cut.whole(data.get())).map_err(of)
 }
 
 /// A tensor of raw bytes; strings carry their lengths as 4 little-endian bytes each.
@@ -165,28 +208,25 @@ pub fn to_binary(tensor: &Tensor) -> Bytes {
     }
 }
 
-fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, String> {
+fn from_json(dtype: DataType, shape: Vec<usize>, text: &[u8]) -> Result<Tensor, String> {
     fn numbers<T: edgeward_graph::Element + Send + Sync>(
         shape: Vec<usize>,
-        text: &str,
-        parse: impl Fn(&[u8]) -> Option<(T, usize)>,
+        text: &[u8],
+        value: impl Fn(Number, &[u8]) -> Option<T>,
     ) -> Result<Tensor, String> {
-        let values = scan(text.as_bytes(), &shape, T::DTYPE, parse)?;
+        let parse = |b: &[u8]| number::number(b).and_then(|n| Some((value(n, b)?, n.length)));
+        let values = scan(text, &shape, T::DTYPE, parse)?;
         Tensor::from_vec(shape, values).map_err(|e| e.to_string())
     }
     macro_rules! integers {
         ($type:ty) => {
-            numbers::<$type>(shape, text, |b| integer(b).and_then(|(v, n)| Some((<$type>::try_from(v).ok()?, n))))
+            numbers::<$type>(shape, text, |n, b| <$type>::try_from(n.integer(b)?).ok())
         };
     }
     match dtype {
         // What is too large for the type would become infinite.
-        DataType::Float32 => numbers::<f32>(shape, text, |b| {
-            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f32, usize)| v.is_finite())
-        }),
-        DataType::Float64 => numbers::<f64>(shape, text, |b| {
-            fast_float2::parse_partial(b).ok().filter(|(v, _): &(f64, usize)| v.is_finite())
-        }),
+        DataType::Float32 => numbers::<f32>(shape, text, Number::single),
+        DataType::Float64 => numbers::<f64>(shape, text, Number::double),
         DataType::Int8 => integers!(i8),
         DataType::Int16 => integers!(i16),
         DataType::Int32 => integers!(i32),
@@ -196,7 +236,7 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         DataType::UInt32 => integers!(u32),
         DataType::UInt64 => integers!(u64),
         DataType::Bool => {
-            let values = scan(text.as_bytes(), &shape, dtype, |b| match b {
+            let values = scan(text, &shape, dtype, |b| match b {
                 [b't', b'r', b'u', b'e', ..] => Some((true, 4)),
                 [b'f', b'a', b'l', b's', b'e', ..] => Some((false, 5)),
                 [b'0', ..] => Some((false, 1)),
@@ -208,23 +248,12 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &str) -> Result<Tensor, S
         DataType::String => {
             let mut values = Vec::new();
             let mut nesting = Nesting::default();
-            strings(&serde_json::from_str(text).map_err(|e| e.to_string())?, &mut values, &mut nesting)?;
+            strings(&serde_json::from_slice(text).map_err(|e| e.to_string())?, &mut values, &mut nesting)?;
             nesting.fits(&shape, values.len())?;
             Tensor::from_strings(shape, values).map_err(|e| e.to_string())
         }
         other => Err(format!("{} has no JSON form; send it as binary data", wire_type(other))),
     }
-}
-
-fn integer(bytes: &[u8]) -> Option<(i128, usize)> {
-    let negative = bytes.first() == Some(&b'-');
-    let start = usize::from(negative);
-    let digits = bytes.get(start..)?.iter().take_while(|b| b.is_ascii_digit()).count();
-    if digits == 0 || digits > 20 {
-        return None;
-    }
-    let value = bytes.get(start..start + digits)?.iter().fold(0i128, |v, b| v * 10 + i128::from(b - b'0'));
-    Some((if negative { -value } else { value }, start + digits))
 }
 
 /// How lists lie within lists: all of one level must be equally long, and a nested `data` as its shape says.
@@ -279,41 +308,56 @@ impl Nesting {
     }
 }
 
-/// Every number of a flat or nested array, in order. The text is valid JSON already.
+/// Every element of a flat or nested list, in order. The brackets of the text match, nothing else is known of it.
 fn scan<T>(
     text: &[u8],
     shape: &[usize],
     dtype: DataType,
     parse: impl Fn(&[u8]) -> Option<(T, usize)>,
 ) -> Result<Vec<T>, String> {
-    let (mut values, mut rest, mut nesting) = (Vec::with_capacity(text.len() / 8), text, Nesting::default());
+    if text.first() != Some(&b'[') {
+        return Err(format!("`data` is `{}`, expected a list", excerpt(text)));
+    }
+    let room = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(0).min(text.len() / 2);
+    let (mut values, mut rest, mut nesting) = (Vec::with_capacity(room), text, Nesting::default());
+    // Whether a value has just ended, so that a comma or a bracket must follow; whether a comma has just been.
+    let (mut ended, mut comma) = (false, false);
     while let Some((&byte, tail)) = rest.split_first() {
         match byte {
-            b' ' | b'\t' | b'\n' | b'\r' | b',' => rest = tail,
-            b'[' => {
-                nesting.begin(values.len())?;
-                rest = tail;
-            }
-            b']' => {
+            b',' if ended => (ended, comma, rest) = (false, true, tail),
+            b']' if !comma && !nesting.open.is_empty() => {
                 nesting.end(values.len())?;
-                rest = tail;
+                (ended, rest) = (true, tail);
             }
+            b'[' if !ended => {
+                nesting.begin(values.len())?;
+                (comma, rest) = (false, tail);
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => rest = tail,
             _ => {
                 let parsed = parse(rest).filter(|(_, n)| {
                     rest.get(*n).is_none_or(|b| matches!(b, b',' | b']' | b' ' | b'\t' | b'\n' | b'\r'))
                 });
-                let Some((value, length)) = parsed else {
-                    let end = rest.iter().position(|b| matches!(b, b',' | b']')).unwrap_or(rest.len()).min(40);
-                    let text = String::from_utf8_lossy(rest.get(..end).unwrap_or_default()).into_owned();
-                    return Err(format!("element {} is `{text}`, expected {}", values.len(), wire_type(dtype)));
+                let Some((value, length)) = parsed.filter(|_| !ended) else {
+                    let (at, text, wanted) = (values.len(), excerpt(rest), wire_type(dtype));
+                    return Err(match ended {
+                        true => format!("after element {} stands `{text}`, expected a comma", at.saturating_sub(1)),
+                        false => format!("element {at} is `{text}`, expected {wanted}"),
+                    });
                 };
                 values.push(value);
-                rest = rest.get(length..).unwrap_or_default();
+                (ended, comma, rest) = (true, false, rest.get(length..).unwrap_or_default());
             }
         }
     }
     nesting.fits(shape, values.len())?;
     Ok(values)
+}
+
+/// The beginning of a text, up to the next comma or bracket.
+fn excerpt(text: &[u8]) -> String {
+    let end = text.iter().skip(1).position(|b| matches!(b, b',' | b']')).map_or(text.len(), |n| n + 1).min(40);
+    String::from_utf8_lossy(text.get(..end).unwrap_or_default()).into_owned()
 }
 
 fn strings(value: &serde_json::Value, out: &mut Vec<Bytes>, nesting: &mut Nesting) -> Result<(), String> {
@@ -347,7 +391,12 @@ pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Resul
     }
     json.extend_from_slice(b"\"model_name\":");
     text(&mut json, &response.model_name);
-    json.extend_from_slice(format!(",\"model_version\":\"{}\",\"outputs\":[", response.model_version).as_bytes());
+    json.extend_from_slice(format!(",\"model_version\":\"{}\"", response.model_version).as_bytes());
+    if !response.parameters.is_empty() {
+        json.extend_from_slice(b",\"parameters\":");
+        parameters(&mut json, &response.parameters);
+    }
+    json.extend_from_slice(b",\"outputs\":[");
     for (index, (name, tensor)) in response.outputs.iter().enumerate() {
         if index > 0 {
             json.push(b',');
@@ -368,6 +417,19 @@ pub fn encode(response: &InferResponse, binary: impl Fn(usize) -> bool) -> Resul
     }
     json.extend_from_slice(b"]}");
     Ok((json, tail))
+}
+
+/// Parameters of an answer. A number that JSON cannot hold becomes null.
+fn parameters(json: &mut Vec<u8>, parameters: &Parameters) {
+    let one = |parameter: &Parameter| match parameter {
+        Parameter::Bool(v) => (*v).into(),
+        Parameter::Int(v) => (*v).into(),
+        Parameter::Double(v) => (*v).into(),
+        Parameter::String(v) => v.as_str().into(),
+    };
+    let object: Map = parameters.iter().map(|(name, value)| (name.clone(), one(value))).collect();
+    // Writing into memory cannot fail.
+    let _ = serde_json::to_writer(json, &object);
 }
 
 /// A tensor's elements as a flat JSON list; none where JSON cannot hold them.

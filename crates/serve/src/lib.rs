@@ -9,7 +9,9 @@ pub mod core;
 pub mod decode;
 mod grpc;
 mod http;
+mod inflate;
 mod json;
+mod limits;
 mod listen;
 mod logging;
 mod openapi;
@@ -20,6 +22,7 @@ mod run;
 mod telemetry;
 mod types;
 
+pub use limits::Limits;
 pub use logging::{LogControl, LogLevels};
 pub use run::{Addresses, Listening, RunConfig, RunError, run};
 pub use telemetry::{

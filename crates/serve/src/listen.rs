@@ -23,16 +23,13 @@ use tokio::{
 };
 use tower::Service;
 
-use crate::connection::{Bounded, Link};
+use crate::{
+    connection::{Bounded, Link},
+    limits::Limits,
+};
 
-/// Connections that are open at the same time where the configuration does not say.
-pub(crate) const CONNECTIONS_MAX_DEFAULT: usize = 20_000;
 /// Open files besides connections: models, logs, the runtime.
 const FILES_BESIDE: u64 = 256;
-/// Lines in a head.
-const HEADERS_MAX: usize = 100;
-/// Bytes of a head over HTTP/2, as its standard counts them.
-const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// Streams of one connection; the requests of one client wait rather than flood.
 const STREAMS_MAX: u32 = 1024;
 /// Streams that were reset before they were looked at; beyond, the peer floods (CVE-2023-44487).
@@ -47,6 +44,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// Most that is read of a body at once over HTTP/1.
+const BODY_PART_BYTES: usize = 512 * 1024;
+
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 41\r\n\r\n{\"error\":\"too many connections are open\"}";
 
@@ -55,13 +55,15 @@ const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: applicat
 pub(crate) struct Connections {
     free: Arc<Semaphore>,
     max: usize,
+    limits: Limits,
     /// Requests are told whom they come from.
     named: bool,
 }
 
 impl Connections {
-    /// At most `max`, or as many as this process may have open files: its limit is raised as far as that goes.
-    pub(crate) fn new(max: usize) -> Self {
+    /// At most those that `limits` allows, or as many as this process may have open files: its limit is raised as far as that goes.
+    pub(crate) fn new(limits: Limits) -> Self {
+        let max = limits.connections_max;
         let limit = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
         let files = match setrlimit(Resource::Nofile, raised) {
@@ -73,7 +75,7 @@ impl Connections {
             tracing::info!(connections = files, "fewer connections than configured: the limit of open files is low");
         }
         let max = max.min(files).clamp(1, u32::MAX as usize >> 1);
-        Self { free: Arc::new(Semaphore::new(max)), max, named: false }
+        Self { free: Arc::new(Semaphore::new(max)), max, limits, named: false }
     }
 
     /// As it is, with each request told its peer's address, as `ConnectInfo`.
@@ -100,13 +102,14 @@ pub(crate) async fn serve<S, B>(
     S::Future: Send,
     B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
 {
-    let protocol = Arc::new(protocol());
+    let protocol = Arc::new(protocol(&connections.limits));
     let mut pause = PAUSE;
     let one = |stream: TcpStream, peer: SocketAddr, stopped: &watch::Receiver<bool>| {
         let Ok(permit) = connections.free.clone().try_acquire_owned() else { return refuse(&stream) };
         // An answer is written at once; waiting for more bytes would only delay it.
         let _ = stream.set_nodelay(true);
-        let stream = Accepted { stream, peer: connections.named.then_some(peer), permit };
+        let peer = connections.named.then_some(peer);
+        let stream = Accepted { stream, peer, permit, head_bytes_max: connections.limits.head_bytes() };
         tokio::spawn(connection(stream, service.clone(), protocol.clone(), stopped.clone()));
     };
     loop {
@@ -144,14 +147,16 @@ fn refuse(stream: &TcpStream) {
     let _ = rustix::net::send(stream, FULL, rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL);
 }
 
-fn protocol() -> auto::Builder<TokioExecutor> {
+fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
-    protocol.http1().max_headers(HEADERS_MAX).header_read_timeout(None);
+    // Holds what is read of a body at once; heads are bounded where they are read.
+    let buffer = limits.head_bytes().max(BODY_PART_BYTES);
+    protocol.http1().max_buf_size(buffer).max_headers(limits.head_lines_max).header_read_timeout(None);
     protocol
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(limits.head_bytes_max)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -166,10 +171,11 @@ struct Accepted {
     /// Whom requests are to be told.
     peer: Option<SocketAddr>,
     permit: OwnedSemaphorePermit,
+    head_bytes_max: usize,
 }
 
 async fn connection<S, B>(
-    Accepted { stream, peer, permit }: Accepted,
+    Accepted { stream, peer, permit, head_bytes_max }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
@@ -192,7 +198,8 @@ async fn connection<S, B>(
             answer
         }
     });
-    let mut serving = pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone())), answer));
+    let mut serving =
+        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), head_bytes_max)), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.

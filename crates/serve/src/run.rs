@@ -14,6 +14,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     core::{ServeError, Server, ServerConfig},
     grpc, http,
+    limits::Limits,
     listen::{self, Connections},
     rest::Rest,
     telemetry::{App, Telemetry, TelemetryConfig, TelemetryError},
@@ -36,8 +37,8 @@ pub struct RunConfig {
     pub grace: Duration,
     /// Access log, traces and log settings.
     pub telemetry: TelemetryConfig,
-    /// Connections that may be open at the same time, over all listeners; 20,000 where none.
-    pub connections_max: Option<usize>,
+    /// What a peer may use.
+    pub limits: Limits,
 }
 
 /// Why a server did not start or did not end well.
@@ -96,6 +97,7 @@ pub struct Listening {
     ready_file: Option<PathBuf>,
     grace: Duration,
     connections: Connections,
+    limits: Limits,
 }
 
 /// Serves until `shutdown` resolves, then drains. An error where it did not start or not drain in time.
@@ -111,10 +113,10 @@ impl Listening {
         let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
         let telemetry = Telemetry::start(config.telemetry)?;
         let server = Server::start(config.server).await?;
-        let (ready_file, grace) = (config.ready_file, config.grace);
-        let connections = Connections::new(config.connections_max.unwrap_or(listen::CONNECTIONS_MAX_DEFAULT));
+        let (ready_file, grace, limits) = (config.ready_file, config.grace, config.limits);
+        let connections = Connections::new(config.limits);
         let connections = if telemetry.access.is_some() { connections.naming_peers() } else { connections };
-        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace, connections })
+        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace, connections, limits })
     }
 
     /// The bound addresses.
@@ -131,7 +133,7 @@ impl Listening {
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let (stop, stopped) = watch::channel(false);
         let mut listeners = tokio::task::JoinSet::new();
-        let app = App { server: self.server.clone(), telemetry: self.telemetry.clone() };
+        let app = App { server: self.server.clone(), telemetry: self.telemetry.clone(), limits: self.limits };
         let (server, telemetry) = (self.server.clone(), self.telemetry.clone());
         let metrics_text = move || async move { server.metrics_text() + &telemetry.metrics_text() };
         let metrics = Router::new().route("/metrics", get(metrics_text));

@@ -24,6 +24,7 @@ pub(crate) use settings::Update;
 
 use crate::{
     core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
+    limits::Limits,
     logging::{LogControl, LogSettings},
 };
 use otlp::Otlp;
@@ -106,6 +107,7 @@ pub(crate) struct Telemetry {
 pub(crate) struct App {
     pub(crate) server: Server,
     pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) limits: Limits,
 }
 
 impl axum::extract::FromRef<App> for Server {
@@ -128,7 +130,14 @@ impl App {
     pub(crate) async fn infer(&self, request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
-        let result = self.server.infer(request).await;
+        let repeated = request.repeated();
+        let mut result = match request.check() {
+            Ok(()) => self.server.infer(request).await,
+            Err(error) => Err(error),
+        };
+        if let Ok(response) = &mut result {
+            response.parameters.extend(repeated);
+        }
         if let Some(sampled) = sampled {
             sampled.finish(&self.telemetry, &result);
         }

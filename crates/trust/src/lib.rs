@@ -3,18 +3,18 @@
 //! What decides (policy, score, admission) is pure: time and observations are arguments. Adapters (identity providers, key
 //! providers, the log's files) do the I/O. The enforcement point is the server, not this crate.
 
+pub mod admission;
 pub mod audit;
 pub mod authority;
 mod error;
 pub mod identity;
 pub mod keys;
-mod principal;
-pub mod revocation;
-pub mod session;
-pub mod admission;
 pub mod policy;
+mod principal;
 mod resource;
+pub mod revocation;
 pub mod score;
+pub mod session;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};

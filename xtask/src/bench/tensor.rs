@@ -6,12 +6,14 @@ use crate::bench::{
     Row,
     client::{Until, binary_request, closed_loop, json_request},
     figure, median,
-    peers::{Edgeward, Running},
+    peers::Edgeward,
     serve::Effort,
 };
 
 const MODEL: &str = "mobilenetv2";
 const SHAPE: [usize; 4] = [1, 3, 224, 224];
+/// Images that the server may run together.
+const SERVED_BATCH_MAX: usize = 4;
 
 fn image() -> Vec<f32> {
     // Varied digits, since the length of a number in JSON counts.
@@ -53,65 +55,67 @@ pub fn wire_cost(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>
     Ok(rows)
 }
 
-/// Threads and batch with the highest throughput of the engine alone.
-struct Best {
+/// How the engine alone is run: sessions side by side, threads of each, and images of a run.
+#[derive(Clone, Copy)]
+struct Setting {
+    sessions: usize,
     threads: usize,
     batch: usize,
-    per_second: f64,
 }
 
-/// Saturated by 1-image requests, against the engine alone at its best: once as the server does best, with as many
-/// instances of one thread as there are cores, and once with the engine's own setting.
+/// Saturated by 1-image requests, against the engine alone at its best.
+///
+/// The engine's best is searched over sessions side by side, threads and batches; the server runs as many instances of one
+/// thread as there are cores and forms batches as it finds them.
 pub fn saturation(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     let best = best(edgeward, effort)?;
-    let (threads, batch) = (best.threads.to_string(), best.batch.to_string());
-    let bare_options = ["--engine", edgeward.fast_engine(), "--threads", &threads, "--batch", &batch];
-    let parallel = instances(edgeward, cores(), 1, 1)?;
-    let same = instances(edgeward, (cores() / best.threads).max(1), best.threads, best.batch)?;
-    let request = binary_request(MODEL, "image", &SHAPE, &image());
-    let (mut bare, mut served) = (Vec::new(), [Vec::new(), Vec::new()]);
-    for _ in 0..effort.rounds {
-        bare.push(edgeward.bare(MODEL, &bare_options, effort.seconds as f64)?.1);
-        for (server, figures) in [&parallel, &same].into_iter().zip(&mut served) {
-            let turn = Until::Elapsed(Duration::from_secs(effort.seconds));
-            figures.push(closed_loop(server.http, &request, 32, turn).whole()?.per_second);
-        }
-    }
-    let bare = median(&mut bare);
-    let own = format!("{threads} threads, batch {batch}, best of a search {}/s", figure(best.per_second));
-    let row = |what: &str, figures: &mut [f64]| {
-        let what = format!("{MODEL}, 32 connections of 1 image, {what}: share of the engine's own throughput");
-        let served = median(figures);
-        let row = Row::at_least("saturation", what, served / bare * 100.0, "%", 95.0);
-        row.against(format!("{} and {}/s ({own})", figure(served), figure(bare)))
-    };
-    let [parallel, same] = &mut served;
-    let same = row("the engine's setting", same);
-    let information = Row { target: String::new(), holds: None, ..same };
-    Ok(vec![row(&format!("{} instances of 1 thread", cores()), parallel), information])
-}
-
-/// A server with a setting; batches are formed where they may be larger than one.
-fn instances(edgeward: &Edgeward, count: usize, threads: usize, batch: usize) -> anyhow::Result<Running> {
-    let batching = if batch > 1 { "dynamic_batching { }" } else { "" };
     let config = format!(
-        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {batch}\ninstance_group [ {{ count: {count}, kind: KIND_CPU }} ]\n{batching}\n"
+        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {SERVED_BATCH_MAX}\ninstance_group [ {{ count: {}, kind: KIND_CPU }} ]\ndynamic_batching {{ }}\n",
+        cores()
     );
-    let options = ["--engine", edgeward.fast_engine(), "--threads", &threads.to_string()];
-    edgeward.serve(&edgeward.repository(MODEL, Some(&config))?, &options)
+    let options = ["--engine", edgeward.fast_engine(), "--threads", "1"];
+    let server = edgeward.serve(&edgeward.repository(MODEL, Some(&config))?, &options)?;
+    let request = binary_request(MODEL, "image", &SHAPE, &image());
+    let (mut bare, mut served) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        bare.push(throughput(edgeward, best, effort.seconds as f64)?);
+        let turn = Until::Elapsed(Duration::from_secs(effort.seconds));
+        served.push(closed_loop(server.http, &request, 32, turn).whole()?.per_second);
+    }
+    let (bare, served) = (median(&mut bare), median(&mut served));
+    let what = format!("{MODEL}, 32 connections of 1 image: share of the engine's own throughput");
+    let Setting { sessions, threads, batch } = best;
+    let own = format!("{sessions} sessions of {threads} threads, batch {batch}");
+    let row = Row::at_least("saturation", what, served / bare * 100.0, "%", 95.0);
+    Ok(vec![row.against(format!("{} and {}/s ({own})", figure(served), figure(bare)))])
 }
 
-fn best(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Best> {
-    let mut best = Best { threads: 1, batch: 1, per_second: 0.0 };
-    // One caller: only as many threads as cores can use the machine.
-    let threads = cores();
-    for batch in [1usize, 2, 4, 8, 16] {
-        let (t, b) = (threads.to_string(), batch.to_string());
-        let options = ["--engine", edgeward.fast_engine(), "--threads", &t, "--batch", &b];
-        let (_, per_second) = edgeward.bare(MODEL, &options, effort.seconds as f64 / 2.0)?;
-        // A larger batch costs latency and memory: it must be worth it beyond the noise.
-        if per_second > best.per_second * 1.01 {
-            best = Best { threads, batch, per_second };
+/// Images per second of the engine alone.
+fn throughput(edgeward: &Edgeward, setting: Setting, seconds: f64) -> anyhow::Result<f64> {
+    let (threads, batch) = (setting.threads.to_string(), setting.batch.to_string());
+    let options = ["--engine", edgeward.fast_engine(), "--threads", &threads, "--batch", &batch];
+    std::thread::scope(|scope| {
+        let all: Vec<_> =
+            (0..setting.sessions).map(|_| scope.spawn(|| edgeward.bare(MODEL, &options, seconds))).collect();
+        let rates = all.into_iter().map(|one| match one.join() {
+            Ok(measured) => Ok(measured?.1),
+            Err(_) => anyhow::bail!("a measurement ended early"),
+        });
+        rates.sum()
+    })
+}
+
+fn best(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Setting> {
+    let (mut best, mut most) = (Setting { sessions: 1, threads: 1, batch: 1 }, 0.0);
+    // The machine is used whole, either by one session or by one for each core.
+    for (sessions, threads) in [(1, cores()), (cores(), 1)] {
+        for batch in [1, 2, 4, 8, 16] {
+            let setting = Setting { sessions, threads, batch };
+            let rate = throughput(edgeward, setting, effort.seconds as f64 / 2.0)?;
+            // A larger batch costs latency and memory: it must be worth it beyond the noise.
+            if rate > most * 1.01 {
+                (best, most) = (setting, rate);
+            }
         }
     }
     Ok(best)

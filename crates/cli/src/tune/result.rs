@@ -1,6 +1,6 @@
 //! The part of a tune's file that `serve` takes up.
 
-use std::path::Path;
+use std::{num::NonZeroUsize, path::Path};
 
 use serde::Deserialize;
 
@@ -9,21 +9,37 @@ use crate::{engines, failure::Failure};
 /// A tune's file has a few kilobytes; anything much larger is none.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The best for one request at a time.
+/// The best for a goal.
 #[derive(Debug, PartialEq, Deserialize)]
-pub struct Tuned {
+pub struct Best {
     /// Engine.
     pub engine: String,
     /// Threads within one run.
-    pub threads: std::num::NonZeroUsize,
+    pub threads: NonZeroUsize,
+    /// Items in one run.
+    pub batch: NonZeroUsize,
+    /// Runs side by side.
+    pub instances: NonZeroUsize,
+}
+
+/// What a server is to be best at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Goal {
+    /// One request at a time, answered soonest
+    #[default]
+    Latency,
+    /// Most requests per second
+    Throughput,
 }
 
 /// What `tune` found for this model file; none where there is no result beside it.
-pub fn beside(model: &Path) -> Result<Option<Tuned>, Failure> {
+pub fn beside(model: &Path, goal: Goal) -> Result<Option<Best>, Failure> {
     #[derive(Deserialize)]
     struct File {
         model_sha256: String,
-        latency: Tuned,
+        latency: Best,
+        throughput: Best,
     }
     let named = [engines::beside(model, "tune.json"), model.with_file_name("tune.json")];
     let Some((path, metadata)) = named.into_iter().find_map(|path| std::fs::metadata(&path).ok().map(|m| (path, m)))
@@ -40,5 +56,8 @@ pub fn beside(model: &Path) -> Result<Option<Tuned>, Failure> {
         tracing::warn!(file = %path.display(), "was measured on another version of the model and is not used");
         return Ok(None);
     }
-    Ok(Some(file.latency))
+    Ok(Some(match goal {
+        Goal::Latency => file.latency,
+        Goal::Throughput => file.throughput,
+    }))
 }

@@ -29,6 +29,12 @@ pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
     ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
 }
 
+/// A tensor of unknown rank.
+pub fn shapeless(dtype: DataType) -> Option<TypeProto> {
+    let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape: None };
+    Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() })
+}
+
 /// A model that returns its input of shape `[n, 16]`.
 pub fn identity(dtype: DataType) -> Model {
     let node = NodeProto {
@@ -49,6 +55,11 @@ pub fn identity(dtype: DataType) -> Model {
 
 /// Returns its input of shape `[n, 16]` after a multiplication of square matrices: 900 take tens of milliseconds.
 pub fn slow(side: usize) -> Model {
+    slow_chain(side, 1)
+}
+
+/// As [`slow`], with so many multiplications in a row.
+pub fn slow_chain(side: usize, steps: usize) -> Model {
     let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
         op_type: Some(op.to_owned()),
         input: inputs.iter().map(|&i| i.to_owned()).collect(),
@@ -57,16 +68,18 @@ pub fn slow(side: usize) -> Model {
     };
     let matrix = Tensor::from_vec([side, side], vec![1e-3f32; side * side]).unwrap();
     let zero = Tensor::from_vec([1], vec![0f32]).unwrap();
+    let mut nodes = vec![node("ReduceMax", &["INPUT0"], "most"), node("Mul", &["matrix", "most"], "product0")];
+    for step in 0..steps {
+        nodes.push(node("MatMul", &[&format!("product{step}"), "matrix"], &format!("product{}", step + 1)));
+    }
+    nodes.extend([
+        node("ReduceMax", &[&format!("product{steps}")], "number"),
+        node("Mul", &["number", "zero"], "nothing"),
+        node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
+    ]);
     let graph = GraphProto {
         name: Some("slow".to_owned()),
-        node: vec![
-            node("ReduceMax", &["INPUT0"], "most"),
-            node("Mul", &["matrix", "most"], "scaled"),
-            node("MatMul", &["scaled", "matrix"], "product"),
-            node("ReduceMax", &["product"], "number"),
-            node("Mul", &["number", "zero"], "nothing"),
-            node("Add", &["INPUT0", "nothing"], "OUTPUT0"),
-        ],
+        node: nodes,
         initializer: vec![tensor_proto("matrix", &matrix), tensor_proto("zero", &zero)],
         input: vec![port("INPUT0", DataType::Float32)],
         output: vec![port("OUTPUT0", DataType::Float32)],
@@ -108,18 +121,25 @@ pub struct Server {
 
 impl Server {
     pub fn start(models: &[&Path], arguments: &[&str]) -> Self {
-        Self::spawn(models, arguments, Stdio::null())
+        Self::spawn(models, arguments, Stdio::null(), |_| {})
+    }
+
+    /// A server in an environment of its own.
+    pub fn start_with(models: &[&Path], arguments: &[&str], environment: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn(models, arguments, Stdio::null(), environment)
     }
 
     /// A server whose log goes to a file.
     pub fn start_logging(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
-        Self::spawn(models, arguments, fs::File::create(log).unwrap().into())
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |_| {})
     }
 
-    fn spawn(models: &[&Path], arguments: &[&str], log: Stdio) -> Self {
+    fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
         let files = tempfile::tempdir().unwrap();
         let ready = files.path().join("ready.json");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+        environment(&mut command);
+        let mut child = command
             .arg("serve")
             .args(models)
             .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
@@ -136,6 +156,13 @@ impl Server {
         let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
         let address = |key: &str| text[key].as_str().unwrap().to_owned();
         Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics"), _files: files }
+    }
+
+    /// A line of the system's account of the process, in kB: `VmHWM` is the most memory so far, `VmPeak` the most asked for.
+    pub fn memory_kb(&self, line: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let found = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':'));
+        found.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// One request over a connection of its own: status and body.
@@ -167,6 +194,16 @@ pub fn ask(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) 
     let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     (status, head.to_owned(), body.to_owned())
+}
+
+/// Bytes as `gzip` compresses them.
+pub fn gzip(bytes: Vec<u8>) -> Vec<u8> {
+    let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || input.write_all(&bytes));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    output.stdout
 }
 
 /// Sends a request and leaves its answer to be read.

@@ -7,7 +7,10 @@ use edgeward_graph::{DataType, Tensor};
 use ort_sys::{OrtAllocatorType, OrtMemType, OrtMemoryInfo, OrtValue};
 
 use super::{Runtime, c_type, call, error};
-use crate::{EngineError, ErrorKind};
+use crate::{
+    EngineError, ErrorKind,
+    check::{self, ALIGN},
+};
 
 /// A value of the library, released on drop. It may point into an input's tensor or a caller's buffer, which `'a` keeps.
 pub(super) struct Value<'a> {
@@ -65,10 +68,7 @@ impl<'a> Value<'a> {
         shape: &[usize],
         buffer: &'a mut [u8],
     ) -> Result<Option<Self>, EngineError> {
-        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let fits = dtype != DataType::String && count.is_some_and(|n| dtype.byte_len(n) == buffer.len());
-        let aligned = !buffer.is_empty() && (buffer.as_ptr() as usize).is_multiple_of(ALIGN);
-        let Some(kind) = c_type(dtype).filter(|_| fits && aligned) else { return Ok(None) };
+        let Some(kind) = c_type(dtype).filter(|_| check::holds(buffer, dtype, shape)) else { return Ok(None) };
         let mut value = Self::own(runtime, ptr::null_mut());
         value.lay_over(buffer.as_mut_ptr(), buffer.len(), &c_shape(shape), kind)?;
         Ok(Some(value))
@@ -168,9 +168,6 @@ impl<'a> Value<'a> {
 fn c_shape(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect()
 }
-
-/// Every element type of ONNX is at home at this alignment.
-const ALIGN: usize = 8;
 
 fn memory_info(runtime: &Runtime) -> Result<*mut OrtMemoryInfo, EngineError> {
     let mut info = ptr::null_mut();

@@ -98,6 +98,7 @@ library! {
     ov_available_devices_free: fn(*mut c_void);
     ov_core_read_model: fn(Handle, *const c_char, *const c_char, *mut Handle) -> Status;
     ov_core_read_model_from_memory_buffer: fn(Handle, *const c_char, usize, Handle, *mut Handle) -> Status;
+    ov_model_is_dynamic: fn(Handle) -> bool;
     ov_model_free: fn(Handle);
     ov_core_compile_model_props: fn(Handle, Handle, *const c_char, usize, *const Property, *mut Handle) -> Status;
     ov_compiled_model_free: fn(Handle);
@@ -108,6 +109,7 @@ library! {
     ov_infer_request_set_tensor: fn(Handle, *const c_char, Handle) -> Status;
     ov_infer_request_get_tensor: fn(Handle, *const c_char, *mut Handle) -> Status;
     ov_infer_request_infer: fn(Handle) -> Status;
+    ov_infer_request_cancel: fn(Handle) -> Status;
     ov_infer_request_get_profiling_info: fn(Handle, *mut NodeInfos) -> Status;
     ov_profiling_info_list_free: fn(*mut NodeInfos);
     ov_tensor_create: fn(i32, Shape, *mut Handle) -> Status;

@@ -1,9 +1,9 @@
-//! Bytes of a stranger as a model: read, check, infer, sort, rewrite and write must end in a model or an error.
+//! Bytes of a stranger as a model: read, check, infer, fold, sort, rewrite and write must end in a model or an error.
 
 #![no_main]
 
 use bytes::Bytes;
-use edgeward_graph::{Limits, Model, check, cost, infer, stats};
+use edgeward_graph::{FoldLimits, Limits, Model, check, cost, fold_constants, infer, stats};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -14,7 +14,11 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(inferred) = infer(&model, &Default::default()) {
         let _ = cost(&model, &inferred);
     }
-    let _ = (model.inputs(), model.outputs());
+    let ports = (model.inputs(), model.outputs());
+    let mut folded = model.clone();
+    fold_constants(&mut folded, &FoldLimits { value_bytes: 1 << 20, total_bytes: 4 << 20 });
+    assert_eq!((folded.inputs(), folded.outputs()), ports, "folding changes what callers see");
+    assert!(!sound || check(&folded).is_ok(), "folding breaks a sound model");
     if let Some(graph) = &mut model.proto_mut().graph {
         let _ = graph.sort_nodes();
         if !graph.node.is_empty() {

@@ -1,7 +1,7 @@
 //! Operators that arrange: shapes, slices, axes, gathering.
 
 use super::{ValueType, View, axis, compute, items::Item, rules::Types};
-use crate::{DataType, Dimension};
+use crate::{DataType, Dimension, eval};
 
 use Dimension::{Fixed, Unknown};
 
@@ -91,7 +91,7 @@ pub(super) fn constant_of_shape(view: &View<'_>) -> Vec<ValueType> {
 }
 
 /// The shape that an input's contents spell; only the rank where they are not known.
-fn listed(view: &View<'_>, index: usize) -> Option<Vec<Dimension>> {
+pub(super) fn listed(view: &View<'_>, index: usize) -> Option<Vec<Dimension>> {
     match (view.items(index), view.dims(index).as_deref()) {
         (Some(items), _) => Some(items.iter().map(Item::dimension).collect()),
         (None, Some([Fixed(rank)])) if *rank <= super::ITEMS_MAX => Some(vec![Unknown; *rank]),
@@ -263,25 +263,15 @@ pub(super) fn slice(view: &View<'_>) -> Types {
         let part = |list: &Option<Vec<i64>>| list.as_ref().and_then(|l| l.get(i).copied());
         dims[at] = match (&dims[at], part(&starts), part(&ends), part(&steps)) {
             (_, _, _, Some(0)) => return Err("steps by 0".to_owned()),
-            (Fixed(size), Some(start), Some(end), Some(step)) => Fixed(sliced(*size, start, end, step)),
+            (Fixed(size), Some(start), Some(end), Some(step)) => {
+                eval::slice(*size, start, end, step).map_or(Unknown, |(_, length)| Fixed(length))
+            }
             // From the first to the last, whatever the size.
             (dim, Some(0), Some(i64::MAX | 0x7fff_ffff), Some(1)) => dim.clone(),
             _ => Unknown,
         };
     }
     like(view, Some(dims))
-}
-
-fn sliced(size: usize, start: i64, end: i64, step: i64) -> usize {
-    let size = size as i64;
-    let from_end = |p: i64| if p < 0 { p.saturating_add(size) } else { p };
-    let (start, end) = if step > 0 {
-        (from_end(start).clamp(0, size), from_end(end).clamp(0, size))
-    } else {
-        (from_end(start).clamp(-1, size - 1), from_end(end).clamp(-1, size - 1))
-    };
-    let length = if step > 0 { end - start } else { start - end };
-    usize::try_from(length).unwrap_or(0).div_ceil(usize::try_from(step.unsigned_abs()).unwrap_or(usize::MAX))
 }
 
 pub(super) fn gather(view: &View<'_>) -> Types {
@@ -364,15 +354,54 @@ pub(super) fn one_hot(view: &View<'_>) -> Types {
     Ok(vec![of(dtype, Some(dims))])
 }
 
-pub(super) fn resize(view: &View<'_>) -> Vec<ValueType> {
-    let Some(dims) = view.dims(0) else { return vec![of(view.dtype(0), None)] };
-    // Scales are floats, which are not followed; an attribute or the sizes tell.
-    let all = view.node.attr_ints("axes").is_none();
-    let shape = match listed(view, 3).filter(|sizes| all && sizes.len() == dims.len()) {
-        Some(sizes) if view.has(3) => sizes,
-        _ => vec![Unknown; dims.len()],
+pub(super) fn resize(view: &View<'_>) -> Types {
+    let Some(dims) = view.dims(0) else { return like(view, None) };
+    let axes = match view.node.attr_ints("axes") {
+        Some(axes) => axes.iter().map(|&a| axis(a, dims.len())).collect::<Result<Vec<_>, _>>()?,
+        None => (0..dims.len()).collect(),
     };
-    vec![of(view.dtype(0), Some(shape))]
+    // Since version 11 a region stands before the scales.
+    let at = if view.node.op_type() == "Upsample" || view.opset() < 11 { 1 } else { 2 };
+    let attribute = view.node.attr("scales").map(|a| a.floats.as_slice());
+    let scales = attribute.or_else(|| view.floats(at)).filter(|scales| scales.len() == axes.len());
+    let sizes = if view.has(3) { listed(view, 3).filter(|sizes| sizes.len() == axes.len()) } else { None };
+    let new: Option<Vec<Dimension>> = match (sizes, scales) {
+        (Some(sizes), _) => Some(kept_ratio(view, &axes.iter().map(|&a| dims[a].clone()).collect::<Vec<_>>(), sizes)),
+        (None, Some(scales)) => {
+            let scaled = |(&axis, &scale): (&usize, &f32)| match &dims[axis] {
+                Fixed(size) => Fixed((*size as f32 * scale).floor() as usize),
+                dim if scale == 1. => dim.clone(),
+                _ => Unknown,
+            };
+            Some(axes.iter().zip(scales).map(scaled).collect())
+        }
+        _ => None,
+    };
+    let mut shape = dims;
+    for (i, axis) in axes.into_iter().enumerate() {
+        shape[axis] = new.as_ref().and_then(|new| new.get(i).cloned()).unwrap_or(Unknown);
+    }
+    like(view, Some(shape))
+}
+
+/// The sizes asked for, or one scale for all axes, so that none is exceeded or each is reached.
+fn kept_ratio(view: &View<'_>, dims: &[Dimension], sizes: Vec<Dimension>) -> Vec<Dimension> {
+    let choose = match view.node.attr_text("keep_aspect_ratio_policy") {
+        Some("not_larger") => f32::min,
+        Some("not_smaller") => f32::max,
+        _ => return sizes,
+    };
+    let ratio = |(dim, size): (&Dimension, &Dimension)| match (dim, size) {
+        (Fixed(dim), Fixed(size)) if *dim > 0 => Some(*size as f32 / *dim as f32),
+        _ => None,
+    };
+    let scales: Option<Vec<f32>> = dims.iter().zip(&sizes).map(ratio).collect();
+    let scale = scales.and_then(|scales| scales.into_iter().reduce(choose));
+    let one = |dim: &Dimension| match (dim, scale) {
+        (Fixed(dim), Some(scale)) => Fixed((*dim as f32 * scale).round() as usize),
+        _ => Unknown,
+    };
+    dims.iter().map(one).collect()
 }
 
 pub(super) fn depth_space(view: &View<'_>) -> Vec<ValueType> {

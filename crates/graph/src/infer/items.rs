@@ -1,7 +1,10 @@
 //! Contents of small integer tensors, as shape arithmetic makes them.
 
-use super::{ITEMS_MAX, View, axis};
-use crate::{DataType, Dimension, Tensor};
+use super::{ITEMS_MAX, ValueType, View};
+use crate::{
+    DataType, Dimension, Tensor,
+    eval::{self, Arrangement, Source},
+};
 
 /// One element.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,42 +40,31 @@ impl Item {
     }
 }
 
-/// The numbers of an integer tensor.
+/// The numbers of a tensor of integers or truth values.
 pub(super) fn of_tensor(tensor: &Tensor) -> Option<Vec<Item>> {
-    let numbers: Vec<i64> = match tensor.dtype() {
-        DataType::Int64 => tensor.values::<i64>().ok()?.to_vec(),
-        DataType::Int32 => tensor.values::<i32>().ok()?.iter().map(|&v| v.into()).collect(),
-        _ => return None,
-    };
-    Some(numbers.into_iter().map(Item::Number).collect())
+    Some(eval::integers(tensor)?.into_iter().map(Item::Number).collect())
 }
 
-/// Contents of a node's first output, where they are known and few.
-pub(super) fn outputs(view: &View<'_>) -> Option<Vec<Item>> {
+/// Contents of a node's first output of type `output`, where they are known and few.
+pub(super) fn outputs(view: &View<'_>, output: &ValueType) -> Option<Vec<Item>> {
+    let (dtype, shape) = (output.dtype?, output.fixed()?);
+    let count = eval::count(&shape).filter(|&count| count <= ITEMS_MAX)?;
     let items = match view.node.op_type() {
         "Constant" => constant(view),
-        "Shape" => shape(view),
+        "Shape" => self::shape(view),
         "Size" => Some(vec![Item::Number(i64::try_from(view.input(0).element_count()?).ok()?)]),
-        "Identity" | "Squeeze" | "Unsqueeze" | "Reshape" | "Flatten" => view.items(0).map(<[Item]>::to_vec),
-        "Cast" => {
-            let whole = matches!(view.int("to", 0), 6 | 7);
-            view.items(0).filter(|_| whole).map(<[Item]>::to_vec)
-        }
-        "Gather" => gather(view),
-        "Concat" => {
-            let parts = (0..view.node.input.len()).map(|i| view.items(i).map(<[Item]>::to_vec));
-            parts.collect::<Option<Vec<_>>>().map(|parts| parts.concat())
-        }
-        "Slice" => slice(view),
-        "Add" => arithmetic(view, i64::checked_add),
-        "Sub" => arithmetic(view, i64::checked_sub),
-        "Mul" => arithmetic(view, i64::checked_mul),
-        "Div" => arithmetic(view, i64::checked_div),
-        "ConstantOfShape" => filled(view),
-        "ReduceProd" => product(view),
-        _ => None,
+        "Cast" => view.contents(0).map(<[Item]>::to_vec),
+        "ConstantOfShape" => filled(view, count),
+        "Range" => range(view, count),
+        "ReduceProd" if count == 1 => product(view),
+        op => arranged(view, &shape).or_else(|| arithmetic(view, op, &shape)),
     };
-    items.filter(|items| items.len() <= ITEMS_MAX)
+    let held = |item: Item| match item {
+        Item::Number(n) if !eval::fits(n, dtype) => Item::Unknown,
+        item => item,
+    };
+    let items = items.filter(|items| items.len() == count)?;
+    matches!(dtype, DataType::Int64 | DataType::Int32 | DataType::Bool).then(|| items.into_iter().map(held).collect())
 }
 
 fn constant(view: &View<'_>) -> Option<Vec<Item>> {
@@ -88,52 +80,61 @@ fn shape(view: &View<'_>) -> Option<Vec<Item>> {
     Some(dims.get(from..to.max(from))?.iter().map(Item::of).collect())
 }
 
-fn gather(view: &View<'_>) -> Option<Vec<Item>> {
-    let (from, at) = (view.items(0)?, view.numbers(1)?);
-    // Contents are followed for one dimension, so the axis is that one.
-    at.into_iter().map(|i| from.get(axis(i, from.len()).ok()?).cloned()).collect()
-}
-
-fn slice(view: &View<'_>) -> Option<Vec<Item>> {
-    let from = view.items(0)?;
-    let (starts, ends) = (view.list("starts", 1)?, view.list("ends", 2)?);
-    let step = if view.has(4) { *view.numbers(4)?.first()? } else { 1 };
-    let length = from.len() as i64;
-    let at = |position: i64| (if position < 0 { position.saturating_add(length) } else { position }).clamp(0, length);
-    let (start, end) = (at(*starts.first()?), at(*ends.first()?));
-    if step < 1 {
-        return None;
+/// Items in another order or number: gathered, joined, sliced, repeated, chosen.
+fn arranged(view: &View<'_>, shape: &[usize]) -> Option<Vec<Item>> {
+    let inputs = (0..view.node.input.len()).map(|i| view.input(i).fixed()).collect();
+    let numbers = |index| view.contents(index)?.iter().map(Item::number).collect();
+    let arrangement = Arrangement { node: view.node, inputs, output: shape, numbers: &numbers };
+    match arrangement.source()? {
+        Source::Same => Some(view.contents(0)?.to_vec()),
+        Source::From(places) => {
+            let all = arrangement.data().map(|i| part(view, i)).collect::<Option<Vec<_>>>()?.concat();
+            places.into_iter().map(|place| all.get(place).cloned()).collect()
+        }
     }
-    Some((start..end).step_by(usize::try_from(step).ok()?).filter_map(|i| from.get(i as usize).cloned()).collect())
 }
 
-fn arithmetic(view: &View<'_>, with: fn(i64, i64) -> Option<i64>) -> Option<Vec<Item>> {
-    let (a, b) = (view.items(0)?, view.items(1)?);
-    let length = a.len().max(b.len());
-    let at = |items: &[Item], i: usize| if items.len() == 1 { items.first().cloned() } else { items.get(i).cloned() };
-    let one = |i| {
-        Some(match (at(a, i)?, at(b, i)?) {
-            (Item::Number(a), Item::Number(b)) => with(a, b).map_or(Item::Unknown, Item::Number),
+/// Contents of an input, each unknown where only their number is known.
+fn part(view: &View<'_>, index: usize) -> Option<Vec<Item>> {
+    let count = || eval::count(&view.input(index).fixed()?).filter(|&count| count <= ITEMS_MAX);
+    view.contents(index).map(<[Item]>::to_vec).or_else(|| Some(vec![Item::Unknown; count()?]))
+}
+
+fn arithmetic(view: &View<'_>, op: &str, shape: &[usize]) -> Option<Vec<Item>> {
+    let with = eval::whole(view.node).filter(|_| view.node.input.len() == 2)?;
+    let side = |index: usize| Some((view.contents(index)?, eval::broadcast(&view.input(index).fixed()?, shape)?));
+    let ((a, left), (b, right)) = (side(0)?, side(1)?);
+    let one = |(left, right): (usize, usize)| {
+        Some(match (a.get(left)?, b.get(right)?) {
+            (Item::Number(a), Item::Number(b)) => {
+                let result = with((*a).into(), (*b).into()).and_then(|n| i64::try_from(n).ok());
+                result.map_or(Item::Unknown, Item::Number)
+            }
             // One times a size, and a size over one, is that size.
-            (Item::Symbol(s), Item::Number(1)) if matches!(view.node.op_type(), "Mul" | "Div") => Item::Symbol(s),
-            (Item::Number(1), Item::Symbol(s)) if view.node.op_type() == "Mul" => Item::Symbol(s),
+            (Item::Symbol(s), Item::Number(1)) if matches!(op, "Mul" | "Div") => Item::Symbol(s.clone()),
+            (Item::Number(1), Item::Symbol(s)) if op == "Mul" => Item::Symbol(s.clone()),
+            // No size is negative; exporters ask whether one is -1.
+            (Item::Symbol(_), Item::Number(n)) if *n < 0 && op == "Equal" => Item::Number(0),
             _ => Item::Unknown,
         })
     };
-    (0..length).map(one).collect()
+    left.into_iter().zip(right).map(one).collect()
 }
 
-fn filled(view: &View<'_>) -> Option<Vec<Item>> {
-    let &[count] = view.numbers(0)?.as_slice() else { return None };
-    let value = match view.node.attr("value").and_then(|a| a.t.as_ref()) {
-        Some(tensor) => of_tensor(&crate::codec::decode(tensor).ok()?)?.first()?.clone(),
-        None => return None,
-    };
-    let count = usize::try_from(count).ok().filter(|&count| count <= ITEMS_MAX)?;
+fn filled(view: &View<'_>, count: usize) -> Option<Vec<Item>> {
+    let value = view.node.attr("value").and_then(|a| a.t.as_ref())?;
+    let value = of_tensor(&crate::codec::decode(value).ok()?)?.first()?.clone();
     Some(vec![value; count])
 }
 
+fn range(view: &View<'_>, count: usize) -> Option<Vec<Item>> {
+    let one = |index: usize| view.contents(index)?.first()?.number();
+    let (start, step) = (one(0)?, one(2)?);
+    let at = |i: usize| start.checked_add(i64::try_from(i).ok()?.checked_mul(step)?);
+    (0..count).map(|i| at(i).map(Item::Number)).collect()
+}
+
 fn product(view: &View<'_>) -> Option<Vec<Item>> {
-    let all = view.numbers(0)?.into_iter().try_fold(1i64, i64::checked_mul)?;
-    Some(vec![Item::Number(all)])
+    let all = view.contents(0)?.iter().map(Item::number).collect::<Option<Vec<_>>>()?;
+    Some(vec![Item::Number(all.into_iter().try_fold(1i64, i64::checked_mul)?)])
 }

@@ -1,6 +1,6 @@
 //! Which rule an operator has. A rule tells the types of the outputs, in their order.
 
-use super::{ValueType, View, arrange, compute};
+use super::{ValueType, View, arrange, compute, special};
 use crate::{DataType, Dimension};
 
 pub(super) type Types = Result<Vec<ValueType>, String>;
@@ -87,7 +87,7 @@ pub(super) fn outputs(view: &View<'_>) -> Types {
         "MatMulInteger" => compute::matmul(view, [0, 1], Some(DataType::Int32)),
         "QLinearMatMul" => compute::matmul(view, [0, 3], view.dtype(7)),
         "Gemm" => compute::gemm(view),
-        "Conv" => compute::convolution(view, [0, 1], view.dtype(0)),
+        "Conv" | "DeformConv" => compute::convolution(view, [0, 1], view.dtype(0)),
         "ConvInteger" => compute::convolution(view, [0, 1], Some(DataType::Int32)),
         "QLinearConv" => compute::convolution(view, [0, 3], view.dtype(7)),
         "ConvTranspose" => compute::transposed_convolution(view),
@@ -120,7 +120,7 @@ pub(super) fn outputs(view: &View<'_>) -> Types {
         "Pad" => arrange::pad(view),
         "Range" => Ok(arrange::range(view)),
         "OneHot" => arrange::one_hot(view),
-        "Resize" | "Upsample" => Ok(arrange::resize(view)),
+        "Resize" | "Upsample" => arrange::resize(view),
         "DepthToSpace" | "SpaceToDepth" => Ok(arrange::depth_space(view)),
         "NonZero" => {
             let rank = view.dims(0).map_or(Dimension::Unknown, |dims| Dimension::Fixed(dims.len()));
@@ -130,6 +130,6 @@ pub(super) fn outputs(view: &View<'_>) -> Types {
             let shape = vec![Dimension::Unknown, Dimension::Fixed(3)];
             Ok(vec![ValueType { dtype: Some(DataType::Int64), shape: Some(shape) }])
         }
-        _ => Ok(Vec::new()),
+        _ => special::outputs(view).unwrap_or_else(|| Ok(Vec::new())),
     }
 }

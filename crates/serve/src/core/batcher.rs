@@ -1,4 +1,4 @@
-//! Runs waiting requests together: one queue, as many runs at once as there are instances.
+//! Runs waiting requests, together where the model batches: one queue, as many runs at once as there are instances.
 //!
 //! What goes together, and when, is [`queue`](super::queue)'s to say; this room holds the lock, the clock and the
 //! threads. A run that ends takes the next batch on its own thread, so that a busy server hands nothing over.
@@ -10,9 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use edgeward_engine::Cancel;
 use parking_lot::Mutex;
 use tokio::{
+    runtime::{Handle, RuntimeFlavor},
     sync::oneshot,
+    task::block_in_place,
     time::{sleep_until, timeout_at},
 };
 
@@ -30,9 +33,10 @@ type Reply = Result<(Ran, Duration), ServeError>;
 struct Job {
     request: InferRequest,
     reply: oneshot::Sender<Reply>,
+    gone: Arc<Cancel>,
 }
 
-/// The queue of a version that batches.
+/// The queue of a version.
 pub(super) struct Batcher {
     shared: Arc<Shared>,
 }
@@ -41,6 +45,7 @@ struct Shared {
     executor: Arc<Executor>,
     state: Mutex<State>,
     instances: usize,
+    /// 1 where each request runs alone.
     max_batch: usize,
     /// Answers leave in the order of their requests.
     ordered: Option<Mutex<Ordered>>,
@@ -62,6 +67,19 @@ struct Ordered {
     done: BTreeMap<u64, Vec<(oneshot::Sender<Reply>, Reply)>>,
 }
 
+/// How long a run takes, for whose thread runs it.
+enum Pace {
+    /// Shorter than any hand-over: on whatever thread it comes to.
+    Short,
+    /// On the caller's thread, whose other work moves to another meanwhile.
+    Middling,
+    /// On a thread of its own, so that a caller who goes away can end it.
+    Long,
+}
+
+/// Runs longer than this leave the caller's thread.
+const HELD_US_MAX: u64 = 20_000;
+
 /// A batch on its way, with its place among all batches.
 struct Batch {
     number: u64,
@@ -76,21 +94,42 @@ impl Batcher {
         max_batch: usize,
         instances: usize,
     ) -> Self {
-        let queue = Queue::new(config, max_batch, Instant::now());
+        let queue = Queue::new(config, max_batch.max(1), Instant::now());
         let state = State { queue, running: 0, running_inferences: 0, started: 0, timer: None };
         let ordered = config.preserve_ordering.then(Mutex::default);
-        Self { shared: Arc::new(Shared { executor, state: Mutex::new(state), instances, max_batch, ordered }) }
+        Self {
+            shared: Arc::new(Shared {
+                executor,
+                state: Mutex::new(state),
+                instances,
+                max_batch: max_batch.max(1),
+                ordered,
+            }),
+        }
     }
 
     /// Answers a request of `size` inferences, with the time that it waited. Dropping the future takes it out of the
-    /// queue.
+    /// queue, or ends its run where it runs alone and the engine can.
     pub(super) async fn infer(&self, mut request: InferRequest, size: usize) -> Reply {
+        // Where requests run alone, each is one run, however many inferences it holds.
+        let size = if self.shared.max_batch > 1 { size } else { 1 };
+        if self.shared.enter_at_once(size, request.beside) {
+            let ran = match self.shared.pace() {
+                Pace::Short => self.shared.executor.run(&request, None),
+                _ => block_in_place(|| self.shared.executor.run(&request, None)),
+            };
+            if let Some(next) = self.shared.next(Some(size)) {
+                self.shared.start(next);
+            }
+            return ran.map(|ran| (ran, Duration::ZERO));
+        }
         // Requests that name the same inputs in another order may run together.
         request.inputs.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (reply, answer) = oneshot::channel();
         let name = request.model.name.clone();
-        let ticket = self.enter(request, size, reply)?;
-        let mut waiting = Waiting { shared: &self.shared, ticket: Some(ticket) };
+        let gone = Arc::new(Cancel::default());
+        let ticket = self.enter(Job { request, reply, gone: gone.clone() }, size)?;
+        let mut waiting = Waiting { shared: &self.shared, ticket: Some(ticket), gone };
         self.shared.pump();
         let mut answer = std::pin::pin!(answer);
         let received = match ticket.refused_at {
@@ -106,14 +145,15 @@ impl Batcher {
         received.unwrap_or_else(|_| Err(ServeError::new(ServeErrorKind::Internal, "the run ended without an answer")))
     }
 
-    fn enter(&self, request: InferRequest, size: usize, reply: oneshot::Sender<Reply>) -> Result<Ticket, ServeError> {
+    fn enter(&self, job: Job, size: usize) -> Result<Ticket, ServeError> {
+        let request = &job.request;
         let (name, timeout, priority) = (request.model.name.clone(), request.timeout, request.priority);
-        // Hashing needs no lock.
-        let signature = signature(&request);
+        // Hashing needs no lock, and nobody asks for it where requests run alone.
+        let signature = if self.shared.max_batch > 1 { signature(request) } else { 0 };
         let mut state = self.shared.state.lock();
         let estimate = self.shared.estimate(&state);
         ServeError::if_too_long(&name, estimate, timeout)?;
-        let arrival = Arrival { payload: Job { request, reply }, size, signature, priority, timeout };
+        let arrival = Arrival { payload: job, size, signature, priority, timeout };
         let running = state.running_inferences;
         state.queue.push(arrival, running, Instant::now()).map_err(|refused| match refused {
             Refused::Full(max) => ServeError::queue_full(&name, max, estimate),
@@ -140,10 +180,11 @@ fn signature(request: &InferRequest) -> u64 {
     hasher.finish()
 }
 
-/// Takes a request out of the queue when its caller goes away.
+/// Takes a request out of the queue when its caller goes away, or ends its run.
 struct Waiting<'a> {
     shared: &'a Shared,
     ticket: Option<Ticket>,
+    gone: Arc<Cancel>,
 }
 
 impl Waiting<'_> {
@@ -158,7 +199,9 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.leave();
+        if self.ticket.is_some() && !self.leave() {
+            self.gone.cancel();
+        }
     }
 }
 
@@ -168,31 +211,63 @@ impl Shared {
         if state.running < self.instances {
             return Duration::ZERO;
         }
-        let ahead = (state.queue.inferences() / self.max_batch.max(1)) as u64 + 1;
+        let ahead = (state.queue.inferences() / self.max_batch) as u64 + 1;
         Duration::from_micros(self.executor.run_us().unwrap_or(0).saturating_mul(ahead) / self.instances as u64)
+    }
+
+    /// Takes an instance for a run alone on the caller's own thread, which costs less than a hand-over there and one back.
+    /// False where none is free, others wait, requests run together, or the thread must not be held.
+    fn enter_at_once(&self, size: usize, beside: bool) -> bool {
+        let held = match self.pace() {
+            Pace::Short => true,
+            Pace::Middling => !beside && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread,
+            Pace::Long => false,
+        };
+        if !held || self.max_batch > 1 || self.ordered.is_some() {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let free = state.running < self.instances && state.queue.inferences() == 0;
+        if free {
+            state.running += 1;
+            state.running_inferences += size;
+        }
+        free
+    }
+
+    fn pace(&self) -> Pace {
+        match self.executor.run_us() {
+            Some(us) if us <= INLINE_US_MAX => Pace::Short,
+            Some(us) if us <= HELD_US_MAX => Pace::Middling,
+            _ => Pace::Long,
+        }
     }
 
     /// Starts a run for each free instance while there is something to run.
     fn pump(self: &Arc<Self>) {
         while let Some(batch) = self.next(None) {
-            let this = self.clone();
-            // A hand-over to a blocking thread would cost more than a short run does.
-            if self.executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
-                tokio::spawn(async move {
-                    let mut batch = Some(batch);
-                    while let Some(one) = batch {
-                        batch = this.run(one);
-                        tokio::task::yield_now().await;
-                    }
-                });
-            } else {
-                tokio::task::spawn_blocking(move || {
-                    let mut batch = Some(batch);
-                    while let Some(one) = batch {
-                        batch = this.run(one);
-                    }
-                });
-            }
+            self.start(batch);
+        }
+    }
+
+    /// Runs a batch and those that wait when it ends.
+    fn start(self: &Arc<Self>, batch: Batch) {
+        let this = self.clone();
+        if matches!(self.pace(), Pace::Short) {
+            tokio::spawn(async move {
+                let mut batch = Some(batch);
+                while let Some(one) = batch {
+                    batch = this.run(one);
+                    tokio::task::yield_now().await;
+                }
+            });
+        } else {
+            tokio::task::spawn_blocking(move || {
+                let mut batch = Some(batch);
+                while let Some(one) = batch {
+                    batch = this.run(one);
+                }
+            });
         }
     }
 
@@ -244,13 +319,17 @@ impl Shared {
     /// Runs a batch, answers its requests, and takes the next.
     fn run(self: &Arc<Self>, batch: Batch) -> Option<Batch> {
         let began = Instant::now();
-        let (mut waited, mut replies, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut waited, mut replies, mut requests, mut gone) = (Vec::new(), Vec::new(), Vec::new(), None);
         for entry in batch.entries {
             waited.push(began.saturating_duration_since(entry.arrived));
             replies.push(entry.payload.reply);
             requests.push(entry.payload.request);
+            gone = Some(entry.payload.gone);
         }
-        let results = self.executor.run_together(&requests);
+        let results = match (requests.as_slice(), gone) {
+            ([alone], Some(gone)) => vec![self.executor.run(alone, Some(&gone))],
+            (together, _) => self.executor.run_together(together),
+        };
         let answers = results.into_iter().zip(waited).map(|(result, waited)| result.map(|ran| (ran, waited)));
         self.answer(batch.number, replies.into_iter().zip(answers).collect());
         self.next(Some(batch.size))

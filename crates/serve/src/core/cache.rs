@@ -110,6 +110,7 @@ mod tests {
             priority: 0,
             timeout: None,
             parameters: Vec::new(),
+            beside: false,
         }
     }
 

@@ -112,7 +112,14 @@ impl Ensemble {
             let text = format!("ensemble `{}`: output `{name}` was not made", request.model.name);
             ServeError::new(ServeErrorKind::Internal, text)
         };
-        wanted.iter().map(|name| values.get(name).cloned().ok_or_else(|| missing(name))).collect()
+        let tensors = wanted.iter().map(|name| values.get(name).cloned().ok_or_else(|| missing(name)));
+        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
+        let own = |name: &str| self.outputs.iter().find(|o| o.name == name);
+        let other = |(name, tensor): (&&str, &Tensor)| own(name).is_some_and(|own| own.dtype != tensor.dtype());
+        if wanted.iter().zip(&tensors).any(other) {
+            self.check(server).map_err(|reason| unfit(request, &reason))?;
+        }
+        Ok(tensors)
     }
 
     async fn run<'a>(
@@ -138,12 +145,18 @@ impl Ensemble {
             priority: request.priority,
             timeout: request.timeout,
             parameters: request.parameters.clone(),
+            beside: true,
         };
         let answer = Box::pin(server.infer(inner)).await.map_err(|e| {
             // A member that is gone is the ensemble's failure, not an unknown path of the caller's.
             let kind = if e.kind == ServeErrorKind::NotFound { ServeErrorKind::Unavailable } else { e.kind };
             let message = format!("ensemble `{}`, step `{}`: {}", request.model.name, step.name(), e.message);
-            ServeError { kind, message, retry_after: e.retry_after }
+            // Nor is one that was replaced by a model that takes other tensors.
+            let fits = if kind == ServeErrorKind::InvalidArgument { self.check(server) } else { Ok(()) };
+            fits.map_or_else(
+                |reason| unfit(request, &reason),
+                |()| ServeError { kind, message, retry_after: e.retry_after },
+            )
         })?;
         let tensors = answer.outputs.into_iter().map(|(_, tensor)| tensor);
         Ok(asked.iter().map(|(_, tensor)| tensor.as_str()).zip(tensors).collect())
@@ -190,6 +203,12 @@ impl Ensemble {
             None => Ok(()),
         }
     }
+}
+
+/// The models that serve now do not fit the graph.
+fn unfit(request: &InferRequest, reason: &str) -> ServeError {
+    let text = format!("ensemble `{}` is not ready: {reason}", request.model.name);
+    ServeError::new(ServeErrorKind::Unavailable, text)
 }
 
 fn inputs_of(step: &Step, values: &HashMap<&str, Tensor>) -> Option<Vec<(String, Tensor)>> {

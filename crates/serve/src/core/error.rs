@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Bytes of a text that a caller gets.
+const SHOWN_BYTES_MAX: usize = 2048;
+
 /// The stable class of a [`ServeError`]; the wire maps it to an HTTP status and a gRPC code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -40,6 +43,16 @@ impl ServeError {
     /// An error of `kind`.
     pub fn new(kind: ServeErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None }
+    }
+
+    /// The text as a caller gets it: what the caller sent and it repeats may be of any length, and the peers of gRPC take a
+    /// text in the head of an answer.
+    pub(crate) fn shown(mut self) -> String {
+        if self.message.len() > SHOWN_BYTES_MAX {
+            self.message.truncate(self.message.floor_char_boundary(SHOWN_BYTES_MAX));
+            self.message.push('…');
+        }
+        self.message
     }
 
     /// The queue of a model holds as many requests as it may.

@@ -4,31 +4,33 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use edgeward_engine::{EngineError, ErrorKind, RunOptions, Session, TensorInfo};
+use edgeward_engine::{Cancel, EngineError, ErrorKind, RunOptions, Session, TensorInfo};
 use edgeward_graph::{DataType, Tensor};
 
-use crate::core::{InferRequest, ServeError, ServeErrorKind, stats::Stats};
+use crate::core::{
+    InferRequest, ServeError, ServeErrorKind,
+    health::{Health, Sample},
+    stats::Stats,
+};
 
 /// Runs this short are cheaper on the caller's thread than a hand-over to another.
 pub(super) const INLINE_US_MAX: u64 = 300;
-/// Failures of the engine in a row after which the version is not ready.
-const FAILURES_MAX: u32 = 3;
 
 /// A session with what is known of its runs.
 pub(super) struct Executor {
     pub name: Arc<str>,
     pub stats: Arc<Stats>,
     batched: bool,
-    session: Box<dyn Session>,
+    session: Arc<dyn Session>,
     outputs: Vec<Arc<str>>,
     run_us: AtomicU64,
-    failures: AtomicU32,
+    health: Arc<Health>,
 }
 
 /// What one request came to.
@@ -48,18 +50,19 @@ pub(super) struct Times {
 type Named = Vec<(Arc<str>, Tensor)>;
 
 impl Executor {
-    pub(super) fn new(name: Arc<str>, session: Box<dyn Session>, max_batch: usize) -> Self {
+    /// `sample` is what the engine is asked with when a run fails; zeros where none.
+    pub(super) fn new(name: Arc<str>, session: Box<dyn Session>, max_batch: usize, sample: Option<Sample>) -> Self {
         let outputs = session.outputs().iter().map(|o| Arc::from(o.name.as_str())).collect();
         // The time of a run is unknown until the first, which is taken for long.
-        let (run_us, failures) = (AtomicU64::new(u64::MAX), AtomicU32::new(0));
+        let (run_us, health) = (AtomicU64::new(u64::MAX), Health::new(name.clone(), sample));
         Self {
             name,
             stats: Arc::new(Stats::new(max_batch)),
             batched: max_batch > 0,
-            session,
+            session: session.into(),
             outputs,
             run_us,
-            failures,
+            health,
         }
     }
 
@@ -76,9 +79,9 @@ impl Executor {
         Some(self.run_us.load(Relaxed)).filter(|&us| us != u64::MAX)
     }
 
-    /// False once the engine has failed several times in a row.
+    /// False while the engine fails, whatever it is asked.
     pub(super) fn healthy(&self) -> bool {
-        self.failures.load(Relaxed) < FAILURES_MAX
+        self.health.good()
     }
 
     /// Inferences in a request: the first dimension where the model batches.
@@ -88,7 +91,7 @@ impl Executor {
     }
 
     /// Runs one request.
-    pub(super) fn run(&self, request: &InferRequest, cancel: Option<&AtomicBool>) -> Result<Ran, ServeError> {
+    pub(super) fn run(&self, request: &InferRequest, cancel: Option<&Cancel>) -> Result<Ran, ServeError> {
         let inputs: Vec<(&str, &Tensor)> = request.inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let (tensors, infer) = self.timed(&inputs, &request.outputs, cancel)?;
         let began = Instant::now();
@@ -155,7 +158,7 @@ impl Executor {
         &self,
         inputs: &[(&str, &Tensor)],
         outputs: &[crate::core::RequestedOutput],
-        cancel: Option<&AtomicBool>,
+        cancel: Option<&Cancel>,
     ) -> Result<(Vec<Tensor>, Duration), ServeError> {
         let wanted: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
         let options = RunOptions { outputs: (!wanted.is_empty()).then_some(wanted.as_slice()), cancel };
@@ -186,13 +189,11 @@ impl Executor {
     fn learn(&self, infer: Duration, error: Option<&ServeError>) {
         match error {
             None => {
-                self.failures.store(0, Relaxed);
+                self.health.answered();
                 let (old, new) = (self.run_us.load(Relaxed), infer.as_micros() as u64);
                 self.run_us.store(if old == u64::MAX { new } else { (7 * old + new) / 8 }, Relaxed);
             }
-            Some(e) if e.kind == ServeErrorKind::Internal => {
-                self.failures.fetch_add(1, Relaxed);
-            }
+            Some(e) if e.kind == ServeErrorKind::Internal => self.health.doubt(&self.session),
             Some(_) => {}
         }
     }

@@ -1,8 +1,8 @@
 //! Loading and unloading: first a plan of what a model needs, then each model of it under a lock of its own.
 
-use std::{collections::HashSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashSet, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
-use edgeward_engine::{Session, SessionOptions, Source, TensorInfo};
+use edgeward_engine::{Dim, Session, SessionOptions, Source, TensorInfo};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         history::Doing,
         model::{Version, wire_dims},
         overrides, repository,
-        server::Versions,
+        server::{Tuned, Versions},
         snapshot::Snapshot,
     },
     proto,
@@ -143,12 +143,16 @@ impl Server {
         let tuned = if engine.is_none() && threads.is_none() { own.tuned(name, file) } else { None };
         let engine = engine.or(tuned.as_ref().map(|t| t.engine.as_str()));
         let threads = threads.or(tuned.as_ref().map(|t| t.threads));
-        let options = SessionOptions { threads, ..SessionOptions::default() };
+        let options = SessionOptions { threads, profile: false, providers: own.providers.clone() };
         let at = |text: String| format!("version {number}: {text}");
         let loaded = self.registry().load(engine, &Source::File(file.to_owned()), &options);
         let loaded = loaded.map_err(|e| at(e.to_string()))?;
         tracing::info!(model = name, version = number, engine = loaded.engine.name(), "model loaded");
-        let config = completed(name, config.clone(), &*loaded.session).map_err(at)?;
+        let mut config = config.clone();
+        if let Some(tuned) = &tuned {
+            schedule(&mut config, tuned, &*loaded.session);
+        }
+        let config = completed(name, config, &*loaded.session).map_err(at)?;
         Version::new(name, number, config, loaded, path, cache).map_err(at)
     }
 
@@ -275,6 +279,26 @@ async fn blocking<T: Send + 'static>(
 
 fn not_found(name: &str) -> ServeError {
     ServeError::new(ServeErrorKind::NotFound, format!("no model `{name}` in the repositories"))
+}
+
+/// Fills what the file leaves open of instances and batching from what was measured, where the model can batch.
+fn schedule(config: &mut proto::ModelConfig, tuned: &Tuned, session: &dyn Session) {
+    let count = |n: NonZeroUsize| i32::try_from(n.get()).unwrap_or(i32::MAX);
+    if let Some(instances) = tuned.instances.filter(|_| config.instance_group.is_empty()) {
+        let group = proto::ModelInstanceGroup { count: count(instances), ..proto::ModelInstanceGroup::default() };
+        config.instance_group.push(group);
+    }
+    let open = |info: &TensorInfo| {
+        let first = info.shape.as_ref().and_then(|dims| dims.first());
+        matches!(first, Some(Dim::Symbol(_) | Dim::Dynamic(())))
+    };
+    let undecided = config.max_batch_size == 0 && config.scheduling_choice.is_none();
+    let can = session.inputs().iter().chain(session.outputs()).all(open) && !session.inputs().is_empty();
+    if let Some(batch) = tuned.batch.filter(|batch| batch.get() > 1 && undecided && can) {
+        config.max_batch_size = count(batch);
+        let batching = proto::ModelDynamicBatching::default();
+        config.scheduling_choice = Some(proto::model_config::SchedulingChoice::DynamicBatching(batching));
+    }
 }
 
 /// Fills what the file leaves open from the model, and checks what it says against it.

@@ -3,13 +3,12 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use edgeward_engine::{Dim, Loaded, TensorInfo};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     core::{
@@ -18,14 +17,13 @@ use crate::{
         cache::{Cache, Key},
         config,
         ensemble::Ensemble,
-        execute::{Executor, INLINE_US_MAX, Ran, Times, named},
+        execute::{Executor, Ran, Times, named},
         labels::Labels,
-        queue::QUEUE_MAX,
         snapshot::Origin,
         stats::{Served, Stats},
         warmup,
     },
-    proto::ModelConfig,
+    proto::{ModelConfig, ModelDynamicBatching},
 };
 
 /// Runs that may overlap where the configuration does not say.
@@ -52,17 +50,9 @@ pub struct Version {
 /// Who answers.
 enum Work {
     /// The model's own session.
-    Session(Arc<Executor>, Schedule),
+    Session(Arc<Executor>, Batcher),
     /// Other models.
     Ensemble(Ensemble, Vec<Arc<str>>),
-}
-
-/// How requests come to run.
-enum Schedule {
-    /// Each by itself, as soon as an instance is free.
-    Direct { slots: Semaphore, instances: usize },
-    /// Together with others.
-    Batched(Batcher),
 }
 
 impl Version {
@@ -77,20 +67,20 @@ impl Version {
         cache: Option<&Cache>,
     ) -> Result<Self, String> {
         let labels = Labels::read(&config, folder)?;
-        warmup::run(&config, &*loaded.session, &folder.join("warmup"))?;
+        let sample = warmup::run(&config, &*loaded.session, &folder.join("warmup"))?;
         let count: usize = config.instance_group.iter().map(|g| usize::try_from(g.count).unwrap_or(1).max(1)).sum();
         let instances = if count == 0 { INSTANCES_DEFAULT } else { count };
         let max_batch = usize::try_from(config.max_batch_size).unwrap_or(0);
         let name: Arc<str> = name.into();
-        let executor = Arc::new(Executor::new(name.clone(), loaded.session, max_batch));
-        let schedule = match config::batching(&config) {
+        let executor = Arc::new(Executor::new(name.clone(), loaded.session, max_batch, sample));
+        let batcher = match config::batching(&config) {
             Some(batching) => {
                 if max_batch > 1 {
                     batches(&executor)?;
                 }
-                Schedule::Batched(Batcher::new(executor.clone(), batching, max_batch, instances))
+                Batcher::new(executor.clone(), batching, max_batch, instances)
             }
-            None => Schedule::Direct { slots: Semaphore::new(instances), instances },
+            None => Batcher::new(executor.clone(), &ModelDynamicBatching::default(), 1, instances),
         };
         let cache = own_cache(&name, &config, cache);
         let (engine, stats) = (loaded.engine.name(), executor.stats.clone());
@@ -101,7 +91,7 @@ impl Version {
             config,
             origin: None,
             stats,
-            work: Work::Session(executor, schedule),
+            work: Work::Session(executor, batcher),
             cache,
             labels,
         })
@@ -152,7 +142,7 @@ impl Version {
         &self.stats
     }
 
-    /// False once the engine has failed several times in a row. An ensemble has no engine of its own.
+    /// False while the engine fails, whatever it is asked. An ensemble has no engine of its own.
     pub fn healthy(&self) -> bool {
         match &self.work {
             Work::Session(executor, _) => executor.healthy(),
@@ -229,10 +219,7 @@ impl Version {
     ) -> Result<(Outputs, RequestTimes), ServeError> {
         let labelled = self.labels.wanted(&request.outputs);
         let (mut ran, queue) = match &self.work {
-            Work::Session(_, Schedule::Batched(batcher)) => batcher.infer(request, size).await?,
-            Work::Session(executor, Schedule::Direct { slots, instances }) => {
-                self.direct(executor, request, slots, *instances, arrived).await?
-            }
+            Work::Session(_, batcher) => batcher.infer(request, size).await?,
             Work::Ensemble(graph, outputs) => {
                 let tensors = graph.infer(&request, server).await?;
                 let times = Times { infer: arrived.elapsed(), ..Times::default() };
@@ -245,60 +232,6 @@ impl Version {
         self.labels.add(&labelled, &mut ran.outputs);
         let Times { input, infer, output } = ran.times;
         Ok((ran.outputs, RequestTimes { queue, input, infer, output }))
-    }
-
-    async fn direct(
-        &self,
-        executor: &Arc<Executor>,
-        request: InferRequest,
-        slots: &Semaphore,
-        instances: usize,
-        arrived: Instant,
-    ) -> Result<(Ran, Duration), ServeError> {
-        let permit = self.slot(executor, slots, instances, request.timeout).await?;
-        let queued = arrived.elapsed();
-        let ran = if executor.run_us().is_some_and(|us| us <= INLINE_US_MAX) {
-            executor.run(&request, None)
-        } else {
-            let executor = executor.clone();
-            let gone = Gone(Arc::default());
-            let cancel = gone.0.clone();
-            let task = tokio::task::spawn_blocking(move || executor.run(&request, Some(&cancel)));
-            task.await.unwrap_or_else(|e| Err(ServeError::new(ServeErrorKind::Internal, format!("the run ended: {e}"))))
-        };
-        drop(permit);
-        ran.map(|ran| (ran, queued))
-    }
-
-    /// Waits for a free instance, at most `timeout`; refuses at once where too many wait already.
-    async fn slot<'a>(
-        &self,
-        executor: &Executor,
-        slots: &'a Semaphore,
-        instances: usize,
-        timeout: Option<Duration>,
-    ) -> Result<SemaphorePermit<'a>, ServeError> {
-        if let Ok(permit) = slots.try_acquire() {
-            return Ok(permit);
-        }
-        let waiting = self.stats.pending.load(Relaxed).saturating_sub(instances as u64);
-        let wait_us = executor.run_us().unwrap_or(0).saturating_mul(waiting) / instances as u64;
-        let wait = Duration::from_micros(wait_us);
-        if waiting > QUEUE_MAX as u64 {
-            return Err(ServeError::queue_full(&self.name, QUEUE_MAX, wait));
-        }
-        ServeError::if_too_long(&self.name, wait, timeout)?;
-        let gone = |_| ServeError::new(ServeErrorKind::Unavailable, "the model is being unloaded");
-        match timeout {
-            None => slots.acquire().await.map_err(gone),
-            Some(limit) => match tokio::time::timeout(limit, slots.acquire()).await {
-                Ok(permit) => permit.map_err(gone),
-                Err(_) => {
-                    let text = format!("no instance of model `{}` was free within {limit:?}", self.name);
-                    Err(ServeError::new(ServeErrorKind::DeadlineExceeded, text))
-                }
-            },
-        }
     }
 
     /// Inferences in the request; an error where the model does not take as many.
@@ -339,15 +272,6 @@ type Outputs = Vec<(Arc<str>, edgeward_graph::Tensor)>;
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
-/// Tells the engine that nobody waits any more.
-struct Gone(Arc<AtomicBool>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 /// Counts a request while it is in the version's hands, however it leaves.

@@ -37,6 +37,20 @@ impl Files {
     }
 }
 
+impl LoadOverrides {
+    /// An error where the files have more than `bytes_max` bytes together.
+    pub(crate) fn within(&self, bytes_max: usize) -> Result<(), ServeError> {
+        let bytes: usize = self.files.iter().map(|(_, content)| content.len()).sum();
+        if bytes <= bytes_max {
+            return Ok(());
+        }
+        let text = format!(
+            "the `file:` parameters have {bytes} bytes, the limit is {bytes_max} (`load_bytes_max` in `[serve]`); put larger files into the repository"
+        );
+        Err(ServeError::new(ServeErrorKind::InvalidArgument, text))
+    }
+}
+
 /// An error where a load may not bring this along: names outside the model's folder, or files without a configuration.
 pub(super) fn check(model: &str, overrides: &LoadOverrides) -> Result<(), ServeError> {
     let refuse =

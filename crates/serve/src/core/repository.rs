@@ -32,6 +32,12 @@ pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
             found.insert(name);
             continue;
         }
+        if repository.is_file() {
+            let shown = repository.display();
+            return Err(invalid(format!(
+                "`{shown}` is no ONNX file, expected `.onnx` or a folder of models; how a model of another kind comes in: docs/models.md"
+            )));
+        }
         let entries =
             fs::read_dir(repository).map_err(|e| invalid(format!("cannot read `{}`: {e}", repository.display())))?;
         for entry in entries.flatten() {

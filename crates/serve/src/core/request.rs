@@ -1,8 +1,10 @@
 //! Requests and responses, as tensors.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use edgeward_graph::Tensor;
+
+use crate::core::{ServeError, ServeErrorKind};
 
 /// A model and, where the caller insists, one of its versions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -55,6 +57,42 @@ pub struct InferRequest {
     pub timeout: Option<Duration>,
     /// All other request parameters, unknown ones included (custom parameters may not start with `triton_`).
     pub parameters: Parameters,
+    /// Whether the calling task has other work meanwhile, so that a run must not hold its thread.
+    pub beside: bool,
+}
+
+/// Parameters with this prefix are the protocol's own, not the caller's.
+const RESERVED: &str = "triton_";
+/// Those of them that a request may carry.
+const RESERVED_KNOWN: &[&str] = &["triton_enable_empty_final_response"];
+/// What tells of the sequence that a request belongs to.
+const SEQUENCE: [&str; 3] = ["sequence_id", "sequence_start", "sequence_end"];
+
+impl InferRequest {
+    /// An error where a parameter has a name that callers may not give, or an output is asked for twice: an answer
+    /// could grow to any size by a short request.
+    pub(crate) fn check(&self) -> Result<(), ServeError> {
+        let mut seen = HashSet::new();
+        if let Some(twice) = self.outputs.iter().find(|output| !seen.insert(output.name.as_str())) {
+            let text = format!("output `{}` is asked for twice", twice.name);
+            return Err(ServeError::new(ServeErrorKind::InvalidArgument, text));
+        }
+        let reserved = |name: &str| name.starts_with(RESERVED) && !RESERVED_KNOWN.contains(&name);
+        match self.parameters.iter().find(|(name, _)| reserved(name)) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let text =
+                    format!("parameter `{name}`: names that begin with `{RESERVED}` are reserved; choose another");
+                Err(ServeError::new(ServeErrorKind::InvalidArgument, text))
+            }
+        }
+    }
+
+    /// What the answer repeats of the request's parameters: the sequence that it belongs to.
+    pub(crate) fn repeated(&self) -> Parameters {
+        let of = |name: &str| self.parameters.iter().find(|(own, _)| own == name).cloned();
+        SEQUENCE.into_iter().filter_map(of).collect()
+    }
 }
 
 /// Where the time of an answered request went.

@@ -14,9 +14,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use edgeward_engine::{Registry, RegistryConfig, TensorInfo};
+use edgeward_engine::{Provider, Registry, RegistryConfig, TensorInfo};
 use futures_util::stream::{self, StreamExt as _};
 use parking_lot::{Mutex, MutexGuard};
+use rpds::HashTrieMapSync;
 
 use crate::{
     core::{
@@ -35,10 +36,14 @@ use crate::{
 pub struct ServerConfig {
     /// Triton repositories or folders of plain `.onnx` files; a single `.onnx` file is a repository of one model.
     pub repositories: Vec<PathBuf>,
+    /// Where the libraries of the engines are.
+    pub engines: RegistryConfig,
     /// Engine to try first; the default order where none.
     pub engine: Option<String>,
     /// Threads within one run.
     pub threads: Option<NonZeroUsize>,
+    /// Execution providers or devices of every model.
+    pub providers: Vec<Provider>,
     /// Finds what was measured to be best for a model, for what neither this nor the model's configuration says.
     pub tuning: Tuning,
     /// Follow the files of the repositories, and look at them at least this often; not at all where none.
@@ -56,6 +61,10 @@ pub struct Tuned {
     pub engine: String,
     /// Threads within one run.
     pub threads: NonZeroUsize,
+    /// Runs side by side; as without a result where none.
+    pub instances: Option<NonZeroUsize>,
+    /// Requests in one run, joined where the model can; no more than one where none.
+    pub batch: Option<NonZeroUsize>,
 }
 
 /// Looks up how the model in a file runs best; by default it knows of none.
@@ -85,6 +94,8 @@ impl ServerConfig {
             model = name,
             engine = tuned.engine,
             threads = tuned.threads,
+            instances = tuned.instances,
+            batch = tuned.batch,
             "as `tune` measured, unless told otherwise"
         );
         Some(tuned)
@@ -142,8 +153,8 @@ struct Inner {
     config: ServerConfig,
     registry: Registry,
     cache: Option<Cache>,
-    /// What answers now; replaced whole, so that a reader never waits.
-    models: ArcSwap<HashMap<Arc<str>, Arc<Versions>>>,
+    /// What answers now; replaced whole, so that a reader never waits, by one that shares what has not changed.
+    models: ArcSwap<HashTrieMapSync<Arc<str>, Arc<Versions>>>,
     history: History,
     /// One change of a model at a time; those under way.
     changing: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -169,12 +180,12 @@ impl Server {
             ModelControl::Fixed => found.into_iter().collect(),
         };
         // Taken before anything is loaded: what changes meanwhile is not missed.
-        let watch = config.watch.map(|interval| (interval, watch::look(&repositories)));
+        let watch = config.watch.map(|interval| (interval, watch::look(&repositories, &BTreeMap::new())));
         let server = Self {
             inner: Arc::new(Inner {
                 cache: (config.cache_bytes > 0).then(|| Cache::new(config.cache_bytes)),
+                registry: Registry::new(config.engines.clone()),
                 config,
-                registry: Registry::new(RegistryConfig::default()),
                 models: ArcSwap::default(),
                 history: History::default(),
                 changing: Mutex::default(),
@@ -390,11 +401,11 @@ impl Server {
             past.unloaded.retain(|number| versions.as_ref().is_none_or(|new| !new.contains_key(number)));
         });
         self.inner.models.rcu(|models| {
-            let mut models = HashMap::clone(models);
+            let mut models = HashTrieMapSync::clone(models);
             match &versions {
-                Some(versions) => models.insert(name.into(), versions.clone()),
-                None => models.remove(name),
-            };
+                Some(versions) => models.insert_mut(name.into(), versions.clone()),
+                None => drop(models.remove_mut(name)),
+            }
             models
         });
         old

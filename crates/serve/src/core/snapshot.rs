@@ -4,8 +4,10 @@ use std::{
     collections::BTreeMap,
     fs,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
+
+use edgeward_graph::{Limits, Model};
 
 /// Files of one model that are looked at; what lies beyond is not watched.
 const FILES_MAX: usize = 10_000;
@@ -27,6 +29,8 @@ pub struct Snapshot {
     /// Those that all versions share, such as the configuration.
     shared: Vec<Stamp>,
     versions: BTreeMap<u64, Vec<Stamp>>,
+    /// Of a plain file: where its tensors' data lies, beneath its folder.
+    external: Vec<String>,
 }
 
 /// The files of one version, with those that all share.
@@ -39,16 +43,27 @@ pub struct Origin {
 impl Snapshot {
     /// Looks at a model's folder, or at a plain file with what belongs to it.
     pub fn of(path: &Path) -> Self {
+        Self::after(path, None)
+    }
+
+    /// The same where `before` is what an earlier look found: a file that has not changed is not read again.
+    pub fn after(path: &Path, before: Option<&Self>) -> Self {
+        if path.is_file() { Self::of_file(path, before) } else { Self::of_folder(path) }
+    }
+
+    fn of_file(path: &Path, before: Option<&Self>) -> Self {
+        let main = stamp(path);
+        let known = before.filter(|before| before.versions.get(&1).is_some_and(|own| own.first() == main.as_ref()));
+        let external = known.map_or_else(|| external(path), |before| before.external.clone());
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let beside = external.iter().map(|location| folder.join(location));
+        let beside = beside.chain([path.with_extension("tune.json")]);
+        let own = main.into_iter().chain(beside.filter_map(|path| stamp(&path))).collect();
+        Self { shared: Vec::new(), versions: BTreeMap::from([(1, own)]), external }
+    }
+
+    fn of_folder(path: &Path) -> Self {
         let mut snapshot = Self::default();
-        if path.is_file() {
-            let mut own: Vec<Stamp> = stamp(path).into_iter().collect();
-            // Where exporters put the weights, and what `tune` leaves.
-            own.extend(
-                ["onnx.data", "onnx_data", "data", "tune.json"].iter().filter_map(|e| stamp(&path.with_extension(e))),
-            );
-            snapshot.versions.insert(1, own);
-            return snapshot;
-        }
         for entry in fs::read_dir(path).into_iter().flatten().flatten().take(FILES_MAX) {
             let (path, name) = (entry.path(), entry.file_name());
             let number = name.to_str().and_then(|n| n.parse().ok()).filter(|_| path.is_dir());
@@ -69,6 +84,17 @@ impl Snapshot {
     pub fn has_versions(&self) -> bool {
         self.versions.values().any(|files| !files.is_empty())
     }
+}
+
+/// Files that a model's tensors lie in. Of one that cannot be read, none: its load says why.
+fn external(path: &Path) -> Vec<String> {
+    let model = Model::read(path, &Limits::default());
+    let mut found = model.and_then(|model| model.external_locations()).unwrap_or_default();
+    // A path that leaves the folder is refused at load; nothing outside is looked at.
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    found.retain(|location| Path::new(location).components().all(plain));
+    found.truncate(FILES_MAX);
+    found
 }
 
 fn walk(path: &Path, depth: usize, stamps: &mut Vec<Stamp>) {

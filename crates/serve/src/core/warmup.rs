@@ -7,7 +7,10 @@ use edgeward_engine::{RunOptions, Session};
 use edgeward_graph::{DataType, Tensor};
 
 use crate::{
-    core::repository::{is_name, read_named},
+    core::{
+        health::Sample,
+        repository::{is_name, read_named},
+    },
     proto::{
         ModelConfig, ModelWarmup,
         model_warmup::{Input, input::InputDataType},
@@ -20,8 +23,10 @@ const INPUT_BYTES_MAX: usize = 1 << 30;
 /// Runs of one sample at most.
 const RUNS_MAX: u32 = 10_000;
 
-/// Runs every sample; an error names the one that fails. Files of samples lie in `files`.
-pub(super) fn run(config: &ModelConfig, session: &dyn Session, files: &Path) -> Result<(), String> {
+/// Runs every sample and returns the inputs of the first; an error names the one that fails. Files of samples lie in
+/// `files`.
+pub(super) fn run(config: &ModelConfig, session: &dyn Session, files: &Path) -> Result<Option<Sample>, String> {
+    let mut first = None;
     for sample in &config.model_warmup {
         let of = |text: String| format!("warm-up `{}`: {text}", sample.name);
         let inputs = inputs(config, sample, files).map_err(of)?;
@@ -32,11 +37,12 @@ pub(super) fn run(config: &ModelConfig, session: &dyn Session, files: &Path) -> 
         for _ in 0..sample.count.max(1) {
             session.run(&named, RunOptions::default()).map_err(|e| of(e.to_string()))?;
         }
+        first.get_or_insert(inputs);
     }
-    Ok(())
+    Ok(first)
 }
 
-fn inputs(config: &ModelConfig, sample: &ModelWarmup, files: &Path) -> Result<Vec<(String, Tensor)>, String> {
+fn inputs(config: &ModelConfig, sample: &ModelWarmup, files: &Path) -> Result<Sample, String> {
     let batched = config.max_batch_size > 0;
     if batched && i64::from(sample.batch_size) > i64::from(config.max_batch_size) {
         return Err(format!("`batch_size` is {}, `max_batch_size` {}", sample.batch_size, config.max_batch_size));
@@ -59,10 +65,7 @@ fn tensor(input: &Input, batch: Option<usize>, files: &Path) -> Result<Tensor, S
         let size = usize::try_from(size).map_err(|_| format!("dims {:?}, expected sizes of 0 or more", input.dims))?;
         shape.push(size);
     }
-    let count = edgeward_graph::element_count(&shape).map_err(|e| e.to_string())?;
-    if dtype.byte_len(count) > INPUT_BYTES_MAX {
-        return Err(format!("shape {shape:?} takes {} bytes, the limit is {INPUT_BYTES_MAX}", dtype.byte_len(count)));
-    }
+    let count = counted(dtype, &shape)?;
     match &input.input_data_type {
         Some(InputDataType::ZeroData(true)) => filled(dtype, shape, count, |_| 0),
         Some(InputDataType::RandomData(true)) => {
@@ -78,6 +81,21 @@ fn tensor(input: &Input, batch: Option<usize>, files: &Path) -> Result<Tensor, S
         Some(InputDataType::InputDataFile(name)) => from_file(dtype, shape, &files.join(name), name),
         _ => Err("has no data, expected `zero_data`, `random_data` or `input_data_file`".to_owned()),
     }
+}
+
+/// Zeros, as `zero_data` makes them.
+pub(super) fn zeros(dtype: DataType, shape: Vec<usize>) -> Result<Tensor, String> {
+    let count = counted(dtype, &shape)?;
+    filled(dtype, shape, count, |_| 0)
+}
+
+/// Elements of a shape; an error where they take more than a sample may.
+fn counted(dtype: DataType, shape: &[usize]) -> Result<usize, String> {
+    let count = edgeward_graph::element_count(shape).map_err(|e| e.to_string())?;
+    if dtype.byte_len(count) > INPUT_BYTES_MAX {
+        return Err(format!("shape {shape:?} takes {} bytes, the limit is {INPUT_BYTES_MAX}", dtype.byte_len(count)));
+    }
+    Ok(count)
 }
 
 /// Small whole numbers below the bound that `next` is given, so that they are valid in every type.

@@ -21,10 +21,14 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// All models as they lie there.
 pub(super) type Look = BTreeMap<String, Snapshot>;
 
-/// Looks at every model.
-pub(super) fn look(repositories: &[PathBuf]) -> Look {
+/// Looks at every model. What was found `before` spares reading files that have not changed.
+pub(super) fn look(repositories: &[PathBuf], before: &Look) -> Look {
     let names = repository::names(repositories).unwrap_or_default();
-    let found = |name: String| Some((name.clone(), Snapshot::of(&repository::find(repositories, &name)?)));
+    let found = |name: String| {
+        let path = repository::find(repositories, &name)?;
+        let snapshot = Snapshot::after(&path, before.get(&name));
+        Some((name, snapshot))
+    };
     names.into_iter().filter_map(found).collect()
 }
 
@@ -52,7 +56,10 @@ pub(super) async fn follow(server: WeakServer, repositories: Vec<PathBuf>, inter
         let folders = repositories.clone();
         // Asked before the look: what is loaded meanwhile may lie there since.
         let Some(serving) = server.upgrade().map(|server| server.loaded_from_files()) else { return };
-        let Ok(now) = tokio::task::spawn_blocking(move || look(&folders)).await else { return };
+        let Ok((now, seen)) = tokio::task::spawn_blocking(move || (look(&folders, &before), before)).await else {
+            return;
+        };
+        before = seen;
         let Some(server) = server.upgrade() else { return };
         let mut changes = changes(&acted, &before, &now);
         // An ensemble or a call may have loaded what was never acted upon here.
@@ -148,7 +155,7 @@ mod tests {
                 std::fs::write(path, text).unwrap();
             }
             drop(at);
-            look(&[folder.path().join("r")])
+            look(&[folder.path().join("r")], &Look::new())
         };
         let first = look_at(&[("a/1/model.onnx", "1"), ("b/1/model.onnx", "1")]);
         assert!(changes(&first, &first, &first).is_empty());

@@ -58,6 +58,7 @@ pub(crate) fn request(request: ModelInferRequest, model: ModelRef) -> Result<Inf
         priority: number("priority").and_then(|p| u32::try_from(p).ok()).unwrap_or(0),
         timeout: number("timeout").filter(|&us| us > 0).map(Duration::from_micros),
         parameters: custom.filter_map(|(k, v)| Some((k.clone(), parameter(v)?))).collect(),
+        beside: false,
     })
 }
 
@@ -136,8 +137,19 @@ pub(crate) fn response(response: InferResponse, raw: bool) -> Result<ModelInferR
         id: response.id,
         outputs,
         raw_output_contents,
-        ..ModelInferResponse::default()
+        parameters: response.parameters.into_iter().map(|(name, value)| (name, wire(value))).collect(),
     })
+}
+
+/// A parameter of an answer.
+pub(super) fn wire(parameter: Parameter) -> proto::InferParameter {
+    let choice = match parameter {
+        Parameter::Bool(v) => ParameterChoice::BoolParam(v),
+        Parameter::Int(v) => ParameterChoice::Int64Param(v),
+        Parameter::Double(v) => ParameterChoice::DoubleParam(v),
+        Parameter::String(v) => ParameterChoice::StringParam(v),
+    };
+    proto::InferParameter { parameter_choice: Some(choice) }
 }
 
 fn contents(tensor: &Tensor) -> Result<InferTensorContents, edgeward_graph::TensorError> {

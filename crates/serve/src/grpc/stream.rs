@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use tokio_stream::Stream;
 use tonic::{Request, Status, Streaming};
 
-use super::{answer, parent};
+use super::{answer, convert::wire, parent};
 use crate::{
+    core::Parameter,
     proto,
     telemetry::{App, Call},
 };
@@ -83,8 +84,7 @@ async fn stream_answer(
         line.answered(status, None, None);
     }
     if wants_final {
-        let yes = Some(proto::infer_parameter::ParameterChoice::BoolParam(true));
-        response.parameters.insert(FINAL.to_owned(), proto::InferParameter { parameter_choice: yes });
+        response.parameters.insert(FINAL.to_owned(), wire(Parameter::Bool(true)));
     }
     proto::ModelStreamInferResponse { error_message, infer_response: Some(response) }
 }

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    body::{Body, to_bytes},
+    body::{Body, HttpBody as _},
     extract::{Path, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -10,29 +10,28 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
 
-use super::{Answer, BODY_BYTES_MAX, Refusal, Target};
+use super::{
+    Answer, Refusal, Target,
+    body::{Unread, read},
+};
 use crate::{
     core::{ServeError, ServeErrorKind},
+    inflate::{Form, inflate},
     json as codec,
     telemetry::{App, Call, Slot},
 };
 
 const JSON_LENGTH: &str = "inference-header-content-length";
-/// What a compressed body may grow to.
-const INFLATED_BYTES_MAX: usize = 1 << 30;
-/// A body this many times its compressed size, beyond [`INFLATED_BYTES_FREE`], was made to fill memory.
-const INFLATED_RATIO_MAX: usize = 200;
-/// What any compressed body may grow to.
-const INFLATED_BYTES_FREE: usize = 16 << 20;
 
 pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, request: Request) -> Answer<Response> {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
-    let body = match to_bytes(body, BODY_BYTES_MAX).await {
-        Ok(body) => inflate(headers, body)?,
+    let (length, json_length) = (body.size_hint().exact(), json_length(headers)?);
+    let body = match read(body, length, json_length.unwrap_or(0)).await {
+        Ok(body) => inflated(headers, body)?,
         Err(e) => return Ok(unread(&e)),
     };
-    let decoded = codec::decode(&body, json_length(headers)?, target.model()?)?;
+    let decoded = codec::decode(&body, json_length, target.model()?)?;
     let (binary_default, binary) = (decoded.binary_default, decoded.binary);
     let parent = headers.get("traceparent").and_then(|v| v.to_str().ok());
     let response = app.infer(decoded.request, Call { parent, slot: parts.extensions.get::<Slot>() }).await?;
@@ -50,18 +49,12 @@ pub(crate) async fn infer_at(app: App, model: String, version: Option<String>, r
     infer(State(app), Path(Target { model, version }), request).await.into_response()
 }
 
-/// The body ended early, or is larger than any may be.
-fn unread(error: &axum::Error) -> Response {
-    let long = std::error::Error::source(error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-    let (status, text) = if long {
-        (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {BODY_BYTES_MAX} bytes; send fewer rows at once"),
-        )
-    } else {
-        (StatusCode::BAD_REQUEST, format!("the body cannot be read to its end: {error}"))
+fn unread(error: &Unread) -> Response {
+    let status = match error {
+        Unread::Long => StatusCode::PAYLOAD_TOO_LARGE,
+        Unread::Broken(_) => StatusCode::BAD_REQUEST,
     };
-    (status, Json(json!({ "error": text }))).into_response()
+    (status, Json(json!({ "error": error.to_string() }))).into_response()
 }
 
 fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
@@ -71,27 +64,17 @@ fn json_length(headers: &HeaderMap) -> Answer<Option<usize>> {
     number.map(Some).ok_or_else(|| ServeError::new(ServeErrorKind::InvalidArgument, text).into())
 }
 
-/// Undoes the request's compression, within bounds.
-fn inflate(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
-    use std::io::Read as _;
+/// Undoes the request's compression.
+fn inflated(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
     let refuse = |text: String| Refusal(ServeError::new(ServeErrorKind::InvalidArgument, text));
     let Some(encoding) = headers.get(header::CONTENT_ENCODING) else { return Ok(body) };
-    let max = (body.len().saturating_mul(INFLATED_RATIO_MAX)).clamp(INFLATED_BYTES_FREE, INFLATED_BYTES_MAX);
-    let limit = max as u64 + 1;
-    let mut out = Vec::new();
-    let read = match encoding.as_bytes() {
+    let form = match encoding.as_bytes() {
         b"identity" | b"" => return Ok(body),
-        b"gzip" | b"x-gzip" => flate2::read::GzDecoder::new(&*body).take(limit).read_to_end(&mut out),
-        b"deflate" => flate2::read::ZlibDecoder::new(&*body).take(limit).read_to_end(&mut out),
+        b"gzip" | b"x-gzip" => Form::Gzip,
+        b"deflate" => Form::Deflate,
         _ => return Err(refuse(format!("content encoding {encoding:?} is not supported, expected gzip or deflate"))),
     };
-    read.map_err(|e| refuse(format!("the compressed body is damaged: {e}")))?;
-    if out.len() > max {
-        let text =
-            format!("the compressed body of {} bytes grows beyond {max}; send it without compression", body.len());
-        return Err(refuse(text));
-    }
-    Ok(out.into())
+    inflate(form, &body).map(Bytes::from).map_err(|e| refuse(e.to_string()))
 }
 
 /// Puts the parts together and compresses them where the caller accepts it and there is much.
