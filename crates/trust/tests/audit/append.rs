@@ -211,3 +211,19 @@ fn a_checkpoint_is_published_in_time_without_being_asked() {
     }
     assert_eq!(place.verify().published, 1);
 }
+
+/// A published tile that stays as it is must not be written again: a crash in the middle would leave a checkpoint without its tile.
+#[test]
+fn what_is_published_is_never_written_again() {
+    let place = Place::with_records(300);
+    let log = place.open();
+    let upper = place.log().join("tile/1/000.p/1");
+    let mark = |path: &std::path::Path| std::fs::write(path, "written before").unwrap();
+    mark(&upper);
+    for n in 300..310 {
+        log.append(&record(n)).unwrap().wait().unwrap();
+    }
+    assert_eq!(log.flush().unwrap().size, 310);
+    assert_eq!(std::fs::read(&upper).unwrap(), b"written before");
+    assert!(place.log().join("tile/0/001.p/54").exists());
+}
