@@ -81,6 +81,59 @@ fn a_change_is_tried_out_on_past_requests() {
 }
 
 #[test]
+fn a_denial_is_explained() {
+    let folder = documented();
+    let asked =
+        ["explain", ".", "--principal", "https://login.example#anna", "--group", "radiology", "--action", "infer"];
+    let weak = [&asked[..], &["--resource", "Model::chest-xray", "--score", "40"]].concat();
+    let explained = json(folder.path(), &weak);
+    assert_eq!(explained["decision"]["reason"], "not_permitted");
+    let nearest = &explained["nearest"][0];
+    assert_eq!(nearest["policy"]["id"], "radiologists-infer");
+    assert_eq!(nearest["unmet"].as_array().unwrap().len(), 2, "{nearest}");
+    assert_eq!(nearest["unmet"][1]["values"], serde_json::json!([["context[\"score\"]", "40"]]));
+    let text = String::from_utf8_lossy(&policy(folder.path(), &weak).stdout).into_owned();
+    assert!(text.contains("when context.score >= 60 (context[\"score\"] is 40)"), "{text}");
+
+    let public =
+        [&asked[..], &["--resource", "Model::chest-xray", "--network", "public", "--strength", "key_bound"]].concat();
+    let explained = json(folder.path(), &public);
+    assert_eq!(explained["decision"]["reason"], "forbidden");
+    assert_eq!(explained["decision"]["policies"][0]["id"], "sensitive-only-from-known-networks");
+    let strong = [&asked[..], &["--resource", "Model::chest-xray", "--strength", "key_bound"]].concat();
+    let explained = json(folder.path(), &strong);
+    assert_eq!(explained["decision"]["effect"], "allow");
+    assert_eq!(explained["decision"]["terms"]["obligations"]["round"], 3);
+}
+
+#[test]
+fn all_who_may_are_listed() {
+    let folder = documented();
+    let who = |arguments: &[&str]| -> Vec<String> {
+        let found = json(folder.path(), &[&["who-can", "."], arguments].concat());
+        found.as_array().unwrap().iter().map(|one| one["who"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        who(&["infer", "ModelVersion::triage/2"]),
+        [
+            "User of Group::https://login.example#radiology",
+            "User of Group::radiologists",
+            "Workload of Group::https://login.example#radiology",
+            "Workload of Group::radiologists",
+            "Workload::spiffe://st-mary.example/scanner",
+        ]
+    );
+    let scanner = ["Workload::spiffe://st-mary.example/scanner"];
+    assert_eq!(who(&["infer", "ModelVersion::triage/2", "--strength", "bearer"]), scanner);
+    assert_eq!(who(&["get", "Endpoint::live"])[..2], ["User", "Workload"]);
+    assert!(who(&["load", "Model::triage"]).is_empty());
+    let (text, code) = failure(folder.path(), &["who-can", ".", "infer", "Model::elbow"]);
+    assert!(code == Some(2) && text.contains("`Model::elbow` is not listed"), "{text}");
+    let (text, code) = failure(folder.path(), &["who-can", ".", "fly", "Model::triage"]);
+    assert!(code == Some(2) && text.contains("action `fly` is unknown"), "{text}");
+}
+
+#[test]
 fn wrong_input_exits_with_2_and_says_where() {
     let folder = documented();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();

@@ -46,7 +46,7 @@ fn policy_text(count: usize) -> Result<String, std::fmt::Error> {
     );
     for number in 0..count.saturating_sub(2) {
         let (tenant, group) = (number % TENANTS, number / TENANTS);
-        let condition = if number % 10 == 0 {
+        let condition = if number.is_multiple_of(10) {
             "principal.strength >= 2 && context.score >= 60 && context.hour >= 0 && [\"known\", \"loopback\"].contains(context.network)"
         } else {
             "principal.strength >= 2 && context.score >= 60"
@@ -92,7 +92,7 @@ fn caller(number: usize) -> (Principal, Resource) {
     let principal = Principal {
         id: format!("https://login.example#u{number}"),
         method: Method::Oidc,
-        strength: if number % 4 == 0 { Strength::Bearer } else { Strength::KeyBound },
+        strength: if number.is_multiple_of(4) { Strength::Bearer } else { Strength::KeyBound },
         tenant: Some(format!("t{}", number % TENANTS)),
         groups: vec!["staff".to_owned(), "clinic".to_owned()],
         claims: BTreeMap::from([("email".to_owned(), format!("u{number}@example.com"))]),

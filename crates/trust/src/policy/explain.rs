@@ -120,7 +120,8 @@ impl Probe<'_> {
     /// Whether a policy of one part is met; what it says where not.
     fn put(&self, part: &'static str, alone: &Value, operand: Option<&Value>) -> Option<Unmet> {
         let policy = Policy::from_json(None, alone.clone()).ok()?;
-        let text = policy.to_cedar().unwrap_or_default();
+        // As written in JSON: `to_cedar` would say `!(a < b)` for `a >= b`.
+        let text = policy.to_string();
         let set = PolicySet::from_policies([policy]).ok()?;
         let response = self.rules.authorizer.is_authorized(&self.request, &set, &self.prepared.entities);
         if response.decision() == cedar_policy::Decision::Allow {

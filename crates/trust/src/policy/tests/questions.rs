@@ -20,7 +20,7 @@ fn rules() -> Rules {
 fn explain(principal: &Principal, resource: &str, observed: &Observed) -> Explanation {
     let resource: Resource = resource.parse().unwrap();
     let request = Request { principal, action: Action::Infer, resource: &resource };
-    rules().explain(&request, observed, 2)
+    rules().explain(&request, observed, 5)
 }
 
 fn parts(nearest: &Nearest) -> Vec<(&str, &str)> {
