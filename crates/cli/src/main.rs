@@ -12,6 +12,7 @@ mod inputs;
 mod inspect;
 mod log;
 mod measure;
+mod memory;
 mod print;
 mod serve;
 mod settings;
@@ -25,10 +26,6 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use crate::{failure::Outcome, settings::Settings};
-
-// glibc's allocator keeps what one thread freed from the others; a server that loads and unloads models would grow.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Takes an ONNX model from training to production.
 #[derive(Parser)]
@@ -72,16 +69,8 @@ pub struct Context {
     pub settings: Settings,
 }
 
-/// Memory that was freed goes back to the system when nobody has asked for it for this long. The allocator's own 10 ms are
-/// shorter than a run: each would fault its tensors in anew.
-const PURGE_DELAY_MS: std::ffi::c_long = 1000;
-
-/// `mi_option_purge_delay` of mimalloc.h, for which the binding has no name.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-
 fn main() -> ExitCode {
-    // SAFETY: the option exists and takes any number.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, PURGE_DELAY_MS) };
+    memory::set_up();
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {

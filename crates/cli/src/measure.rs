@@ -131,8 +131,7 @@ impl PeakMemory {
 /// What this process has freed goes back to the system first: the allocator would keep it, and a library that brings
 /// an allocator of its own could not have it.
 fn forget_peak() -> Option<()> {
-    // SAFETY: the call has no preconditions; it is about this allocator's free pages only.
-    unsafe { libmimalloc_sys::mi_collect(true) };
+    crate::memory::give_back();
     std::fs::write("/proc/self/clear_refs", "5").ok()
 }
 

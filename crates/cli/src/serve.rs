@@ -19,6 +19,7 @@ use crate::{
     engines::{self, EngineArgs},
     failure::{Failure, Outcome},
     log::{self, LogFormat},
+    memory,
     print,
     settings::ServeSettings,
     signals::Signals,
@@ -191,6 +192,7 @@ fn tuned(model: &Path, goal: Goal) -> Option<Tuned> {
 }
 
 async fn serve(config: RunConfig, context: &Context) -> Outcome {
+    memory::give_back_in_idle_times();
     // Taken before the models load: a signal during a long start must not be lost.
     let mut signals = Signals::new()?;
     let listening = tokio::select! {

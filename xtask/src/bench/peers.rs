@@ -5,6 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -85,10 +86,21 @@ impl Drop for Running {
     }
 }
 
-/// A loopback address that nobody listens on now.
+/// A loopback address that nobody listens on now, below the ports that the system gives to clients: who knocks at a port of
+/// those until somebody listens may be given that very port, be connected to itself, and keep the server out.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in 0..PORTS.len() {
+        let offset = NEXT.fetch_add(1, Relaxed) % PORTS.len() as u16;
+        let address = SocketAddr::from(([127, 0, 0, 1], PORTS.start + offset));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port of {} to {} is free", PORTS.start, PORTS.end)
 }
+
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// The release build of `edgeward`, and what it runs.
 pub struct Edgeward {
