@@ -135,7 +135,7 @@ fn check_data_key(data_key: &[u8]) -> Result<(), TrustError> {
 fn not_found(id: &str) -> TrustError {
     TrustError::new(
         ErrorKind::NotFound,
-        format!("no key `{id}`; `edgeward trust keys list` shows those that there are"),
+        format!("no key `{id}` in this folder of keys"),
     )
 }
 
