@@ -133,10 +133,7 @@ fn check_data_key(data_key: &[u8]) -> Result<(), TrustError> {
 }
 
 fn not_found(id: &str) -> TrustError {
-    TrustError::new(
-        ErrorKind::NotFound,
-        format!("no key `{id}` in this folder of keys"),
-    )
+    TrustError::new(ErrorKind::NotFound, format!("no key `{id}` in this folder of keys"))
 }
 
 fn wrong_kind(id: &str, kind: KeyKind, wanted: &str) -> TrustError {
