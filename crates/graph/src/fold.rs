@@ -96,11 +96,16 @@ impl Fold<'_> {
         let shadowed = self.enter(graph, place);
         let outputs: HashSet<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
         let nodes = std::mem::take(&mut graph.node);
+        let mut defined: HashSet<String> = rewrite::defined(graph).into_iter().map(str::to_owned).collect();
         for mut node in nodes {
             for inner in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {
                 self.graph(inner, Place::Inner);
             }
-            match self.node(&node) {
+            // A name that is defined twice is a defect, which folding must not turn into another model.
+            let twice = node.output.iter().filter(|o| !o.is_empty()).any(|o| !defined.insert(o.clone()));
+            let result = self.node(&node).filter(|_| !twice);
+            self.nodes += usize::from(result.is_some());
+            match result {
                 // Some engines want a node behind each output.
                 Some(tensor) if self.as_nodes || outputs.contains(tensor.name()) => graph.node.push(constant(tensor)),
                 Some(tensor) => graph.initializer.push(tensor),
@@ -158,7 +163,6 @@ impl Fold<'_> {
         let message = codec::tensor_proto(name, &tensor);
         self.constants.insert(name.clone(), tensor);
         self.state.constant(name, &message).ok()?;
-        self.nodes += 1;
         Some(message)
     }
 

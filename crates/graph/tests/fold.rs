@@ -250,6 +250,18 @@ fn bounds_hold_and_hostile_sizes_are_left() {
     assert!(fold(&mut model).nodes >= 5);
 }
 
+/// Found by the fuzz target: the result became the default of the input, which callers then need not give.
+#[test]
+fn a_result_with_the_name_of_an_input_is_left() {
+    let mut graph = shape_chain(&[3, 8]);
+    graph.node.insert(0, node("Add", &["two", "two"], "x", vec![]));
+    let mut model = model(graph);
+    let inputs = model.inputs();
+    fold(&mut model);
+    assert_eq!(model.inputs(), inputs);
+    assert!(check(&model).is_err());
+}
+
 #[test]
 fn external_tensors_are_folded_where_they_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
