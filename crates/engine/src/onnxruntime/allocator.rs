@@ -3,11 +3,14 @@
 //! The runtime's arena keeps its largest moment until the session ends. The C library's `malloc`, which it uses without
 //! an arena, maps and unmaps large blocks at every run, and a run of a larger batch then spends its time in page faults.
 //! The global allocator keeps what was just freed for the next run and gives it back when nobody asks.
+//!
+//! The runtime takes what an allocator returns for memory, whatever it is: where there is none, only an exception of C++ ends a run
+//! in an error. Its own allocator throws one, and is asked for the impossible to that end.
 
 use std::{
     alloc::{Layout, alloc, dealloc},
     ffi::c_void,
-    ptr,
+    mem, ptr,
 };
 
 use ort_sys::{OrtAllocator, OrtAllocatorType, OrtMemType, OrtMemoryInfo};
@@ -24,7 +27,17 @@ struct Allocator {
     /// First, so that a pointer to it is a pointer to the whole.
     functions: OrtAllocator,
     memory: *const OrtMemoryInfo,
+    /// The runtime's own, which throws.
+    throws: *mut OrtAllocator,
 }
+
+/// As the interface declares them.
+type Declared<A> = unsafe extern "system" fn(A, usize) -> *mut c_void;
+/// As they are: an exception may pass through.
+type Throwing<A> = unsafe extern "system-unwind" fn(A, usize) -> *mut c_void;
+
+/// More than any machine has.
+const IMPOSSIBLE_BYTES: usize = isize::MAX as usize;
 
 /// Makes the process's allocator known to `runtime`; sessions use it that ask for the environment's allocators.
 pub(super) fn register(runtime: &Runtime) -> Result<(), EngineError> {
@@ -33,14 +46,20 @@ pub(super) fn register(runtime: &Runtime) -> Result<(), EngineError> {
         runtime,
         CreateCpuMemoryInfo(OrtAllocatorType::OrtDeviceAllocator, OrtMemType::OrtMemTypeDefault, &mut memory)
     )?;
+    let mut throws = ptr::null_mut();
+    call!(runtime, GetAllocatorWithDefaultOptions(&mut throws))?;
     // SAFETY: all functions without which the runtime cannot do are set below.
     let mut functions = unsafe { OrtAllocator::default() };
-    functions.Alloc = Some(allocate);
+    // SAFETY: the same functions; the runtime, which calls them, is C++ and unwinds.
+    unsafe {
+        functions.Alloc = Some(mem::transmute::<Throwing<*mut OrtAllocator>, Declared<*mut OrtAllocator>>(allocate));
+        functions.Reserve =
+            Some(mem::transmute::<Throwing<*const OrtAllocator>, Declared<*const OrtAllocator>>(reserve));
+    }
     functions.Free = Some(free);
     functions.Info = Some(info);
-    functions.Reserve = Some(reserve);
     // Sessions may live as long as the process, as the library does.
-    let allocator: &'static mut Allocator = Box::leak(Box::new(Allocator { functions, memory }));
+    let allocator: &'static mut Allocator = Box::leak(Box::new(Allocator { functions, memory, throws }));
     call!(runtime, RegisterAllocator(runtime.env, ptr::from_mut(allocator).cast()))
 }
 
@@ -48,13 +67,16 @@ fn layout(size: usize) -> Option<Layout> {
     Layout::from_size_align(size.checked_add(ALIGNMENT)?, ALIGNMENT).ok()
 }
 
-unsafe extern "system" fn allocate(_: *mut OrtAllocator, size: usize) -> *mut c_void {
-    let Some(layout) = layout(size).filter(|_| size > 0) else { return ptr::null_mut() };
-    // SAFETY: the layout is not empty; the size stands in the room before the block.
+unsafe extern "system-unwind" fn allocate(this: *mut OrtAllocator, size: usize) -> *mut c_void {
+    if size == 0 {
+        return ptr::null_mut();
+    }
+    // SAFETY: the layout is not empty; the size stands in the room before the block. The runtime passes what was registered.
+    // Nothing here has a destructor that an exception would skip.
     unsafe {
-        let start = alloc(layout);
+        let start = layout(size).map_or(ptr::null_mut(), |layout| alloc(layout));
         if start.is_null() {
-            return ptr::null_mut();
+            return out_of_memory((*this.cast::<Allocator>()).throws);
         }
         start.cast::<usize>().write(size);
         start.add(ALIGNMENT).cast()
@@ -62,9 +84,18 @@ unsafe extern "system" fn allocate(_: *mut OrtAllocator, size: usize) -> *mut c_
 }
 
 /// For what stays as long as a session, its weights.
-unsafe extern "system" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
-    // SAFETY: the same contract; the allocator itself has no state.
+unsafe extern "system-unwind" fn reserve(this: *const OrtAllocator, size: usize) -> *mut c_void {
+    // SAFETY: the same contract; nothing is written to the allocator.
     unsafe { allocate(this.cast_mut(), size) }
+}
+
+/// Does not return.
+unsafe fn out_of_memory(throws: *mut OrtAllocator) -> *mut c_void {
+    // SAFETY: the runtime's own allocator lives as long as the runtime; its function may unwind, which its type does not say.
+    unsafe {
+        let Some(function) = (*throws).Alloc else { return ptr::null_mut() };
+        mem::transmute::<Declared<*mut OrtAllocator>, Throwing<*mut OrtAllocator>>(function)(throws, IMPOSSIBLE_BYTES)
+    }
 }
 
 unsafe extern "system" fn free(_: *mut OrtAllocator, block: *mut c_void) {
