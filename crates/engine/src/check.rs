@@ -161,6 +161,12 @@ pub(crate) fn holds(buffer: &[u8], dtype: DataType, shape: &[usize]) -> bool {
     fits && !buffer.is_empty() && (buffer.as_ptr() as usize).is_multiple_of(ALIGN)
 }
 
+/// True where each wanted output has one buffer, and none is wanted twice: a run writes it to one place.
+pub(crate) fn one_buffer_each(wanted: &[usize], buffers: &[&mut [u8]]) -> bool {
+    let twice = wanted.iter().enumerate().any(|(at, i)| wanted.iter().take(at).any(|earlier| earlier == i));
+    !twice && wanted.len() == buffers.len()
+}
+
 /// Copies outputs into the caller's buffers; for engines that cannot write there themselves.
 pub(crate) fn copy_out(
     engine: &'static str,

@@ -307,8 +307,7 @@ impl OrtRun {
         buffers: &mut [&mut [u8]],
     ) -> Result<Option<Vec<Vec<usize>>>, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
-        let twice = wanted.iter().enumerate().any(|(at, i)| wanted.iter().take(at).any(|earlier| earlier == i));
-        if twice || wanted.len() != buffers.len() {
+        if !check::one_buffer_each(&wanted, buffers) {
             return Ok(None);
         }
         let (mut values, mut shapes) = (Vec::with_capacity(wanted.len()), Vec::with_capacity(wanted.len()));

@@ -126,9 +126,8 @@ impl OpenVinoRun {
         wanted: &[usize],
         buffers: &mut [&mut [u8]],
     ) -> Result<Option<Vec<Target<'_>>>, EngineError> {
-        let twice = wanted.iter().enumerate().any(|(at, i)| wanted.iter().take(at).any(|earlier| earlier == i));
         let few = buffers.iter().map(|buffer| buffer.len()).sum::<usize>() < IN_PLACE_BYTES_MIN;
-        if twice || few || wanted.len() != buffers.len() {
+        if few || !check::one_buffer_each(wanted, buffers) {
             return Ok(None);
         }
         let mut targets = Vec::with_capacity(wanted.len());
