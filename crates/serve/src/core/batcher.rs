@@ -94,18 +94,11 @@ impl Batcher {
         max_batch: usize,
         instances: usize,
     ) -> Self {
-        let queue = Queue::new(config, max_batch.max(1), Instant::now());
+        let max_batch = max_batch.max(1);
+        let queue = Queue::new(config, max_batch, Instant::now());
         let state = State { queue, running: 0, running_inferences: 0, started: 0, timer: None };
         let ordered = config.preserve_ordering.then(Mutex::default);
-        Self {
-            shared: Arc::new(Shared {
-                executor,
-                state: Mutex::new(state),
-                instances,
-                max_batch: max_batch.max(1),
-                ordered,
-            }),
-        }
+        Self { shared: Arc::new(Shared { executor, state: Mutex::new(state), instances, max_batch, ordered }) }
     }
 
     /// Answers a request of `size` inferences, with the time that it waited. Dropping the future takes it out of the
@@ -113,11 +106,9 @@ impl Batcher {
     pub(super) async fn infer(&self, mut request: InferRequest, size: usize) -> Reply {
         // Where requests run alone, each is one run, however many inferences it holds.
         let size = if self.shared.max_batch > 1 { size } else { 1 };
-        if self.shared.enter_at_once(size, request.beside) {
-            let ran = match self.shared.pace() {
-                Pace::Short => self.shared.executor.run(&request, None),
-                _ => block_in_place(|| self.shared.executor.run(&request, None)),
-            };
+        if let Some(pace) = self.shared.enter_at_once(size, request.beside) {
+            let run = || self.shared.executor.run(&request, None);
+            let ran = if let Pace::Middling = pace { block_in_place(run) } else { run() };
             if let Some(next) = self.shared.next(Some(size)) {
                 self.shared.start(next);
             }
@@ -216,23 +207,25 @@ impl Shared {
     }
 
     /// Takes an instance for a run alone on the caller's own thread, which costs less than a hand-over there and one back.
-    /// False where none is free, others wait, requests run together, or the thread must not be held.
-    fn enter_at_once(&self, size: usize, beside: bool) -> bool {
-        let held = match self.pace() {
+    /// None where none is free, others wait, requests run together, or the thread must not be held. What is taken for
+    /// a short run stays one: other runs may change the average meanwhile.
+    fn enter_at_once(&self, size: usize, beside: bool) -> Option<Pace> {
+        let pace = self.pace();
+        let held = match pace {
             Pace::Short => true,
             Pace::Middling => !beside && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread,
             Pace::Long => false,
         };
         if !held || self.max_batch > 1 || self.ordered.is_some() {
-            return false;
+            return None;
         }
         let mut state = self.state.lock();
-        let free = state.running < self.instances && state.queue.inferences() == 0;
-        if free {
-            state.running += 1;
-            state.running_inferences += size;
+        if state.running >= self.instances || state.queue.inferences() > 0 {
+            return None;
         }
-        free
+        state.running += 1;
+        state.running_inferences += size;
+        Some(pace)
     }
 
     fn pace(&self) -> Pace {
