@@ -111,12 +111,12 @@ impl Bounded {
 
     /// Bytes that may come before a request's head must be complete; none while there is no such bound.
     fn head_room(&mut self) -> Option<usize> {
-        let request = self.link.requests.load(Relaxed);
-        if self.link.in_flight.load(Relaxed) > 0 || request != self.head.request {
+        let (request, in_flight) = (self.link.requests.load(Relaxed), self.link.in_flight.load(Relaxed) > 0);
+        if in_flight || request != self.head.request {
             (self.head.bytes, self.head.request) = (0, request);
         }
-        let bounded = self.link.in_flight.load(Relaxed) == 0 && !self.is_http2();
-        bounded.then(|| self.head.bytes_max.saturating_sub(self.head.bytes))
+        let unbounded = in_flight || self.is_http2();
+        (!unbounded).then(|| self.head.bytes_max.saturating_sub(self.head.bytes))
     }
 
     /// Reads, no more than `room`.
@@ -192,7 +192,7 @@ impl AsyncRead for Bounded {
         let read = match this.head_room() {
             None => this.read(cx, buf),
             Some(0) => {
-                let _ = send(&this.stream, HEAD_TOO_LARGE, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+                tell(&this.stream, HEAD_TOO_LARGE);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a request's head is too large")));
             }
             Some(room) => this.read_within(cx, buf, room),
@@ -234,6 +234,11 @@ impl AsyncWrite for Bounded {
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
+}
+
+/// Writes a whole answer past the protocol to a peer that is not served any more, where that goes without waiting.
+pub(crate) fn tell(stream: &TcpStream, answer: &[u8]) {
+    let _ = send(stream, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
 }
 
 /// The peer stopped in the middle of a body.

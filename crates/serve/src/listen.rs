@@ -24,7 +24,7 @@ use tokio::{
 use tower::Service;
 
 use crate::{
-    connection::{Bounded, Link},
+    connection::{Bounded, Link, tell},
     limits::Limits,
 };
 
@@ -141,10 +141,9 @@ pub(crate) async fn serve<S, B>(
     }
 }
 
-/// Says why, where that goes without waiting.
 fn refuse(stream: &TcpStream) {
     tracing::debug!("a connection is refused: too many are open");
-    let _ = rustix::net::send(stream, FULL, rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL);
+    tell(stream, FULL);
 }
 
 fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {

@@ -25,6 +25,10 @@ pub(super) struct Cut<'a> {
 /// Cuts the lists out. Text that is no JSON is left as it is, for the parser to say what is wrong.
 pub(super) fn cut(json: &[u8]) -> Cut<'_> {
     let (mut rest, mut lists, mut copied) = (Vec::new(), Vec::new(), 0);
+    // The JSON before binary tensors, most often: too short to hold a list that is cut.
+    if json.len() < CUT_BYTES_MIN {
+        return Cut { rest: Cow::Borrowed(json), lists };
+    }
     let mut walk = Walk { json, at: 0, depth: 0 };
     while let Some(start) = walk.next_data_list() {
         // A list of strings is walked through like all else.
