@@ -18,8 +18,6 @@ pub mod verify;
 pub mod witness;
 mod writer;
 
-pub(crate) use publish::replace;
-
 pub use log::{AuditLog, Durability, LogOptions, LogSigner, LogStatus, Ticket, ed25519_public};
 pub use query::Query;
 pub use record::{Entry, Kind, Record, Sha256Digest, Verdict};

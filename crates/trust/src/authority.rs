@@ -16,8 +16,8 @@ use std::{
 };
 
 use crate::{
-    audit::replace,
     error::{ErrorKind, TrustError},
+    file::replace,
     keys::{KeyKind, KeyProvider},
 };
 

@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::error::{ErrorKind, TrustError};
 
-pub use sealed::{SealedFile, Unlock, random_bytes, write_private};
+pub use crate::file::write_private;
+pub use sealed::{SealedFile, Unlock, random_bytes};
 
 /// Bytes that are wiped from memory when they are dropped.
 pub type Secret = Zeroizing<Vec<u8>>;

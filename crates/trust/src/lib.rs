@@ -7,6 +7,7 @@ pub mod admission;
 pub mod audit;
 pub mod authority;
 mod error;
+mod file;
 pub mod identity;
 pub mod keys;
 pub mod policy;

@@ -24,12 +24,13 @@ pub use self::{
     signer::{LocalSigner, TokenSigner},
 };
 use crate::{
-    ErrorKind, Method, Principal, Strength, Thumbprint, TrustError,
+    Method, Principal, Strength, Thumbprint, TrustError,
     identity::{
         Connection, Credential, IdentityProvider, Verification, binding,
         dpop::Dpop,
         jose::{self, Claims, Jws, PublicKey, TOKEN_BYTES_MAX, invalid, unverified},
     },
+    keys::random_bytes,
 };
 
 /// Tells a session apart from every other token that the same key may sign (RFC 8725 section 3.11).
@@ -164,7 +165,7 @@ impl Sessions {
         if expires_at <= now {
             return Err(jose::expired(format!("credential of `{}` has ended", principal.id)));
         }
-        let id = random_id()?;
+        let id = BASE64URL.encode(random_bytes::<16>()?);
         let content = Content {
             sub: principal.id.clone(),
             jti: id.clone(),
@@ -296,13 +297,6 @@ fn known(signer: &dyn TokenSigner) -> Result<(PublicKey, Value, Option<SystemTim
         return Err(invalid("key of sessions: expected a `kid`, and a kind that fits its algorithm"));
     }
     Ok((key, jwk.clone(), None))
-}
-
-fn random_id() -> Result<String, TrustError> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| TrustError::new(ErrorKind::Unavailable, "the system has no randomness"))?;
-    Ok(BASE64URL.encode(bytes))
 }
 
 impl IdentityProvider for Sessions {

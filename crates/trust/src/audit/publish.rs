@@ -17,6 +17,7 @@ use crate::{
         tile::{Content, Tiles, WIDTH, tile_path},
     },
     error::TrustError,
+    file::replace,
 };
 
 /// The checkpoint's file within the log's folder.
@@ -209,21 +210,6 @@ impl Publisher {
                 let _ = fs::remove_file(path);
             }
         }
-    }
-}
-
-/// Writes a file so that a reader, or a start after a crash, finds the old one or the new one.
-pub fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
-    let new = path.with_added_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    if flush {
-        file.sync_all()?;
-    }
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(parent) if flush => File::open(parent)?.sync_all(),
-        _ => Ok(()),
     }
 }
 

@@ -17,10 +17,10 @@ use crate::{
         merkle::{Head, empty_hash},
         note::{Note, NoteKey, SignatureType},
         proof::{Published, verify_grown},
-        publish::replace,
         record::Sha256Digest,
     },
     error::{ErrorKind, TrustError},
+    file::replace,
     keys::KeyProvider,
 };
 

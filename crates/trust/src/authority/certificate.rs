@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{ErrorKind, TrustError},
-    keys::{KeyProvider, check_key_name},
+    keys::{KeyProvider, check_key_name, random_bytes},
 };
 
 /// Clocks may differ by so much.
@@ -245,9 +245,7 @@ fn ca_params(trust_domain: &str, id: &str, below: u8) -> Result<(String, Certifi
 
 /// 16 random bytes, positive and without leading zeroes, so that all tools write it alike.
 fn new_serial(params: &mut CertificateParams) -> Result<String, TrustError> {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes)
-        .map_err(|_| TrustError::new(ErrorKind::Unavailable, "the operating system gives no random bytes"))?;
+    let mut bytes = random_bytes::<16>()?;
     bytes[0] = bytes[0] & 0x3f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&bytes));
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -6,9 +6,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, SystemTime},
@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     error::{ErrorKind, TrustError},
+    file::write_private,
     keys::{
         KeyInfo, KeyKind, KeyProvider, KeyVersion, Secret, check_data_key, check_key_name, not_found, not_unwrapped,
         wrong_kind,
@@ -395,7 +396,8 @@ fn derive(kdf: &Kdf, salt: &[u8], unlock: &Unlock) -> Result<RandomizedNonceKey,
 /// `Unavailable` where the operating system has none.
 pub fn random_bytes<const N: usize>() -> Result<[u8; N], TrustError> {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).map_err(|_| failed("make"))?;
+    rand::fill(&mut bytes)
+        .map_err(|_| TrustError::new(ErrorKind::Unavailable, "the operating system gives no random bytes"))?;
     Ok(bytes)
 }
 
@@ -415,23 +417,6 @@ fn read_private(path: &Path) -> Result<Secret, TrustError> {
     io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut bytes)
         .map_err(|error| unavailable(path, &error))?;
     Ok(bytes)
-}
-
-/// Writes a file that its owner alone may read, whole or not at all.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_added_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
 }
 
 fn invalid(path: &Path, why: &str) -> TrustError {
