@@ -9,7 +9,7 @@ use std::{
 };
 
 use edgeward_graph::{
-    DataType, Tensor,
+    DataType, Model, Tensor,
     proto::{GraphProto, NodeProto},
     tensor_proto,
 };
@@ -179,22 +179,16 @@ fn bad_data_makes_no_model_unready() {
     }
 }
 
-/// A gigabyte in one run: an engine that gets no memory fails, whoever asks, and works again once it gets some.
-#[test]
-fn readiness_goes_with_the_engine_and_comes_back_by_itself() {
-    const LENGTH: usize = 1 << 24;
-    if library("onnxruntime").is_none() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
+/// A model that makes its input this many times as large in a run, and answers with an input of its own size.
+fn expanding(length: i64) -> Model {
     let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
         op_type: Some(op.to_owned()),
         input: inputs.iter().map(|&i| i.to_owned()).collect(),
         output: vec![output.to_owned()],
         ..NodeProto::default()
     };
-    let shape = Tensor::from_vec([3], vec![LENGTH as i64, 1, 16]).unwrap();
-    let graph = GraphProto {
+    let shape = Tensor::from_vec([3], vec![length, 1, 16]).unwrap();
+    support::model(GraphProto {
         name: Some("large".to_owned()),
         node: vec![
             node("Expand", &["INPUT0", "shape"], "large"),
@@ -205,9 +199,36 @@ fn readiness_goes_with_the_engine_and_comes_back_by_itself() {
         input: vec![support::port("INPUT0", DataType::Float32)],
         output: vec![support::port("OUTPUT0", DataType::Float32)],
         ..GraphProto::default()
-    };
+    })
+}
+
+/// Four terabytes in one run: the system would give addresses for them, and end the server once they are used.
+#[test]
+fn a_run_that_needs_more_than_the_machine_has_is_refused() {
+    if library("onnxruntime").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("m.onnx");
-    support::model(graph).write(&model).unwrap();
+    expanding(1 << 36).write(&model).unwrap();
+    let server = Server::start(&[&model], &["--engine", "onnxruntime"]);
+    // Should it be granted after all, nobody else pays.
+    fs::write(format!("/proc/{}/oom_score_adj", server.child.id()), "1000").unwrap();
+    let inputs = json!([{ "name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": vec![0.5; 16] }]);
+    let (status, body) = infer(&server, "m", &inputs);
+    assert_eq!(status, 500, "{body}");
+    assert_eq!(server.ask("GET", "/v2/health/live", "", b"").0, 200);
+}
+
+/// A gigabyte in one run: an engine that gets no memory fails, whoever asks, and works again once it gets some.
+#[test]
+fn readiness_goes_with_the_engine_and_comes_back_by_itself() {
+    if library("onnxruntime").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("m.onnx");
+    expanding(1 << 24).write(&model).unwrap();
     let server = Server::start(&[&model], &["--engine", "onnxruntime"]);
     let inputs = json!([{ "name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": vec![0.5; 16] }]);
     assert!(ready(&server));

@@ -29,6 +29,8 @@ struct Allocator {
     memory: *const OrtMemoryInfo,
     /// The runtime's own, which throws.
     throws: *mut OrtAllocator,
+    /// A larger block is refused.
+    block_bytes_max: usize,
 }
 
 /// As the interface declares them.
@@ -59,8 +61,17 @@ pub(super) fn register(runtime: &Runtime) -> Result<(), EngineError> {
     functions.Free = Some(free);
     functions.Info = Some(info);
     // Sessions may live as long as the process, as the library does.
-    let allocator: &'static mut Allocator = Box::leak(Box::new(Allocator { functions, memory, throws }));
+    let allocator: &'static mut Allocator =
+        Box::leak(Box::new(Allocator { functions, memory, throws, block_bytes_max: machine_bytes() }));
     call!(runtime, RegisterAllocator(runtime.env, ptr::from_mut(allocator).cast()))
+}
+
+/// All memory and swap of the machine. The system refuses a mapping of more, but the process's allocator maps without asking it to
+/// keep the memory: such a block would be granted, and end the process once it is filled.
+fn machine_bytes() -> usize {
+    let info = rustix::system::sysinfo();
+    let bytes = u128::from(info.totalram + info.totalswap) * u128::from(info.mem_unit);
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn layout(size: usize) -> Option<Layout> {
@@ -74,9 +85,11 @@ unsafe extern "system-unwind" fn allocate(this: *mut OrtAllocator, size: usize) 
     // SAFETY: the layout is not empty; the size stands in the room before the block. The runtime passes what was registered.
     // Nothing here has a destructor that an exception would skip.
     unsafe {
-        let start = layout(size).map_or(ptr::null_mut(), |layout| alloc(layout));
+        let own = this.cast::<Allocator>();
+        let layout = layout(size).filter(|_| size <= (*own).block_bytes_max);
+        let start = layout.map_or(ptr::null_mut(), |layout| alloc(layout));
         if start.is_null() {
-            return out_of_memory((*this.cast::<Allocator>()).throws);
+            return out_of_memory((*own).throws);
         }
         start.cast::<usize>().write(size);
         start.add(ALIGNMENT).cast()
