@@ -82,9 +82,15 @@ enum Waits {
     Head(u64),
 }
 
-/// A socket whose peer may not keep it waiting for ever.
-pub(crate) struct Bounded {
+/// A TCP socket that is read past the readiness that the runtime knows of once the server stops: it may lag behind.
+pub(crate) struct Socket {
     stream: TcpStream,
+    link: Arc<Link>,
+}
+
+/// A stream, plain or over TLS, whose peer may not keep it waiting for ever.
+pub(crate) struct Bounded<S> {
+    stream: S,
     link: Arc<Link>,
     timer: Pin<Box<Sleep>>,
     waits: Waits,
@@ -102,9 +108,57 @@ struct Head {
     request: u64,
 }
 
-impl Bounded {
-    /// A socket whose heads have at most `head_bytes_max`.
-    pub(crate) fn new(stream: TcpStream, link: Arc<Link>, head_bytes_max: usize) -> Self {
+impl Socket {
+    /// A socket whose requests and end are told by `link`.
+    pub(crate) fn new(stream: TcpStream, link: Arc<Link>) -> Self {
+        Self { stream, link }
+    }
+
+    fn read_now(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let (_, length) = rustix::net::recv(&self.stream, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
+        buf.advance(length);
+        Ok(length)
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.link.stopping.load(Relaxed) && self.read_now(buf).is_ok_and(|length| length > 0) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Bounded<S> {
+    /// A stream whose heads have at most `head_bytes_max`.
+    pub(crate) fn new(stream: S, link: Arc<Link>, head_bytes_max: usize) -> Self {
         let head = Head { bytes_max: head_bytes_max, bytes: 0, request: 0 };
         Self { stream, link, timer: Box::pin(sleep(IDLE_TIME_MAX)), waits: Waits::Nothing, preface: Some(0), head }
     }
@@ -122,20 +176,13 @@ impl Bounded {
     /// Reads, no more than `room`.
     fn read_within(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, room: usize) -> Poll<io::Result<()>> {
         if buf.remaining() <= room {
-            return self.read(cx, buf);
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
-        ready!(self.read(cx, &mut part))?;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
         let length = part.filled().len();
         buf.advance(length);
         Poll::Ready(Ok(()))
-    }
-
-    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.link.stopping.load(Relaxed) && self.read_now(buf).is_ok_and(|length| length > 0) {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 
     fn is_http2(&self) -> bool {
@@ -177,22 +224,23 @@ impl Bounded {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sent no whole request in time")))
     }
 
-    /// Reads past the readiness that the runtime knows of: it may lag behind the socket.
-    fn read_now(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
-        let (_, length) = rustix::net::recv(&self.stream, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
-        buf.advance(length);
-        Ok(length)
+    /// Writes a whole answer past the protocol, where that goes without waiting.
+    fn tell(&mut self, cx: &mut Context<'_>, answer: &[u8]) {
+        let stream = &mut self.stream;
+        if Pin::new(&mut *stream).poll_write(cx, answer).is_ready() {
+            let _ = Pin::new(stream).poll_flush(cx);
+        }
     }
 }
 
-impl AsyncRead for Bounded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Bounded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
         let read = match this.head_room() {
-            None => this.read(cx, buf),
+            None => Pin::new(&mut this.stream).poll_read(cx, buf),
             Some(0) => {
-                tell(&this.stream, HEAD_TOO_LARGE);
+                this.tell(cx, HEAD_TOO_LARGE);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a request's head is too large")));
             }
             Some(room) => this.read_within(cx, buf, room),
@@ -210,7 +258,7 @@ impl AsyncRead for Bounded {
     }
 }
 
-impl AsyncWrite for Bounded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -24,7 +24,7 @@ use tokio::{
 use tower::Service;
 
 use crate::{
-    connection::{Bounded, Link, tell},
+    connection::{Bounded, Link, Socket, tell},
     limits::Limits,
 };
 
@@ -198,7 +198,7 @@ async fn connection<S, B>(
         }
     });
     let mut serving =
-        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), head_bytes_max)), answer));
+        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(Socket::new(stream, link.clone()), link.clone(), head_bytes_max)), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
