@@ -197,8 +197,10 @@ async fn connection<S, B>(
             answer
         }
     });
-    let mut serving =
-        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(Socket::new(stream, link.clone()), link.clone(), head_bytes_max)), answer));
+    let mut serving = pin!(protocol.serve_connection(
+        TokioIo::new(Bounded::new(Socket::new(stream, link.clone()), link.clone(), head_bytes_max)),
+        answer
+    ));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.

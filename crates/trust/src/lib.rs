@@ -16,6 +16,7 @@ mod resource;
 pub mod revocation;
 pub mod score;
 pub mod session;
+pub mod tls;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};

@@ -76,7 +76,8 @@ impl Spiffe {
             claims: BTreeMap::from([
                 ("trust_domain".to_owned(), svid.id.trust_domain().to_owned()),
                 ("path".to_owned(), svid.id.path().to_owned()),
-                ("serial".to_owned(), svid.serial),
+                (Principal::SERIAL.to_owned(), svid.serial),
+                (Principal::SINCE.to_owned(), svid.since.to_string()),
             ]),
             id: svid.id.to_string(),
             method: settings.method,
@@ -138,6 +139,8 @@ fn refused(error: &webpki::Error) -> TrustError {
 struct Svid {
     id: SpiffeId,
     serial: String,
+    /// Seconds since 1970.
+    since: u64,
     expires_at: SystemTime,
 }
 
@@ -187,6 +190,7 @@ impl Svid {
         Ok(Self {
             id,
             serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            since: u64::try_from(certificate.validity().not_before.timestamp()).unwrap_or(0),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(expires_at),
         })
     }
