@@ -17,8 +17,8 @@ use std::{
 
 use edgeward_graph::Tensor;
 
-pub(crate) use access::AccessLog;
 pub use access::{AccessFormat, AccessLogConfig, AccessTarget};
+pub(crate) use access::{AccessLog, Line};
 pub use settings::TraceLevels;
 pub(crate) use settings::Update;
 
