@@ -28,6 +28,7 @@ use tower::Service;
 use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
     http::{self, Protocol, version_of},
+    local,
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -44,6 +45,9 @@ pub(crate) struct Services {
     /// None where every call must pass the router's layers.
     inference: Option<GrpcInferenceServiceServer<Inference>>,
     router: axum::Router,
+    app: App,
+    /// Only programs of this machine are answered.
+    local: bool,
 }
 
 impl Services {
@@ -57,12 +61,34 @@ impl Services {
         let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
-            return Self {
-                inference: None,
-                router: router.layer(from_fn_with_state((app, Protocol::Grpc), http::access)),
-            };
+            let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
+            return Self { inference: None, router, app, local: false };
         }
-        Self { inference: Some(inference), router }
+        Self { inference: Some(inference), router, app, local: false }
+    }
+
+    /// As they are, for programs of this machine alone: a listener without TLS.
+    pub(crate) fn local(self) -> Self {
+        Self { local: true, ..self }
+    }
+
+    /// The answer to a call that goes no further, with its access line.
+    fn refused(&self, request: &::http::Request<Incoming>) -> Option<::http::Response<Body>> {
+        let grpc = is_grpc(request.headers());
+        if let Some(foreign) = self.local.then(|| local::check(request).err()).flatten() {
+            foreign.log();
+            self.app.telemetry.refused(request, foreign.status());
+            return Some(match grpc {
+                true => Status::permission_denied(foreign.to_string()).into_http(),
+                false => plain(foreign.status(), format!("{foreign}\n")),
+            });
+        }
+        if grpc {
+            return None;
+        }
+        let answer = not_grpc();
+        self.app.telemetry.refused(request, answer.status());
+        Some(answer)
     }
 }
 
@@ -93,8 +119,8 @@ impl Service<::http::Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
-        if !is_grpc(request.headers()) {
-            return Box::pin(async { Ok(not_grpc()) });
+        if let Some(refused) = self.refused(&request) {
+            return Box::pin(async { Ok(refused) });
         }
         let limit = time_limit(request.headers());
         let request = messages::Messages::body(request);
@@ -125,10 +151,14 @@ fn is_grpc(headers: &::http::HeaderMap) -> bool {
 /// 415, as gRPC over HTTP/2 asks for ("Requests", Content-Type).
 fn not_grpc() -> ::http::Response<Body> {
     let text = "this address speaks gRPC, expected content type `application/grpc`; REST has an address of its own\n";
+    plain(::http::StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned())
+}
+
+fn plain(status: ::http::StatusCode, text: String) -> ::http::Response<Body> {
     let mut answer = ::http::Response::new(Body::new(http_body_util::Full::from(text)));
-    *answer.status_mut() = ::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(::http::header::CONTENT_TYPE, plain);
+    *answer.status_mut() = status;
+    let kind = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(::http::header::CONTENT_TYPE, kind);
     answer
 }
 

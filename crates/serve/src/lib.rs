@@ -13,6 +13,7 @@ mod inflate;
 mod json;
 mod limits;
 mod listen;
+mod local;
 mod logging;
 mod openapi;
 mod page;

@@ -140,10 +140,10 @@ impl Listening {
         let rest = Rest::new(app.clone(), http::router(app.clone()));
         for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
             let Some(listener) = listener else { continue };
-            listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
+            listeners.spawn(listen::serve(listener, service.local(), self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let services = grpc::Services::new(app);
+            let services = grpc::Services::new(app).local();
             listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
         if let Some(path) = &self.ready_file {
