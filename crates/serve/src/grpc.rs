@@ -16,9 +16,11 @@ use std::{
 };
 
 use axum::middleware::from_fn_with_state;
+use futures_util::{StreamExt as _, future, stream::once};
 use hyper::body::Incoming;
 use prost::Message as _;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::sync::watch;
+use tokio_stream::Stream;
 use tonic::{
     Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding, metadata::MetadataMap,
     service::Routes,
@@ -46,25 +48,39 @@ pub(crate) struct Services {
     inference: Option<GrpcInferenceServiceServer<Inference>>,
     router: axum::Router,
     app: App,
+    stopped: Stopped,
     /// Only programs of this machine are answered.
     local: bool,
 }
 
+/// Tells of the end of the server.
+#[derive(Clone)]
+pub(crate) struct Stopped(pub(crate) watch::Receiver<bool>);
+
+impl Stopped {
+    async fn comes(mut self) {
+        // An error means that nobody can say so any more, which is the end as well.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
+    }
+}
+
 impl Services {
-    /// The services of `app`. With an access log the router, which writes it, sees every call.
-    pub(crate) fn new(app: App) -> Self {
+    /// The services of `app`, whose streams end once they are `stopped`. With an access log the router, which writes it, sees every
+    /// call.
+    pub(crate) fn new(app: App, stopped: Stopped) -> Self {
         let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
+        let routes =
+            reflection(Routes::new(inference.clone()).add_service(health(app.server.clone(), stopped.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
             let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
-            return Self { inference: None, router, app, local: false };
+            return Self { inference: None, router, app, stopped, local: false };
         }
-        Self { inference: Some(inference), router, app, local: false }
+        Self { inference: Some(inference), router, app, stopped, local: false }
     }
 
     /// As they are, for programs of this machine alone: a listener without TLS.
@@ -123,7 +139,7 @@ impl Service<::http::Request<Incoming>> for Services {
             return Box::pin(async { Ok(refused) });
         }
         let limit = time_limit(request.headers());
-        let request = messages::Messages::body(request);
+        let request = messages::Messages::body(request, &self.stopped);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {
@@ -181,12 +197,16 @@ fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {
-    tonic_health::pb::health_server::HealthServer::new(Health(server))
+fn health(server: Server, stopped: Stopped) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health { server, stopped })
 }
 
 /// The standard health service, asking the core each time; service names are empty or models.
-struct Health(Server);
+#[derive(Clone)]
+struct Health {
+    server: Server,
+    stopped: Stopped,
+}
 
 type HealthStream = Pin<Box<dyn Stream<Item = Result<tonic_health::pb::HealthCheckResponse, Status>> + Send>>;
 
@@ -194,8 +214,8 @@ impl Health {
     fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
         use tonic_health::pb::health_check_response::ServingStatus;
         let ready = match service {
-            "" | "inference.GRPCInferenceService" => self.0.ready(),
-            name => self.0.model_ready(&model(name, "")?).map_err(status)?,
+            "" | "inference.GRPCInferenceService" => self.server.ready(),
+            name => self.server.model_ready(&model(name, "")?).map_err(status)?,
         };
         let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
@@ -217,14 +237,17 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
-        let (this, service) = (Health(self.0.clone()), request.into_inner().service);
+        let (this, service) = (self.clone(), request.into_inner().service);
+        let stops = once(self.stopped.clone().comes());
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
-        let changes = ticks.filter_map(move |_| {
+        // At the end of the server it is looked at once more.
+        let looks = ticks.map(|_| ()).take_until(self.stopped.clone().comes()).chain(stops);
+        let changes = looks.filter_map(move |()| {
             let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
                 status: tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown as i32,
             });
-            (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
+            future::ready((last.replace(now.status) != Some(now.status)).then_some(Ok(now)))
         });
         Ok(Response::new(Box::pin(changes)))
     }

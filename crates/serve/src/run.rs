@@ -143,7 +143,7 @@ impl Listening {
             listeners.spawn(listen::serve(listener, service.local(), self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let services = grpc::Services::new(app).local();
+            let services = grpc::Services::new(app, grpc::Stopped(stopped.clone())).local();
             listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
         if let Some(path) = &self.ready_file {
