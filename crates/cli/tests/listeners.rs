@@ -381,3 +381,95 @@ async fn calls_over_grpc_by_a_foreign_name_are_refused() {
         assert_eq!(answer.as_ref().err().map(tonic::Status::code), expected, "{answer:?}");
     }
 }
+
+/// A server with the model `m` whose log has details, with the file that it goes to.
+fn start_with_details(settings: &str) -> (Server, tempfile::TempDir) {
+    let files = tempfile::tempdir().unwrap();
+    let (model, config) = (files.path().join("m.onnx"), files.path().join("edgeward.toml"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    fs::write(&config, settings).unwrap();
+    let arguments = ["--engine", "rten", "--grace-seconds", "600", "--config", config.to_str().unwrap()];
+    let server = Server::start_logging_details(&[&model], &arguments, &files.path().join("log"));
+    (server, files)
+}
+
+/// Waits until the server has cut so many connections since it started.
+fn await_cut(files: &tempfile::TempDir, count: usize) {
+    let log = || fs::read_to_string(files.path().join("log")).unwrap();
+    while log().matches("its peer takes no answers").count() < count {
+        std::thread::yield_now();
+    }
+}
+
+/// Asks for an answer of 64 MiB, of which no byte is read.
+fn ask_for_much(address: &str) -> TcpStream {
+    let rows = 1 << 20;
+    let json = format!(
+        r#"{{"inputs":[{{"name":"INPUT0","shape":[{rows},16],"datatype":"FP32","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        rows * 64
+    );
+    let mut stream = connect(address);
+    let (length, whole) = (json.len(), json.len() + rows * 64);
+    let head = format!(
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {whole}\r\ninference-header-content-length: {length}\r\n\r\n{json}"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&vec![0; rows * 64]).unwrap();
+    stream
+}
+
+/// Asks over HTTP/2 for an answer, and opens no window for it.
+fn ask_without_a_window(address: &str) -> TcpStream {
+    const INITIAL_WINDOW_SIZE: &[u8] = &[0, 4, 0, 0, 0, 0];
+    let mut stream = connect(address);
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, INITIAL_WINDOW_SIZE)].concat();
+    stream.write_all(&[begin, frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET)].concat()).unwrap();
+    stream
+}
+
+#[test]
+fn a_peer_that_takes_no_answers_is_cut() {
+    let (server, files) = start_with_details("[serve]\nunread_seconds_max = 1\n");
+    let mut stuck = ask_for_much(&server.http);
+    await_cut(&files, 1);
+    let mut some = Vec::new();
+    let end = stuck.read_to_end(&mut some);
+    assert!(end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset) || some.len() < 64 << 20, "{}", some.len());
+    let mut shut = ask_without_a_window(&server.http);
+    await_cut(&files, 2);
+    assert!(closed(&mut shut));
+    // A window that opens in time is used.
+    let mut late = ask_without_a_window(&server.http);
+    let mut head = [0; 9];
+    while head[3] != HEADERS {
+        late.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        late.read_exact(&mut vec![0; length]).unwrap();
+    }
+    late.write_all(&frame(WINDOW_UPDATE, 0, 1, &(1u32 << 20).to_be_bytes())).unwrap();
+    let mut found = Vec::new();
+    while !String::from_utf8_lossy(&found).contains("extensions") {
+        let mut part = [0; 4096];
+        let length = late.read(&mut part).unwrap();
+        assert!(length > 0, "closed without the answer");
+        found.extend_from_slice(&part[..length]);
+    }
+    serves(&server);
+}
+
+#[test]
+fn peers_that_take_no_answers_do_not_hold_a_server_that_stops() {
+    let (mut server, files) = start_with_details("[serve]\nunread_seconds_max = 500\n");
+    let _stuck = (ask_for_much(&server.http), ask_without_a_window(&server.http), ask_without_a_window(&server.grpc));
+    serves(&server);
+    while !support::ask(&server.metrics, "GET", "/metrics", "", b"")
+        .2
+        .contains("request_success{model=\"m\",version=\"1\"} 2\n")
+    {
+        std::thread::yield_now();
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    assert!(server.child.wait().unwrap().success(), "long before the grace time of ten minutes");
+    await_cut(&files, 3);
+}

@@ -11,6 +11,7 @@ mod grpc;
 mod http;
 mod inflate;
 mod json;
+mod leaving;
 mod limits;
 mod listen;
 mod local;

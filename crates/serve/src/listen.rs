@@ -7,7 +7,7 @@ use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::D
 
 use axum::extract::ConnectInfo;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{
     body::{Body as HttpBody, Incoming},
     service::service_fn,
@@ -25,6 +25,7 @@ use tower::Service;
 
 use crate::{
     connection::{Bounded, Link, Socket, tell},
+    leaving::Leaving,
     limits::Limits,
 };
 
@@ -100,7 +101,7 @@ pub(crate) async fn serve<S, B>(
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let protocol = Arc::new(protocol(&connections.limits));
     let mut pause = PAUSE;
@@ -109,7 +110,7 @@ pub(crate) async fn serve<S, B>(
         // An answer is written at once; waiting for more bytes would only delay it.
         let _ = stream.set_nodelay(true);
         let peer = connections.named.then_some(peer);
-        let stream = Accepted { stream, peer, permit, head_bytes_max: connections.limits.head_bytes() };
+        let stream = Accepted { stream, peer, permit, limits: connections.limits };
         tokio::spawn(connection(stream, service.clone(), protocol.clone(), stopped.clone()));
     };
     loop {
@@ -170,41 +171,43 @@ struct Accepted {
     /// Whom requests are to be told.
     peer: Option<SocketAddr>,
     permit: OwnedSemaphorePermit,
-    head_bytes_max: usize,
+    limits: Limits,
 }
 
 async fn connection<S, B>(
-    Accepted { stream, peer, permit, head_bytes_max }: Accepted,
+    Accepted { stream, peer, permit, limits }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
-    let link = Arc::new(Link::default());
+    let link = Arc::new(Link::new(limits.unread_max));
     let requests = link.clone();
     let answer = service_fn(move |mut request: Request<Incoming>| {
         if let Some(peer) = peer {
             request.extensions_mut().insert(ConnectInfo(peer));
         }
         let guard = requests.begin();
+        let unsent = (request.version() == Version::HTTP_2).then(|| requests.unsent.clone());
         let answer = service.clone().call(request);
         async move {
             let answer = answer.await;
             drop(guard);
-            answer
+            answer.map(|answer| answer.map(|body| Leaving::new(body, unsent)))
         }
     });
     let mut serving = pin!(protocol.serve_connection(
-        TokioIo::new(Bounded::new(Socket::new(stream, link.clone()), link.clone(), head_bytes_max)),
+        TokioIo::new(Bounded::new(Socket::new(stream, link.clone()), link.clone(), limits.head_bytes())),
         answer
     ));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
         _ = serving.as_mut() => return,
+        () = link.unread() => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
     // A request that is in the socket by now was accepted: it is read before the connection stops reading.
@@ -212,7 +215,11 @@ async fn connection<S, B>(
     let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(serving.as_mut().poll(cx).is_ready())).await;
     if !ended {
         serving.as_mut().graceful_shutdown();
-        let _ = serving.await;
+        tokio::select! {
+            biased;
+            _ = serving => {}
+            () = link.unread() => {}
+        }
     }
     drop(permit);
 }

@@ -134,6 +134,13 @@ impl Server {
         Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |_| {})
     }
 
+    /// A server whose log, details included, goes to a file.
+    pub fn start_logging_details(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |command| {
+            command.env("EDGEWARD_LOG", "edgeward_serve=debug");
+        })
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
         let files = tempfile::tempdir().unwrap();
         let ready = files.path().join("ready.json");
