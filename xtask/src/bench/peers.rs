@@ -59,7 +59,7 @@ impl Running {
 
     fn wait_ready(&self, command: &Command, target: &Target) -> anyhow::Result<()> {
         let began = Instant::now();
-        let request = b"GET /v2/health/ready HTTP/1.1\r\nhost: bench\r\n\r\n";
+        let request = b"GET /v2/health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
         loop {
             let status = Connection::open(target.clone()).and_then(|mut c| Ok(c.ask(request)?.status));
             if status.as_ref().is_ok_and(|&code| code == 200) {
