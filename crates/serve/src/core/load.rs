@@ -8,9 +8,10 @@ use tokio::sync::OwnedMutexGuard;
 use crate::{
     core::{
         LoadOverrides, ServeError, ServeErrorKind, Server, config,
+        declared::completed,
         ensemble::{self, Ensemble},
         history::Doing,
-        model::{Version, wire_dims},
+        model::Version,
         overrides, repository,
         server::{Tuned, Versions},
         snapshot::Snapshot,
@@ -299,40 +300,4 @@ fn schedule(config: &mut proto::ModelConfig, tuned: &Tuned, session: &dyn Sessio
         let batching = proto::ModelDynamicBatching::default();
         config.scheduling_choice = Some(proto::model_config::SchedulingChoice::DynamicBatching(batching));
     }
-}
-
-/// Fills what the file leaves open from the model, and checks what it says against it.
-fn completed(name: &str, mut config: proto::ModelConfig, session: &dyn Session) -> Result<proto::ModelConfig, String> {
-    config.name = name.to_owned();
-    let batched = config.max_batch_size > 0;
-    let dims = |info: &TensorInfo| wire_dims(info).into_iter().skip(usize::from(batched)).collect::<Vec<_>>();
-    for declared in config.input.iter().map(|i| &i.name) {
-        if session.inputs().iter().all(|i| i.name != *declared) {
-            return Err(format!("config.pbtxt declares input `{declared}`, which the model does not have"));
-        }
-    }
-    for declared in config.output.iter().map(|o| &o.name) {
-        if session.outputs().iter().all(|o| o.name != *declared) {
-            return Err(format!("config.pbtxt declares output `{declared}`, which the model does not have"));
-        }
-    }
-    if config.input.is_empty() {
-        let input = |i: &TensorInfo| proto::ModelInput {
-            name: i.name.clone(),
-            data_type: crate::config_type(i.dtype) as i32,
-            dims: dims(i),
-            ..proto::ModelInput::default()
-        };
-        config.input = session.inputs().iter().map(input).collect();
-    }
-    if config.output.is_empty() {
-        let output = |o: &TensorInfo| proto::ModelOutput {
-            name: o.name.clone(),
-            data_type: crate::config_type(o.dtype) as i32,
-            dims: dims(o),
-            ..proto::ModelOutput::default()
-        };
-        config.output = session.outputs().iter().map(output).collect();
-    }
-    Ok(config)
 }
