@@ -1,6 +1,12 @@
 //! Loading and unloading: first a plan of what a model needs, then each model of it under a lock of its own.
 
-use std::{collections::HashSet, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use edgeward_engine::{Dim, Session, SessionOptions, Source, TensorInfo};
 use tokio::sync::OwnedMutexGuard;
@@ -93,7 +99,7 @@ impl Server {
         let given = overrides::Files::of(name, overrides)?;
         let path = match &given {
             Some(files) => files.folder().to_owned(),
-            None => repository::find(&self.config().repositories, name).ok_or_else(|| not_found(name))?,
+            None => repository::find(&self.config().repositories, name)?.ok_or_else(|| not_found(name))?,
         };
         let snapshot = overrides.is_empty().then(|| Snapshot::of(&path));
         let entry = repository::read(name, &path, overrides.config_json.as_deref())?;
@@ -264,9 +270,9 @@ impl Plan<'_> {
     fn needs(&self, name: &str, overrides: Option<&LoadOverrides>) -> Result<Vec<String>, ServeError> {
         let json = overrides.and_then(|o| o.config_json.as_deref());
         let given = overrides.is_some_and(|o| !o.files.is_empty());
-        let path = repository::find(&self.server.config().repositories, name);
-        let path = if given { Path::new("") } else { path.as_deref().ok_or_else(|| not_found(name))? };
-        let config = repository::configuration(name, path, json)?;
+        let found = || repository::find(&self.server.config().repositories, name)?.ok_or_else(|| not_found(name));
+        let path = if given { PathBuf::new() } else { found()? };
+        let config = repository::configuration(name, &path, json)?;
         Ok(config::ensembling(&config).map(ensemble::members).unwrap_or_default())
     }
 }
