@@ -157,6 +157,7 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),
         limits: Limits::default(),
+        trust: None,
     }
 }
 

@@ -11,11 +11,13 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::middleware::from_fn_with_state;
+use edgeward_trust::{Action, Resource, ResourceKind};
 use hyper::body::Incoming;
 use prost::Message as _;
 use tokio_stream::{Stream, StreamExt as _};
@@ -26,7 +28,8 @@ use tonic::{
 use tower::Service;
 
 use crate::{
-    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
+    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
+    gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
     proto::{
         self,
@@ -37,6 +40,7 @@ use crate::{
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Every service of the gRPC listener, each call within the time that its caller gives it.
 #[derive(Clone)]
@@ -54,7 +58,7 @@ impl Services {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
+        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
             return Self {
@@ -151,12 +155,21 @@ fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {
-    tonic_health::pb::health_server::HealthServer::new(Health(server))
+fn health(app: App) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health(app))
 }
 
 /// The standard health service, asking the core each time; service names are empty or models.
-struct Health(Server);
+struct Health(App);
+
+impl Health {
+    async fn ask<T>(&self, request: &Request<T>, service: &str) -> Result<(), Status> {
+        match service {
+            "" | SERVICE => ask_server(&self.0, request, Action::Get, ResourceKind::Endpoint, "ready").await,
+            name => ask(&self.0, request, Action::Ready, name, "").await,
+        }
+    }
+}
 
 type HealthStream = Pin<Box<dyn Stream<Item = Result<tonic_health::pb::HealthCheckResponse, Status>> + Send>>;
 
@@ -164,8 +177,8 @@ impl Health {
     fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
         use tonic_health::pb::health_check_response::ServingStatus;
         let ready = match service {
-            "" | "inference.GRPCInferenceService" => self.0.ready(),
-            name => self.0.model_ready(&model(name, "")?).map_err(status)?,
+            "" | SERVICE => self.0.server.ready(),
+            name => self.0.server.model_ready(&model(name, "")?).map_err(status)?,
         };
         let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
@@ -180,6 +193,7 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<tonic_health::pb::HealthCheckResponse>, Status> {
+        self.ask(&request, &request.get_ref().service).await?;
         self.status(&request.get_ref().service).map(Response::new)
     }
 
@@ -187,6 +201,7 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
+        self.ask(&request, &request.get_ref().service).await?;
         let (this, service) = (Health(self.0.clone()), request.into_inner().service);
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
@@ -235,19 +250,58 @@ fn no_shared_memory<T>() -> Result<Response<T>, Status> {
 
 struct Inference(App);
 
+/// Asks for a call about one model, and waits until that is written down.
+async fn ask<T>(app: &App, request: &Request<T>, action: Action, name: &str, version: &str) -> Result<(), Status> {
+    let model = model(name, version)?;
+    let resource = || match action {
+        Action::Load | Action::Unload | Action::Configure => Resource::new(ResourceKind::Model, &*model.name),
+        _ => model_version(&app.server, &model.name, model.version),
+    };
+    settle(allow(app, request.extensions(), action, resource, 0).await?).await
+}
+
+/// Asks for a call about the server.
+async fn ask_server<T>(
+    app: &App,
+    request: &Request<T>,
+    action: Action,
+    kind: ResourceKind,
+    name: &str,
+) -> Result<(), Status> {
+    settle(allow(app, request.extensions(), action, || Resource::new(kind, name), 0).await?).await
+}
+
+async fn settle(grant: Option<Arc<Grant>>) -> Result<(), Status> {
+    match grant {
+        Some(grant) => Ok(grant.recorded().await?),
+        None => Ok(()),
+    }
+}
+
 async fn answer(
     app: &App,
     request: proto::ModelInferRequest,
+    (action, extensions): (Action, &::http::Extensions),
     call: Call<'_>,
     deadline: Option<Duration>,
 ) -> Result<proto::ModelInferResponse, Status> {
     let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
+    let bytes = if app.gate.is_some() { request.encoded_len() } else { 0 };
+    let grant =
+        allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes).await?;
+    if let Some(grant) = &grant {
+        grant.body(request.raw_input_contents.iter().map(|bytes| &**bytes));
+    }
+    let call = Call { grant: grant.as_deref(), ..call };
     let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
     let mut request = convert::request(request, model).map_err(status)?;
     request.timeout = request.timeout.into_iter().chain(deadline).min();
     let response = app.infer(request, call).await.map_err(status)?;
     let response = convert::response(response, raw).map_err(status)?;
+    if let Some(grant) = &grant {
+        grant.recorded().await?;
+    }
     if let Some(slot) = slot {
         slot.sized(bytes_in, response.encoded_len());
     }
@@ -286,6 +340,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Ready, name, version).await?;
         let request = request.get_ref();
         // Clients of this call expect false, not an error, for a model that is not there.
         let ready = self.0.server.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
@@ -307,6 +363,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Metadata, name, version).await?;
         let request = request.get_ref();
         self.0.server.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
     }
@@ -316,8 +374,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>() };
-        answer(&self.0, message, call, deadline(&metadata)).await.map(Response::new)
+        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>(), grant: None };
+        answer(&self.0, message, (Action::Infer, &extensions), call, deadline(&metadata)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = stream::InferStream;
@@ -333,6 +391,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelConfigRequest>,
     ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Config, name, version).await?;
         let request = request.get_ref();
         let config = self.0.server.model_config(&model(&request.name, &request.version)?).map_err(status)?;
         Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
@@ -342,6 +402,11 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelStatisticsRequest>,
     ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        match name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Get, ResourceKind::Endpoint, "statistics").await?,
+            name => ask(&self.0, &request, Action::Statistics, name, version).await?,
+        }
         let request = request.get_ref();
         let version = version_of(&request.version).map_err(status)?;
         let model_stats = self.0.server.statistics(&request.name, version).map_err(status)?;
@@ -367,6 +432,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelLoadRequest>,
     ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Load, name, "").await?;
         let request = request.into_inner();
         let mut overrides = LoadOverrides::default();
         for (key, value) in request.parameters {
@@ -387,6 +454,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelUnloadRequest>,
     ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Unload, name, "").await?;
         let request = request.into_inner();
         let mut dependents = false;
         for (key, value) in request.parameters {
@@ -448,6 +517,10 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::TraceSettingRequest>,
     ) -> Result<Response<proto::TraceSettingResponse>, Status> {
+        match request.get_ref().model_name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Call, ResourceKind::AdminCall, "trace").await?,
+            name => ask(&self.0, &request, Action::Configure, name, "").await?,
+        }
         settings::trace(&self.0, request.into_inner()).map(Response::new)
     }
 

@@ -24,6 +24,7 @@ pub(crate) use settings::Update;
 
 use crate::{
     core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
+    gate::{Gate, Grant},
     limits::Limits,
     logging::{LogControl, LogSettings},
 };
@@ -108,6 +109,8 @@ pub(crate) struct App {
     pub(crate) server: Server,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: Limits,
+    /// Decides every call; none where nobody is asked.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 impl axum::extract::FromRef<App> for Server {
@@ -123,20 +126,28 @@ pub(crate) struct Call<'a> {
     pub(crate) parent: Option<&'a str>,
     /// Where the access line is filled in.
     pub(crate) slot: Option<&'a Slot>,
+    /// On what terms it was permitted.
+    pub(crate) grant: Option<&'a Grant>,
 }
 
 impl App {
     /// Answers a request and tells of it.
-    pub(crate) async fn infer(&self, request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
+    pub(crate) async fn infer(&self, mut request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
         let repeated = request.repeated();
+        if let Some(grant) = call.grant {
+            grant.prepare(&mut request);
+        }
         let mut result = match request.check() {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };
         if let Ok(response) = &mut result {
             response.parameters.extend(repeated);
+            if let Some(Err(error)) = call.grant.map(|grant| grant.answered(response)) {
+                result = Err(error);
+            }
         }
         if let Some(sampled) = sampled {
             sampled.finish(&self.telemetry, &result);

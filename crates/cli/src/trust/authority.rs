@@ -25,10 +25,10 @@ use crate::{
 
 /// The key file that `init` makes where no other way to unlock is given.
 const KEY_FILE: &str = "unlock.key";
-const KEYS: &str = "keys";
-const ROOT_KEYS: &str = "root.keys";
+pub const KEYS: &str = "keys";
+pub const ROOT_KEYS: &str = "root.keys";
 /// The key that signs the audit log's checkpoints.
-const AUDIT_KEY: &str = "audit";
+pub const AUDIT_KEY: &str = "audit";
 
 /// How sealed files are opened.
 #[derive(clap::Args)]
@@ -55,6 +55,9 @@ pub struct InitArgs {
     /// Addresses of the server beside the loopback ones
     #[arg(long)]
     ip: Vec<IpAddr>,
+    /// A model that policies can be about; may be repeated
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
     #[command(flatten)]
     unlock: Unlocking,
 }
@@ -127,7 +130,8 @@ struct FolderArgs {
 }
 
 impl Unlocking {
-    fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
+    /// What opens the sealed files of a folder.
+    pub fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
         if let Some(path) = &self.passphrase_file {
             let words =
                 fs::read_to_string(path).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?;
@@ -210,6 +214,7 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
         let issued = authority.issue(&request, now).map_err(failure)?;
         write_leaf(&folder.join(&request.name), &issued)?;
     }
+    crate::gate::first_policies(&folder.join("policies"), &args.domain, &args.model)?;
     let signer = LogSigner::new(&format!("{}/audit", args.domain), online, AUDIT_KEY).map_err(failure)?;
     fs::write(folder.join("audit.vkey"), format!("{}\n", signer.key()))?;
     if context.json {
@@ -223,6 +228,9 @@ fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome 
     print::line(&format!("{folder}/roots.pem      what clients and servers verify with"))?;
     print::line(&format!("{folder}/server.pem     the server's certificate, with server.key; for a day"))?;
     print::line(&format!("{folder}/admin.pem      the admin's certificate, with admin.key; for a day"))?;
+    print::line(&format!(
+        "{folder}/policies/      who may do what: the admin everything, anyone verified ask for health"
+    ))?;
     print::line(&format!(
         "{folder}/root.keys      the root's sealed keys: take them offline, they are needed again in two months"
     ))?;
