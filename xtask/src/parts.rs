@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{python, steps, tools};
+use crate::{go, python, steps, tools};
 
 /// The OpenID provider that `edgeward-trust` takes tokens from.
 const OIDC_PROVIDER: &str = "oidc-provider@9.13.3";
@@ -26,6 +26,8 @@ pub fn ensure(root: &Path, all: bool) -> anyhow::Result<Vec<(&'static str, PathB
         ("EDGEWARD_TEST_NODE_MODULES", node_modules(&home.join("node"))),
         ("EDGEWARD_TEST_MOTO", python::ensure_package(&home, MOTO)),
         ("EDGEWARD_TEST_PKCS11", softhsm()),
+        ("EDGEWARD_TEST_OPENBAO", go::OPENBAO.ensure(root).map(|folder| folder.join("bao"))),
+        ("EDGEWARD_TEST_SPIRE", go::SPIRE.ensure(root)),
     ];
     let mut parts = Vec::new();
     for (variable, part) in found {

@@ -3,11 +3,14 @@
 //! A new provider implements [`KeyProvider`] and calls the contract suite of `tests/keys.rs`; `sealed` is the example.
 
 mod pkcs11;
+mod remote;
 mod sealed;
 mod secret;
+mod vault;
 
 use std::{fmt, time::SystemTime};
 
+use x509_parser::prelude::{FromDer as _, SubjectPublicKeyInfo};
 use zeroize::Zeroizing;
 
 use crate::error::{ErrorKind, TrustError};
@@ -16,6 +19,7 @@ pub use crate::file::write_private;
 pub use pkcs11::{Pkcs11, Pkcs11Settings};
 pub use sealed::{SealedFile, Unlock, random_bytes};
 pub use secret::SecretSource;
+pub use vault::{LoginSettings, LoginStatus, PkiSettings, Transit, Vault, VaultPki, VaultSettings};
 
 /// Bytes that are wiped from memory when they are dropped.
 pub type Secret = Zeroizing<Vec<u8>>;
@@ -177,6 +181,12 @@ fn ecdsa_der(signature: &[u8]) -> Option<Vec<u8>> {
     };
     let numbers = [integer(r), integer(s)].concat();
     Some([&[0x30, numbers.len() as u8][..], &numbers].concat())
+}
+
+/// The key within a SubjectPublicKeyInfo in DER.
+fn public_bits(der: &[u8]) -> Option<Vec<u8>> {
+    let (rest, info) = SubjectPublicKeyInfo::from_der(der).ok()?;
+    rest.is_empty().then(|| info.subject_public_key.data.to_vec())
 }
 
 #[cfg(test)]

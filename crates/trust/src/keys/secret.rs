@@ -45,6 +45,19 @@ impl SecretSource {
         let text = format!("{self}: a secret of {} bytes; expected 1 to {SECRET_BYTES_MAX}", secret.len());
         Err(TrustError::new(ErrorKind::Invalid, text))
     }
+
+    /// Reads it as text.
+    ///
+    /// # Errors
+    /// Those of [`SecretSource::read`], and `Invalid` where it is not printable ASCII.
+    pub(crate) fn read_text(&self) -> Result<zeroize::Zeroizing<String>, TrustError> {
+        let secret = self.read()?;
+        let text = std::str::from_utf8(&secret).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
+        let text = text.ok_or_else(|| {
+            TrustError::new(ErrorKind::Invalid, format!("{self}: expected printable ASCII without spaces"))
+        })?;
+        Ok(text.to_owned().into())
+    }
 }
 
 impl std::fmt::Display for SecretSource {

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bao;
 mod contract;
 #[path = "../parts/part.rs"]
 mod part;
 mod pkcs11;
 mod sealed;
+mod vault;
