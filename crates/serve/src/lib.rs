@@ -3,6 +3,7 @@
 //! Two halves that meet in [`core`]: the wire (`http`, `grpc`) turns bytes into [`core::InferRequest`]s and answers
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
+mod ahead;
 mod connection;
 pub mod core;
 #[doc(hidden)]

@@ -35,6 +35,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::Service;
 
 use crate::{
+    ahead::{Ahead, Filled},
     connection::{Bounded, Link, Socket, tell},
     gate::Peer,
     leaving::Leaving,
@@ -144,7 +145,7 @@ pub(crate) async fn serve<S, B>(
             let Some((stream, certificates)) = handshake(tls, socket, stopped.clone()).await else { return };
             let peer = Arc::new(Peer::new(peer, certificates));
             let service = Told { peer, service };
-            connection(stream, link, accepted, service, protocol, stopped).await;
+            connection(Filled(stream), link, accepted, service, protocol, stopped).await;
         });
     };
     loop {
@@ -188,9 +189,9 @@ async fn handshake(
     tls: TlsAcceptor,
     socket: Socket,
     mut stopped: watch::Receiver<bool>,
-) -> Option<(TlsStream<Socket>, Vec<CertificateDer<'static>>)> {
+) -> Option<(TlsStream<Ahead<Socket>>, Vec<CertificateDer<'static>>)> {
     let accepted = tokio::select! {
-        accepted = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(socket)) => accepted,
+        accepted = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(Ahead::new(socket))) => accepted,
         _ = stopped.wait_for(|stopped| *stopped) => return None,
     };
     match accepted {

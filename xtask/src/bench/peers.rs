@@ -85,6 +85,16 @@ impl Running {
         Ok(kib * 1024.0)
     }
 
+    /// Time that its threads have computed so far.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // User and system time are the 14th and 15th field; the second may hold blanks and ends with a bracket.
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<f64>().ok());
+        let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system).context("no times")?;
+        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) -> anyhow::Result<()> {
         let pid = rustix::process::Pid::from_child(&self.child);
