@@ -51,7 +51,7 @@ pub struct ServeArgs {
     /// Address of Prometheus metrics [default: 127.0.0.1:8002]
     #[arg(long, env = "EDGEWARD_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
-    /// File that is written whole, once ready, with the bound addresses
+    /// File that is written whole, with the bound addresses, once every model that should serve does
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Serve without TLS and without identities, on loopback addresses only
@@ -219,7 +219,9 @@ async fn serve(config: RunConfig, context: &Context) -> Outcome {
 fn not_started(error: RunError) -> Failure {
     match error {
         // Folders and files of models are named on the command line.
-        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) => Failure::Input(error.into()),
+        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) | RunError::ReadyFile { .. } => {
+            Failure::Input(error.into())
+        }
         _ => Failure::Work(error.into()),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
@@ -116,7 +116,6 @@ pub struct Server {
     pub http: String,
     pub grpc: String,
     pub metrics: String,
-    _files: tempfile::TempDir,
 }
 
 impl Server {
@@ -142,27 +141,25 @@ impl Server {
     }
 
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let ready = files.path().join("ready.json");
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
         environment(&mut command);
         let mut child = command
             .arg("serve")
             .args(models)
             .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .arg("--ready-file")
-            .arg(&ready)
+            .arg("--json")
             .args(arguments)
+            .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
-        while !ready.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
-            std::thread::yield_now();
-        }
-        let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
+        // Printed once the models have loaded, well or not.
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the server ended before it listened");
+        let text: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |key: &str| text[key].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics"), _files: files }
+        Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics") }
     }
 
     /// A line of the system's account of the process, in kB: `VmHWM` is the most memory so far, `VmPeak` the most asked for.
