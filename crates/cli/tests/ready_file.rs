@@ -1,7 +1,5 @@
 //! `--ready-file`: there once every model serves, whole, and gone with the server.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use std::{
