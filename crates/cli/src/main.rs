@@ -7,6 +7,7 @@ mod demo;
 mod engine;
 mod engines;
 mod failure;
+mod gate;
 mod infer;
 mod inputs;
 mod inspect;

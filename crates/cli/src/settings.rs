@@ -30,6 +30,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// `[serve]`
     pub serve: ServeSettings,
+    /// `[trust]`
+    pub trust: crate::gate::TrustSettings,
 }
 
 /// `[engine]`: how models run.

@@ -1,7 +1,7 @@
 //! `edgeward trust`: identities, policy, keys and the log, each in its own module.
 
 mod audit;
-mod authority;
+pub mod authority;
 mod policy;
 
 use edgeward_trust::{ErrorKind, TrustError};

@@ -23,6 +23,8 @@ mod stats;
 mod warmup;
 mod watch;
 
+pub(crate) use execute::classify;
+
 pub use error::{ServeError, ServeErrorKind};
 pub use model::Version;
 pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestTimes, RequestedOutput};

@@ -11,11 +11,13 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::middleware::from_fn_with_state;
+use edgeward_trust::{Action, Resource, ResourceKind};
 use futures_util::{StreamExt as _, future, stream::once};
 use hyper::body::Incoming;
 use prost::Message as _;
@@ -28,9 +30,9 @@ use tonic::{
 use tower::Service;
 
 use crate::{
-    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
+    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
+    gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
-    local,
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -40,6 +42,7 @@ use crate::{
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Every service of the gRPC listener, each call within the time that its caller gives it.
 #[derive(Clone)]
@@ -49,8 +52,6 @@ pub(crate) struct Services {
     router: axum::Router,
     app: App,
     stopped: Stopped,
-    /// Only programs of this machine are answered.
-    local: bool,
 }
 
 /// Tells of the end of the server.
@@ -73,26 +74,19 @@ impl Services {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let routes =
-            reflection(Routes::new(inference.clone()).add_service(health(app.server.clone(), stopped.clone())));
+        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.clone(), stopped.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
             let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
-            return Self { inference: None, router, app, stopped, local: false };
+            return Self { inference: None, router, app, stopped };
         }
-        Self { inference: Some(inference), router, app, stopped, local: false }
-    }
-
-    /// As they are, for programs of this machine alone: a listener without TLS.
-    pub(crate) fn local(self) -> Self {
-        Self { local: true, ..self }
+        Self { inference: Some(inference), router, app, stopped }
     }
 
     /// The answer to a call that goes no further, with its access line.
     fn refused(&self, request: &::http::Request<Incoming>) -> Option<::http::Response<Body>> {
         let grpc = is_grpc(request.headers());
-        if let Some(foreign) = self.local.then(|| local::check(request).err()).flatten() {
-            foreign.log();
+        if let Some(foreign) = self.app.foreign(request) {
             self.app.telemetry.refused(request, foreign.status());
             return Some(match grpc {
                 true => Status::permission_denied(foreign.to_string()).into_http(),
@@ -197,15 +191,24 @@ fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-fn health(server: Server, stopped: Stopped) -> tonic_health::pb::health_server::HealthServer<Health> {
-    tonic_health::pb::health_server::HealthServer::new(Health { server, stopped })
+fn health(app: App, stopped: Stopped) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health { app, stopped })
 }
 
 /// The standard health service, asking the core each time; service names are empty or models.
 #[derive(Clone)]
 struct Health {
-    server: Server,
+    app: App,
     stopped: Stopped,
+}
+
+impl Health {
+    async fn ask<T>(&self, request: &Request<T>, service: &str) -> Result<(), Status> {
+        match service {
+            "" | SERVICE => ask_server(&self.app, request, Action::Get, ResourceKind::Endpoint, "ready").await,
+            name => ask(&self.app, request, Action::Ready, name, "").await,
+        }
+    }
 }
 
 type HealthStream = Pin<Box<dyn Stream<Item = Result<tonic_health::pb::HealthCheckResponse, Status>> + Send>>;
@@ -214,8 +217,8 @@ impl Health {
     fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
         use tonic_health::pb::health_check_response::ServingStatus;
         let ready = match service {
-            "" | "inference.GRPCInferenceService" => self.server.ready(),
-            name => self.server.model_ready(&model(name, "")?).map_err(status)?,
+            "" | SERVICE => self.app.server.ready(),
+            name => self.app.server.model_ready(&model(name, "")?).map_err(status)?,
         };
         let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
@@ -230,6 +233,7 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<tonic_health::pb::HealthCheckResponse>, Status> {
+        self.ask(&request, &request.get_ref().service).await?;
         self.status(&request.get_ref().service).map(Response::new)
     }
 
@@ -237,6 +241,7 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
+        self.ask(&request, &request.get_ref().service).await?;
         let (this, service) = (self.clone(), request.into_inner().service);
         let stops = once(self.stopped.clone().comes());
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
@@ -288,19 +293,58 @@ fn no_shared_memory<T>() -> Result<Response<T>, Status> {
 
 struct Inference(App);
 
+/// Asks for a call about one model, and waits until that is written down.
+async fn ask<T>(app: &App, request: &Request<T>, action: Action, name: &str, version: &str) -> Result<(), Status> {
+    let model = model(name, version)?;
+    let resource = || match action {
+        Action::Load | Action::Unload | Action::Configure => Resource::new(ResourceKind::Model, &*model.name),
+        _ => model_version(&app.server, &model.name, model.version),
+    };
+    settle(allow(app, request.extensions(), action, resource, 0).await?).await
+}
+
+/// Asks for a call about the server.
+async fn ask_server<T>(
+    app: &App,
+    request: &Request<T>,
+    action: Action,
+    kind: ResourceKind,
+    name: &str,
+) -> Result<(), Status> {
+    settle(allow(app, request.extensions(), action, || Resource::new(kind, name), 0).await?).await
+}
+
+async fn settle(grant: Option<Arc<Grant>>) -> Result<(), Status> {
+    match grant {
+        Some(grant) => Ok(grant.recorded().await?),
+        None => Ok(()),
+    }
+}
+
 async fn answer(
     app: &App,
     request: proto::ModelInferRequest,
+    (action, extensions): (Action, &::http::Extensions),
     call: Call<'_>,
     deadline: Option<Duration>,
 ) -> Result<proto::ModelInferResponse, Status> {
     let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
+    let bytes = if app.gate.is_some() { request.encoded_len() } else { 0 };
+    let grant =
+        allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes).await?;
+    if let Some(grant) = &grant {
+        grant.body(request.raw_input_contents.iter().map(|bytes| &**bytes));
+    }
+    let call = Call { grant: grant.as_deref(), ..call };
     let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
     let mut request = convert::request(request, model).map_err(status)?;
     request.timeout = request.timeout.into_iter().chain(deadline).min();
     let response = app.infer(request, call).await.map_err(status)?;
     let response = convert::response(response, raw).map_err(status)?;
+    if let Some(grant) = &grant {
+        grant.recorded().await?;
+    }
     if let Some(slot) = slot {
         slot.sized(bytes_in, response.encoded_len());
     }
@@ -339,6 +383,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Ready, name, version).await?;
         let request = request.get_ref();
         // Clients of this call expect false, not an error, for a model that is not there.
         let ready = self.0.server.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
@@ -360,6 +406,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Metadata, name, version).await?;
         let request = request.get_ref();
         self.0.server.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
     }
@@ -369,8 +417,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>() };
-        answer(&self.0, message, call, deadline(&metadata)).await.map(Response::new)
+        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>(), grant: None };
+        answer(&self.0, message, (Action::Infer, &extensions), call, deadline(&metadata)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = stream::InferStream;
@@ -386,6 +434,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelConfigRequest>,
     ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Config, name, version).await?;
         let request = request.get_ref();
         let config = self.0.server.model_config(&model(&request.name, &request.version)?).map_err(status)?;
         Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
@@ -395,6 +445,11 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelStatisticsRequest>,
     ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        match name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Get, ResourceKind::Endpoint, "statistics").await?,
+            name => ask(&self.0, &request, Action::Statistics, name, version).await?,
+        }
         let request = request.get_ref();
         let version = version_of(&request.version).map_err(status)?;
         let model_stats = self.0.server.statistics(&request.name, version).map_err(status)?;
@@ -420,6 +475,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelLoadRequest>,
     ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Load, name, "").await?;
         let request = request.into_inner();
         let mut overrides = LoadOverrides::default();
         for (key, value) in request.parameters {
@@ -440,6 +497,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelUnloadRequest>,
     ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Unload, name, "").await?;
         let request = request.into_inner();
         let mut dependents = false;
         for (key, value) in request.parameters {
@@ -501,6 +560,10 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::TraceSettingRequest>,
     ) -> Result<Response<proto::TraceSettingResponse>, Status> {
+        match request.get_ref().model_name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Call, ResourceKind::AdminCall, "trace").await?,
+            name => ask(&self.0, &request, Action::Configure, name, "").await?,
+        }
         settings::trace(&self.0, request.into_inner()).map(Response::new)
     }
 

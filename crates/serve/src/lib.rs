@@ -7,6 +7,7 @@ mod connection;
 pub mod core;
 #[doc(hidden)]
 pub mod decode;
+mod gate;
 mod grpc;
 mod http;
 mod inflate;
@@ -23,8 +24,10 @@ mod reflect;
 mod rest;
 mod run;
 mod telemetry;
+mod tls;
 mod types;
 
+pub use gate::{Followed, TrustConfig};
 pub use limits::Limits;
 pub use logging::{LogControl, LogLevels};
 pub use run::{Addresses, Listening, RunConfig, RunError, run};

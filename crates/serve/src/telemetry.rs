@@ -22,14 +22,16 @@ use axum::{
 };
 use edgeward_graph::Tensor;
 
-pub(crate) use access::AccessLog;
 pub use access::{AccessFormat, AccessLogConfig, AccessTarget};
+pub(crate) use access::{AccessLog, Line};
 pub use settings::TraceLevels;
 pub(crate) use settings::Update;
 
 use crate::{
     core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
+    gate::{Gate, Grant},
     limits::Limits,
+    local::{self, Foreign},
     logging::{LogControl, LogSettings},
 };
 use otlp::Otlp;
@@ -113,6 +115,8 @@ pub(crate) struct App {
     pub(crate) server: Server,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: Limits,
+    /// Decides every call; none where nobody is asked.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 impl axum::extract::FromRef<App> for Server {
@@ -128,20 +132,34 @@ pub(crate) struct Call<'a> {
     pub(crate) parent: Option<&'a str>,
     /// Where the access line is filled in.
     pub(crate) slot: Option<&'a Slot>,
+    /// On what terms it was permitted.
+    pub(crate) grant: Option<&'a Grant>,
 }
 
 impl App {
+    /// Why a request is not for this server where it has no TLS. The log has it too.
+    pub(crate) fn foreign<B>(&self, request: &Request<B>) -> Option<Foreign> {
+        let foreign = self.gate.is_none().then(|| local::check(request).err()).flatten();
+        foreign.inspect(Foreign::log)
+    }
+
     /// Answers a request and tells of it.
-    pub(crate) async fn infer(&self, request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
+    pub(crate) async fn infer(&self, mut request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
         let repeated = request.repeated();
+        if let Some(grant) = call.grant {
+            grant.prepare(&mut request);
+        }
         let mut result = match request.check() {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };
         if let Ok(response) = &mut result {
             response.parameters.extend(repeated);
+            if let Some(Err(error)) = call.grant.map(|grant| grant.answered(response)) {
+                result = Err(error);
+            }
         }
         if let Some(sampled) = sampled {
             sampled.finish(&self.telemetry, &result);

@@ -25,13 +25,13 @@ use crate::{
 
 /// The key file that `init` makes where no other way to unlock is given.
 const KEY_FILE: &str = "unlock.key";
-const KEYS: &str = "keys";
-const ROOT_KEYS: &str = "root.keys";
+pub const KEYS: &str = "keys";
+pub const ROOT_KEYS: &str = "root.keys";
 /// The key that signs the audit log's checkpoints.
-const AUDIT_KEY: &str = "audit";
+pub const AUDIT_KEY: &str = "audit";
 
 /// How sealed files are opened.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Unlocking {
     /// File with the passphrase of the sealed keys
     #[arg(long, value_name = "FILE", env = "EDGEWARD_TRUST_PASSPHRASE_FILE")]
@@ -55,6 +55,9 @@ pub struct InitArgs {
     /// Addresses of the server beside the loopback ones
     #[arg(long)]
     ip: Vec<IpAddr>,
+    /// A model that policies can be about; may be repeated
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
     #[command(flatten)]
     unlock: Unlocking,
 }
@@ -127,7 +130,8 @@ struct FolderArgs {
 }
 
 impl Unlocking {
-    fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
+    /// What opens the sealed files of a folder.
+    pub fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
         if let Some(path) = &self.passphrase_file {
             let words =
                 fs::read_to_string(path).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?;
@@ -178,6 +182,23 @@ impl FolderArgs {
 
 /// Runs `trust init`.
 pub fn init(args: &InitArgs, context: &Context) -> Outcome {
+    let (made_key_file, signer) = make(args)?;
+    let folder = &args.folder;
+    if context.json {
+        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
+    }
+    tell_made(folder, made_key_file, &signer)
+}
+
+/// Makes a folder of trust without a word of it, for a trust domain and models that policies can be about.
+pub fn make_quietly(folder: &Path, domain: &str, models: &[String]) -> Outcome {
+    let (folder, domain, model) = (folder.to_owned(), domain.to_owned(), models.to_vec());
+    let (dns, ip, unlock) = (Vec::new(), Vec::new(), Unlocking::default());
+    make(&InitArgs { folder, domain, dns, ip, model, unlock }).map(drop)
+}
+
+/// True where a key file was made, and who signs the audit log.
+fn make(args: &InitArgs) -> Result<(bool, LogSigner), Failure> {
     let folder = &args.folder;
     if folder.join(KEYS).exists() {
         return Err(Failure::input(format!("`{}` has keys already; expected a new folder", folder.display())));
@@ -210,12 +231,10 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
         let issued = authority.issue(&request, now).map_err(failure)?;
         write_leaf(&folder.join(&request.name), &issued)?;
     }
+    crate::gate::first_policies(&folder.join("policies"), &args.domain, &args.model)?;
     let signer = LogSigner::new(&format!("{}/audit", args.domain), online, AUDIT_KEY).map_err(failure)?;
     fs::write(folder.join("audit.vkey"), format!("{}\n", signer.key()))?;
-    if context.json {
-        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
-    }
-    tell_made(folder, made_key_file, &signer)
+    Ok((made_key_file, signer))
 }
 
 fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome {
@@ -223,6 +242,9 @@ fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome 
     print::line(&format!("{folder}/roots.pem      what clients and servers verify with"))?;
     print::line(&format!("{folder}/server.pem     the server's certificate, with server.key; for a day"))?;
     print::line(&format!("{folder}/admin.pem      the admin's certificate, with admin.key; for a day"))?;
+    print::line(&format!(
+        "{folder}/policies/      who may do what: the admin everything, anyone verified ask for health"
+    ))?;
     print::line(&format!(
         "{folder}/root.keys      the root's sealed keys: take them offline, they are needed again in two months"
     ))?;

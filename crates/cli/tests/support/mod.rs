@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod trust;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -140,13 +142,30 @@ impl Server {
         })
     }
 
+    /// A server that asks who calls, by a folder of `trust init`.
+    pub fn start_trusted(models: &[&Path], trust: &Path, arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap().into();
+        Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, |_| {})
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_as(&["--insecure"], models, arguments, log, environment)
+    }
+
+    fn spawn_as(
+        how: &[&str],
+        models: &[&Path],
+        arguments: &[&str],
+        log: Stdio,
+        environment: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
         environment(&mut command);
         let mut child = command
             .arg("serve")
             .args(models)
-            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(how)
+            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
             .arg("--json")
             .args(arguments)
             .stdout(Stdio::piped())

@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use edgeward_engine::{Cancel, EngineError, ErrorKind, RunOptions, Session, TensorInfo};
 use edgeward_graph::{DataType, Tensor};
+use half::{bf16, f16};
 
 use crate::core::{
     InferRequest, ServeError, ServeErrorKind,
@@ -226,11 +227,13 @@ fn joined(requests: &[InferRequest]) -> Result<Vec<(&str, Tensor)>, ServeError> 
 }
 
 /// The `count` highest values of each row as `value:index` strings, as the classification extension asks.
-fn classify(tensor: &Tensor, count: usize) -> Result<Tensor, ServeError> {
+pub(crate) fn classify(tensor: &Tensor, count: usize) -> Result<Tensor, ServeError> {
     let refuse = |text: String| ServeError::new(ServeErrorKind::InvalidArgument, text);
     let values: Vec<f64> = match tensor.dtype() {
         DataType::Float32 => tensor.values::<f32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
         DataType::Float64 => tensor.values::<f64>().map(|v| v.to_vec()),
+        DataType::Float16 => tensor.values::<f16>().map(|v| v.iter().map(|x| x.to_f64()).collect()),
+        DataType::BFloat16 => tensor.values::<bf16>().map(|v| v.iter().map(|x| x.to_f64()).collect()),
         DataType::Int32 => tensor.values::<i32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
         DataType::Int64 => tensor.values::<i64>().map(|v| v.iter().map(|&x| x as f64).collect()),
         other => {

@@ -138,6 +138,11 @@ impl Line<'_> {
         self.slot.clone()
     }
 
+    /// Another line tells of the request.
+    pub(crate) fn leave(mut self) {
+        self.record = None;
+    }
+
     /// The request was answered. gRPC statuses are as gRPC numbers them.
     pub(crate) fn answered(mut self, status: u16, bytes_in: Option<u64>, bytes_out: Option<u64>) {
         if let Some(record) = &mut self.record {
