@@ -28,11 +28,18 @@ impl Failure {
         }
     }
 
-    /// The whole chain of causes on one line.
+    /// The whole chain of causes on one line. An error that says its cause itself is not followed by it again.
     pub fn message(&self) -> String {
-        match self {
-            Self::Input(error) | Self::Work(error) => format!("{error:#}"),
+        let (Self::Input(error) | Self::Work(error)) = self;
+        let mut text = String::new();
+        for cause in error.chain().map(ToString::to_string) {
+            if text.is_empty() {
+                text = cause;
+            } else if !text.ends_with(&cause) {
+                text = text + ": " + &cause;
+            }
         }
+        text
     }
 }
 
@@ -51,5 +58,45 @@ pub trait OrInput<T> {
 impl<T, E: Into<anyhow::Error>> OrInput<T> for Result<T, E> {
     fn or_input(self) -> Result<T, Failure> {
         self.map_err(|error| Failure::Input(error.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct SaysItsCause {
+        source: std::io::Error,
+    }
+
+    impl std::fmt::Display for SaysItsCause {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "cannot listen: {}", self.source)
+        }
+    }
+
+    impl std::error::Error for SaysItsCause {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.source)
+        }
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let source = || std::io::Error::other("address in use");
+        let table: [(anyhow::Error, &str); 3] = [
+            (SaysItsCause { source: source() }.into(), "cannot listen: address in use"),
+            (
+                anyhow::Error::from(SaysItsCause { source: source() }).context("no server"),
+                "no server: cannot listen: address in use",
+            ),
+            (anyhow!("in").context("b").context("a"), "a: b: in"),
+        ];
+        for (error, expected) in table {
+            assert_eq!(Failure::Work(error).message(), expected);
+        }
     }
 }

@@ -55,7 +55,7 @@ pub struct ServeArgs {
     /// Address of Prometheus metrics [default: 127.0.0.1:8002]
     #[arg(long, env = "EDGEWARD_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
-    /// File that is written whole, once ready, with the bound addresses
+    /// File that is written whole, with the bound addresses, once every model that should serve does
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Folder that `edgeward trust init` made: TLS, callers' identities, policies and the audit log
@@ -241,7 +241,9 @@ async fn serve(config: RunConfig, listed: Option<(Arc<Policies>, PathBuf)>, cont
 fn not_started(error: RunError) -> Failure {
     match error {
         // Folders and files of models are named on the command line.
-        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) => Failure::Input(error.into()),
+        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) | RunError::ReadyFile { .. } => {
+            Failure::Input(error.into())
+        }
         _ => Failure::Work(error.into()),
     }
 }

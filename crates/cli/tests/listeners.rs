@@ -361,10 +361,9 @@ fn a_page_in_a_browser_of_this_machine_is_refused() {
     assert_eq!(status(&server.grpc, "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0"), 415);
     assert!(fs::read_to_string(&log).unwrap().contains("evil.example"), "the log says why");
     assert!(server.terminate().success());
-    // The metrics listener has no access log.
     let lines = fs::read_to_string(&lines).unwrap();
     let logged = |status: u16| lines.matches(&format!("\"status\":{status},")).count();
-    assert_eq!((logged(400), logged(403), logged(415)), (2, 9, 1), "{lines}");
+    assert_eq!((logged(400), logged(403), logged(415)), (2, 10, 1), "{lines}");
 }
 
 #[tokio::test]

@@ -336,3 +336,35 @@ fn classes_have_their_labels() {
         assert!(status == 400 && text.contains("OUTPUT0") && text.contains(wrong), "{text}");
     }
 }
+
+#[test]
+fn strings_that_json_cannot_hold_are_refused_and_go_as_bytes() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let one = |string: &[u8]| [&u32::try_from(string.len()).unwrap().to_le_bytes(), string].concat();
+    let tensor: Vec<u8> = (0..16).flat_map(|i| one(if i == 5 { b"\xff\xfez" } else { "\u{e9}".as_bytes() })).collect();
+    let ask = |binary: bool| {
+        let json = format!(
+            r#"{{"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"BYTES","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":{binary}}}}}"#,
+            tensor.len()
+        );
+        let header = format!("inference-header-content-length: {}\r\n", json.len());
+        server.ask("POST", "/v2/models/ident_str/infer", &header, &[json.as_bytes(), &tensor].concat())
+    };
+    let (status, text) = ask(false);
+    let named = text.contains("output `OUTPUT0`: element 5 is not UTF-8") && text.contains("ask for binary data");
+    assert!(status == 400 && named, "{status} {text}");
+    let (status, text) = ask(true);
+    assert!(status == 200 && text.contains(&format!("\"binary_data_size\":{}", tensor.len())), "{status} {text}");
+}
+
+#[test]
+fn an_address_in_use_is_said_once() {
+    let models = repository();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = edgeward(&["serve", models.path().to_str().unwrap(), "--insecure", "--http", &address]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.matches("Address already in use").count(), 1, "{text}");
+}

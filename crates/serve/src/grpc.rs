@@ -33,7 +33,6 @@ use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
     gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
-    local,
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -53,8 +52,6 @@ pub(crate) struct Services {
     router: axum::Router,
     app: App,
     stopped: Stopped,
-    /// Only programs of this machine are answered.
-    local: bool,
 }
 
 /// Tells of the end of the server.
@@ -81,21 +78,15 @@ impl Services {
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
             let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
-            return Self { inference: None, router, app, stopped, local: false };
+            return Self { inference: None, router, app, stopped };
         }
-        Self { inference: Some(inference), router, app, stopped, local: false }
-    }
-
-    /// As they are, for programs of this machine alone: a listener without TLS.
-    pub(crate) fn local(self) -> Self {
-        Self { local: true, ..self }
+        Self { inference: Some(inference), router, app, stopped }
     }
 
     /// The answer to a call that goes no further, with its access line.
     fn refused(&self, request: &::http::Request<Incoming>) -> Option<::http::Response<Body>> {
         let grpc = is_grpc(request.headers());
-        if let Some(foreign) = self.local.then(|| local::check(request).err()).flatten() {
-            foreign.log();
+        if let Some(foreign) = self.app.foreign(request) {
             self.app.telemetry.refused(request, foreign.status());
             return Some(match grpc {
                 true => Status::permission_denied(foreign.to_string()).into_http(),

@@ -20,6 +20,7 @@ mod local;
 mod logging;
 mod openapi;
 mod page;
+mod ready;
 mod reflect;
 mod rest;
 mod run;

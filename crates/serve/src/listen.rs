@@ -255,6 +255,7 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
 struct Accepted {
     /// Whom requests are to be told.
     named: Option<SocketAddr>,
+    /// Given back after all else of the connection is gone: who waits for that may open what it held.
     permit: OwnedSemaphorePermit,
     limits: Limits,
 }
@@ -262,7 +263,7 @@ struct Accepted {
 async fn connection<T, S, B>(
     stream: T,
     link: Arc<Link>,
-    Accepted { named, permit, limits }: Accepted,
+    Accepted { named, permit: _permit, limits }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
@@ -286,8 +287,8 @@ async fn connection<T, S, B>(
             answer.map(|answer| answer.map(|body| Leaving::new(body, unsent)))
         }
     });
-    let mut serving =
-        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), limits.head_bytes())), answer));
+    let bounded = Bounded::new(stream, link.clone(), limits.head_bytes());
+    let mut serving = pin!(protocol.serve_connection(TokioIo::new(bounded), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
@@ -306,5 +307,4 @@ async fn connection<T, S, B>(
             () = link.unread() => {}
         }
     }
-    drop(permit);
 }

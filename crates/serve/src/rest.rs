@@ -17,7 +17,6 @@ use tower::Service;
 use crate::{
     connection::Arriving,
     http::{infer_at, refusal},
-    local,
     telemetry::App,
 };
 
@@ -26,26 +25,22 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 /// Routes whose bodies must go on arriving, with the inferences of a server before them.
 #[derive(Clone)]
 pub(crate) struct Rest {
-    app: Option<App>,
+    app: App,
     router: Router,
-    /// Only programs of this machine are answered.
-    local: bool,
+    /// Inferences need not pass the router's layers.
+    direct: bool,
 }
 
 impl Rest {
     /// The protocol of `app`. With an access log the router, which writes it, sees every call.
     pub(crate) fn new(app: App, router: Router) -> Self {
-        Self { app: Some(app), router, local: false }
+        let direct = app.telemetry.access.is_none();
+        Self { app, router, direct }
     }
 
     /// Routes alone.
-    pub(crate) fn plain(router: Router) -> Self {
-        Self { app: None, router, local: false }
-    }
-
-    /// As it is, for programs of this machine alone: a listener without TLS.
-    pub(crate) fn local(self) -> Self {
-        Self { local: true, ..self }
+    pub(crate) fn plain(app: App, router: Router) -> Self {
+        Self { app, router, direct: false }
     }
 }
 
@@ -59,18 +54,14 @@ impl Service<Request<Incoming>> for Rest {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
-        if let Some(foreign) = self.local.then(|| local::check(&request).err()).flatten() {
-            foreign.log();
+        if let Some(foreign) = self.app.foreign(&request) {
             let answer = refusal(foreign.status(), &foreign.to_string());
-            if let Some(app) = &self.app {
-                app.telemetry.refused(&request, answer.status());
-            }
+            self.app.telemetry.refused(&request, answer.status());
             return Box::pin(async { Ok(answer) });
         }
         let request = request.map(Arriving::body);
-        let app = self.app.as_ref().filter(|app| app.telemetry.access.is_none());
-        if let (Some(app), Some((model, version))) = (app, inference(&request)) {
-            let (app, model, version) = (app.clone(), model.to_owned(), version.map(str::to_owned));
+        if let (true, Some((model, version))) = (self.direct, inference(&request)) {
+            let (app, model, version) = (self.app.clone(), model.to_owned(), version.map(str::to_owned));
             return Box::pin(async move { Ok(infer_at(app, model, version, request).await) });
         }
         let answer = self.router.call(request);

@@ -1,12 +1,6 @@
 //! Binds the listeners, says so, serves until told to stop, and drains.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
 use edgeward_trust::TrustError;
@@ -18,6 +12,7 @@ use crate::{
     grpc, http,
     limits::Limits,
     listen::{self, Connections},
+    ready::ReadyFile,
     rest::Rest,
     telemetry::{App, Telemetry, TelemetryConfig, TelemetryError},
 };
@@ -30,7 +25,7 @@ pub struct RunConfig {
     pub grpc: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: Option<SocketAddr>,
-    /// Written whole once ready: the bound addresses as JSON.
+    /// Written whole once every model that should serve does: the bound addresses as JSON. Removed at the start and at the end.
     pub ready_file: Option<PathBuf>,
     /// Models and engines.
     pub server: ServerConfig,
@@ -100,7 +95,7 @@ pub struct Listening {
     http: Option<TcpListener>,
     grpc: Option<TcpListener>,
     metrics: Option<TcpListener>,
-    ready_file: Option<PathBuf>,
+    ready_file: Option<ReadyFile>,
     grace: Duration,
     connections: Connections,
     limits: Limits,
@@ -115,6 +110,7 @@ pub async fn run(config: RunConfig, shutdown: impl Future<Output = ()>) -> Resul
 impl Listening {
     /// Loads the models and binds every listener.
     pub async fn open(config: RunConfig) -> Result<Self, RunError> {
+        let ready_file = config.ready_file.map(ReadyFile::claim).transpose()?;
         let (http, grpc, metrics) = {
             let plain = config.trust.is_none();
             (bind(config.http, plain).await?, bind(config.grpc, plain).await?, bind(config.metrics, plain).await?)
@@ -123,7 +119,7 @@ impl Listening {
         let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
         let telemetry = Telemetry::start(config.telemetry)?;
         let server = Server::start(config.server).await?;
-        let (ready_file, grace, limits) = (config.ready_file, config.grace, config.limits);
+        let (grace, limits) = (config.grace, config.limits);
         let connections = Connections::new(config.limits);
         let connections = if telemetry.access.is_some() { connections.naming_peers() } else { connections };
         let gate = config.trust.map(Gate::open).transpose()?;
@@ -161,22 +157,17 @@ impl Listening {
         };
         let metrics = Router::new().route("/metrics", get(metrics_text));
         let rest = Rest::new(app.clone(), http::router(app.clone()));
-        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
+        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(app.clone(), metrics))] {
             let Some(listener) = listener else { continue };
-            let service = if self.gate.is_none() { service.local() } else { service };
             let service = Gated::new(app.clone(), service);
             listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
             let services = grpc::Services::new(app.clone(), grpc::Stopped(stopped.clone()));
-            let services = if self.gate.is_none() { services.local() } else { services };
             let services = Gated::new(app, services);
             listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
-        if let Some(path) = &self.ready_file {
-            write_ready(path, &self.addresses).map_err(|source| RunError::ReadyFile { path: path.clone(), source })?;
-        }
-        shutdown.await;
+        let told = until(shutdown, self.ready_file, &self.server, &self.addresses).await;
         self.server.begin_drain();
         // Listeners close; open connections finish what they have begun.
         let _ = stop.send(true);
@@ -190,8 +181,27 @@ impl Listening {
         // The sinks' own threads are waited for: not on a thread that serves.
         let _ = tokio::task::spawn_blocking(move || telemetry.end()).await;
         // Idle connections that stayed open to the end of the grace time are no lost requests.
-        if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { Ok(()) }
+        if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { told }
     }
+}
+
+/// Waits for `shutdown`, or that the ready file cannot be written. It is there from when the server is ready until then.
+async fn until(
+    shutdown: impl Future<Output = ()>,
+    mut file: Option<ReadyFile>,
+    server: &Server,
+    addresses: &Addresses,
+) -> Result<(), RunError> {
+    let mut shutdown = pin!(shutdown);
+    if let Some(file) = &mut file {
+        tokio::select! {
+            biased;
+            () = shutdown.as_mut() => return Ok(()),
+            written = file.write_when_ready(server, addresses) => written?,
+        }
+    }
+    shutdown.await;
+    Ok(())
 }
 
 async fn bind(address: Option<SocketAddr>, plain: bool) -> Result<Option<TcpListener>, RunError> {
@@ -200,10 +210,4 @@ async fn bind(address: Option<SocketAddr>, plain: bool) -> Result<Option<TcpList
         return Err(RunError::NotLoopback(address));
     }
     TcpListener::bind(address).await.map(Some).map_err(|source| RunError::Bind { address, source })
-}
-
-fn write_ready(path: &Path, addresses: &Addresses) -> std::io::Result<()> {
-    let staged = path.with_extension(format!("partial-{}", std::process::id()));
-    std::fs::write(&staged, serde_json::to_vec(addresses)?)?;
-    std::fs::rename(staged, path)
 }

@@ -31,6 +31,7 @@ use crate::{
     core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
     gate::{Gate, Grant},
     limits::Limits,
+    local::{self, Foreign},
     logging::{LogControl, LogSettings},
 };
 use otlp::Otlp;
@@ -136,6 +137,12 @@ pub(crate) struct Call<'a> {
 }
 
 impl App {
+    /// Why a request is not for this server where it has no TLS. The log has it too.
+    pub(crate) fn foreign<B>(&self, request: &Request<B>) -> Option<Foreign> {
+        let foreign = self.gate.is_none().then(|| local::check(request).err()).flatten();
+        foreign.inspect(Foreign::log)
+    }
+
     /// Answers a request and tells of it.
     pub(crate) async fn infer(&self, mut request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
         let sampled = self.telemetry.sample(&request, call.parent);
