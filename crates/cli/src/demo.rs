@@ -20,7 +20,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use crate::{
     Context,
     failure::{Failure, Outcome},
-    print,
+    print::{self, note},
     signals::Signals,
 };
 
@@ -52,7 +52,7 @@ struct Row {
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
-        eprintln!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
+        note!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
     }
     if !args.offline {
         fetch_engines(context.json)?;
@@ -71,15 +71,15 @@ fn fetch_engines(quiet: bool) -> Outcome {
     for known in install::list() {
         let result = install::install(known.name, &mut |step| {
             if !quiet {
-                eprintln!("{}: {step}", known.name);
+                note!("{}: {step}", known.name);
             }
         });
         match result {
             _ if quiet => {}
-            Ok(_) => eprintln!("{}: version {} is there", known.name, known.version),
+            Ok(_) => note!("{}: version {} is there", known.name, known.version),
             Err(e) => {
-                eprintln!("{}: not fetched: {}", known.name, e.message());
-                eprintln!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
+                note!("{}: not fetched: {}", known.name, e.message());
+                note!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
             }
         }
     }
@@ -131,13 +131,13 @@ fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>
 /// What to try while the server is there.
 fn invite(engine: &str, at: &Addresses) {
     let Some(http) = at.http else { return };
-    eprintln!("\n`digits` is served with {engine} at http://{http} until Ctrl-C. Paste into another terminal:\n");
-    eprintln!("  curl -s http://{http}/v2/models/digits");
-    eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
+    note!("\n`digits` is served with {engine} at http://{http} until Ctrl-C. Paste into another terminal:\n");
+    note!("  curl -s http://{http}/v2/models/digits");
+    note!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
     if let Some(metrics) = at.metrics {
-        eprintln!("  curl -s http://{metrics}/metrics\n");
+        note!("  curl -s http://{metrics}/metrics\n");
     }
-    eprintln!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
+    note!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
 }
 
 fn server(folder: &Path, engine: &str) -> RunConfig {
@@ -202,7 +202,7 @@ async fn serve_and_ask(
     let times = ask(address, &model::request(image), requests, &bar).await;
     bar.finish();
     if bar.is_hidden() && !quiet {
-        eprintln!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
+        note!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
     }
     drop(stop);
     serving.await??;
@@ -276,7 +276,7 @@ fn show(rows: &[Row]) -> Outcome {
         ]
     });
     let header = ["engine", "load", "alone p50", "served p50", "served p99", "requests/s"];
-    print::line(&print::table(&header, cells.collect(), 1))?;
+    print::table(&header, cells.collect(), 1)?;
     print::line(
         "alone: the engine's run without a server; served: from request to answer, JSON over one HTTP connection.",
     )?;

@@ -12,14 +12,14 @@ use edgeward_engine::{Engine, ErrorKind, Provider, Registry, RegistryConfig, Ses
 use edgeward_graph::{Limits, Model};
 
 use crate::{
-    failure::{Failure, OrInput as _},
+    failure::{Failure, OrInput as _, Outcome},
     settings::EngineSettings,
 };
 
 /// Engine options that several commands share.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct EngineArgs {
-    /// Engine, as `edgeward engine list` names them; the first that loads the model where none
+    /// Engine: `onnxruntime`, `openvino` or `rten`; the first of these that loads the model where none
     #[arg(long, env = "EDGEWARD_ENGINE", value_name = "NAME")]
     pub engine: Option<String>,
     /// Threads within one run; the engine's own choice where none
@@ -67,11 +67,9 @@ pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
 impl EngineArgs {
     /// How models run, by the command line, and where it says nothing by the file.
     pub fn or(&self, settings: &EngineSettings) -> Result<HowToRun, Failure> {
-        Ok(HowToRun {
-            engine: self.engine.clone().or_else(|| settings.name.clone()),
-            threads: self.threads.or(settings.threads),
-            providers: self.providers(settings)?,
-        })
+        let engine = self.engine.clone().or_else(|| settings.name.clone());
+        engine.iter().try_for_each(|name| known(name))?;
+        Ok(HowToRun { engine, threads: self.threads.or(settings.threads), providers: self.providers(settings)? })
     }
 
     /// The file tells a provider what the command line does not; a setting of one that is not asked for is an error.
@@ -96,6 +94,15 @@ impl EngineArgs {
         };
         Ok(names.iter().map(provider).collect())
     }
+}
+
+/// An error where there is no engine of that name.
+pub fn known(name: &str) -> Outcome {
+    if edgeward_engine::NAMES.contains(&name) {
+        return Ok(());
+    }
+    let known = edgeward_engine::NAMES.join("`, `");
+    Err(Failure::input(format!("no engine `{name}`; there are `{known}`")))
 }
 
 /// Engine, threads and providers, settled.

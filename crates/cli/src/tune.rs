@@ -51,7 +51,7 @@ pub struct TuneArgs {
     /// Cores to use at most, never more than there are [default: all]
     #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads_max: Option<std::num::NonZeroUsize>,
-    /// Engine to try (repeat) [default: all that are there]
+    /// Engine to try: `onnxruntime`, `openvino` or `rten` (repeat) [default: all that are there]
     #[arg(long = "engine", value_name = "NAME")]
     engines: Vec<String>,
     /// Seconds of the shortest slice; later rounds take twice as long each
@@ -202,10 +202,7 @@ fn hash(path: &Path) -> Result<String, Failure> {
 /// The engines whose outputs agree with those of the first that loads the model.
 fn agreeing_engines(bench: &mut Bench<'_>, excluded: &mut BTreeMap<String, String>) -> Result<Vec<String>, Failure> {
     let named = bench.args.engines.clone();
-    if let Some(unknown) = named.iter().find(|name| !bench.registry.names().contains(&name.as_str())) {
-        let known = bench.registry.names().join("`, `");
-        return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
-    }
+    named.iter().try_for_each(|name| engines::known(name))?;
     let names: Vec<String> =
         if named.is_empty() { bench.registry.names().iter().map(|&name| name.to_owned()).collect() } else { named };
     let mut agreeing = Vec::new();
@@ -432,7 +429,7 @@ fn show(report: &Report, output: &Path, context: &Context) -> Outcome {
     };
     let rows = vec![row("latency", &report.latency), row("throughput", &report.throughput)];
     let header = ["best for", "engine", "threads", "batch", "at once", "p50", "p99", "items/s"];
-    print::line(&print::table(&header, rows, 2))?;
+    print::table(&header, rows, 2)?;
     if report.resumed_slices > 0 {
         print::line(&format!("went on from {} measurements of an interrupted run", report.resumed_slices))?;
     }
