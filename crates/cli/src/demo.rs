@@ -3,12 +3,15 @@
 mod model;
 
 use std::{
+    num::NonZeroUsize,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, ensure};
-use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
+use edgeward_engine::{
+    NAMES, Provider, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source, install,
+};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
     Addresses, Limits, Listening, RunConfig, TelemetryConfig,
@@ -19,6 +22,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 
 use crate::{
     Context,
+    engines::{self, ProviderArgs},
     failure::{Failure, Outcome},
     print::{self, note},
     signals::Signals,
@@ -90,7 +94,11 @@ fn fetch_engines(quiet: bool) -> Outcome {
 async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome {
     let mut signals = Signals::new()?;
     let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
-    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet));
+    let settings = &context.settings.engine;
+    let providers = ProviderArgs::default().or(settings)?;
+    let engines = Engines { libraries: engines::registry_config(settings), providers };
+    let own = engines.clone();
+    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own));
     let rows = tokio::select! {
         rows = measuring => rows??,
         () = signals.next() => return Err(Failure::Work(anyhow!("interrupted before all was measured"))),
@@ -102,7 +110,7 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
-    let listening = Listening::open(server(folder, best)).await?;
+    let listening = Listening::open(server(folder, best, &engines)).await?;
     if context.json {
         print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
     }
@@ -110,18 +118,47 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     Ok(listening.serve_until(async { signals.next().await }).await?)
 }
 
+/// The engines as the file configures them.
+#[derive(Clone)]
+struct Engines {
+    libraries: RegistryConfig,
+    providers: Vec<Provider>,
+}
+
+impl Engines {
+    /// Of what the file wants engines to run on, what this one has.
+    fn providers(&self, engine: &str) -> Vec<Provider> {
+        if self.providers.is_empty() {
+            return Vec::new();
+        }
+        let registry = Registry::new(self.libraries.clone());
+        let offered = registry.get(engine).map(|engine| engine.info().providers).unwrap_or_default();
+        let has = |wanted: &&Provider| {
+            let short = |name: &str| name.strip_suffix("ExecutionProvider") == Some(wanted.name.as_str());
+            let device = |name: &str| name.split('.').next() == Some(wanted.name.as_str());
+            offered.iter().any(|name| *name == wanted.name || short(name) || device(name))
+        };
+        self.providers.iter().filter(has).cloned().collect()
+    }
+}
+
 /// What each engine of this machine costs, alone and served.
-fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>> {
+fn measure(folder: &Path, requests: u32, quiet: bool, engines: &Engines) -> anyhow::Result<Vec<Row>> {
     let path = folder.join("digits/1/model.onnx");
     std::fs::create_dir_all(folder.join("digits/1"))?;
     model::digits().write(&path)?;
     let image = model::image()?;
     let runtime = tokio::runtime::Handle::current();
-    let registry = Registry::new(RegistryConfig::default());
+    let registry = Registry::new(engines.libraries.clone());
     let mut rows = Vec::new();
     for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
-        let listening = runtime.block_on(Listening::open(server(folder, name)))?;
-        let (load, bare) = bare(&registry, name, &path, &image, requests)?;
+        let listening = runtime.block_on(Listening::open(server(folder, name, engines)))?;
+        let one = NonZeroUsize::new(1);
+        let options = SessionOptions { threads: one, profile: false, providers: engines.providers(name) };
+        let began = Instant::now();
+        let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
+        let load = began.elapsed();
+        let bare = bare(session.as_ref(), &image, requests)?;
         let served = runtime.block_on(serve_and_ask(listening, &image, requests, name, quiet))?;
         rows.push(row(name, load, &bare, &served));
     }
@@ -140,7 +177,7 @@ fn invite(engine: &str, at: &Addresses) {
     note!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
 }
 
-fn server(folder: &Path, engine: &str) -> RunConfig {
+fn server(folder: &Path, engine: &str, engines: &Engines) -> RunConfig {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     RunConfig {
         http: any,
@@ -149,8 +186,10 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
         ready_file: None,
         server: ServerConfig {
             repositories: vec![folder.to_owned()],
+            engines: engines.libraries.clone(),
             engine: Some(engine.to_owned()),
-            threads: std::num::NonZeroUsize::new(1),
+            threads: NonZeroUsize::new(1),
+            providers: engines.providers(engine),
             control: ModelControl::Fixed,
             ..ServerConfig::default()
         },
@@ -160,18 +199,8 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
     }
 }
 
-/// Load time, and the times of runs without a server.
-fn bare(
-    registry: &Registry,
-    engine: &str,
-    path: &Path,
-    image: &Tensor,
-    runs: u32,
-) -> anyhow::Result<(Duration, Vec<Duration>)> {
-    let began = Instant::now();
-    let options = SessionOptions { threads: std::num::NonZeroUsize::new(1), ..SessionOptions::default() };
-    let session = registry.get(engine)?.load(&Source::File(path.to_owned()), &options)?;
-    let load = began.elapsed();
+/// The times of runs without a server.
+fn bare(session: &dyn Session, image: &Tensor, runs: u32) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..runs {
         let began = Instant::now();
@@ -179,7 +208,7 @@ fn bare(
         times.push(began.elapsed());
     }
     times.sort();
-    Ok((load, times))
+    Ok(times)
 }
 
 async fn serve_and_ask(

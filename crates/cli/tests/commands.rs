@@ -558,3 +558,28 @@ fn standard_output_that_is_full_or_gone_is_no_panic() {
         assert!(output.status.code() == Some(expected) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
     }
 }
+
+#[test]
+fn tune_and_demo_run_on_what_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let tune = ["tune", "model.onnx", "--engine", "rten", "--threads-max", "1", "--slice-seconds", "0.001"];
+    let demo = ["demo", "--offline", "--exit", "--requests", "2"];
+    for (file, arguments, expected, part) in [
+        ("providers = [\"Abacus\"]", &tune[..], 1, "unknown provider `Abacus`"),
+        ("providers = [\"CPU\"]\n[engine.provider_options.CPU]\nbeads = 3", &tune, 1, "`beads`"),
+        ("providers = [\"CPU\"]", &tune, 0, ""),
+        ("providers = [\"CPU\"]\n[engine.provider_options.CPU]\nbeads = 3", &demo, 1, "`beads`"),
+        ("providers = [\"CPU\", \"Abacus\"]", &demo, 0, ""),
+    ] {
+        fs::write(folder.path().join("edgeward.toml"), format!("[engine]\n{file}\n")).unwrap();
+        let mut command = command(folder.path(), arguments);
+        // The built-in engine alone: each has its own words for this.
+        let output =
+            command.env("EDGEWARD_ONNXRUNTIME_LIB", "none").env("EDGEWARD_OPENVINO_LIB", "none").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(expected) && stderr.contains(part), "{file}: {stderr}");
+    }
+    let output = edgeward(folder.path(), &[&tune[..], &["--provider", "Abacus"]].concat());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("unknown provider `Abacus`"));
+}
