@@ -3,13 +3,16 @@
 mod model;
 
 use std::{
+    num::NonZeroUsize,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, ensure};
-use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
+use edgeward_engine::{
+    NAMES, Provider, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source, install,
+};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
     Addresses, Limits, Listening, RunConfig, TelemetryConfig,
@@ -22,9 +25,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     Context,
+    engines::{self, ProviderArgs},
     failure::{Failure, Outcome},
     gate::{self, TrustSettings},
-    print,
+    print::{self, note},
     signals::Signals,
     trust::{self, authority::Unlocking},
 };
@@ -61,7 +65,7 @@ struct Row {
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
-        eprintln!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
+        note!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
     }
     if !args.offline {
         fetch_engines(context.json)?;
@@ -80,15 +84,15 @@ fn fetch_engines(quiet: bool) -> Outcome {
     for known in install::list() {
         let result = install::install(known.name, &mut |step| {
             if !quiet {
-                eprintln!("{}: {step}", known.name);
+                note!("{}: {step}", known.name);
             }
         });
         match result {
             _ if quiet => {}
-            Ok(_) => eprintln!("{}: version {} is there", known.name, known.version),
+            Ok(_) => note!("{}: version {} is there", known.name, known.version),
             Err(e) => {
-                eprintln!("{}: not fetched: {}", known.name, e.message());
-                eprintln!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
+                note!("{}: not fetched: {}", known.name, e.message());
+                note!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
             }
         }
     }
@@ -100,7 +104,11 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     let mut signals = Signals::new()?;
     let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
     trust::authority::make_quietly(&folder.join(TRUST), "edgeward.demo", &["digits".to_owned()])?;
-    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet));
+    let settings = &context.settings.engine;
+    let providers = ProviderArgs::default().or(settings)?;
+    let engines = Engines { libraries: engines::registry_config(settings), providers };
+    let own = engines.clone();
+    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own));
     let rows = tokio::select! {
         rows = measuring => rows??,
         () = signals.next() => return Err(Failure::Work(anyhow!("interrupted before all was measured"))),
@@ -112,7 +120,7 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
-    let listening = Listening::open(server(folder, best)?).await?;
+    let listening = Listening::open(server(folder, best, &engines)?).await?;
     if context.json {
         print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
     }
@@ -120,8 +128,32 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     Ok(listening.serve_until(async { signals.next().await }).await?)
 }
 
+/// The engines as the file configures them.
+#[derive(Clone)]
+struct Engines {
+    libraries: RegistryConfig,
+    providers: Vec<Provider>,
+}
+
+impl Engines {
+    /// Of what the file wants engines to run on, what this one has.
+    fn providers(&self, engine: &str) -> Vec<Provider> {
+        if self.providers.is_empty() {
+            return Vec::new();
+        }
+        let registry = Registry::new(self.libraries.clone());
+        let offered = registry.get(engine).map(|engine| engine.info().providers).unwrap_or_default();
+        let has = |wanted: &&Provider| {
+            let short = |name: &str| name.strip_suffix("ExecutionProvider") == Some(wanted.name.as_str());
+            let device = |name: &str| name.split('.').next() == Some(wanted.name.as_str());
+            offered.iter().any(|name| *name == wanted.name || short(name) || device(name))
+        };
+        self.providers.iter().filter(has).cloned().collect()
+    }
+}
+
 /// What each engine of this machine costs, alone and served.
-fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>> {
+fn measure(folder: &Path, requests: u32, quiet: bool, engines: &Engines) -> anyhow::Result<Vec<Row>> {
     let version = folder.join(MODELS).join("digits/1");
     let path = version.join("model.onnx");
     std::fs::create_dir_all(version)?;
@@ -129,14 +161,19 @@ fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>
     let image = model::image()?;
     let caller = Arc::new(client(&folder.join(TRUST))?);
     let runtime = tokio::runtime::Handle::current();
-    let registry = Registry::new(RegistryConfig::default());
+    let registry = Registry::new(engines.libraries.clone());
     let mut rows = Vec::new();
     for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
         let listening = {
-            let config = server(folder, name).map_err(|failure| anyhow!("{}", failure.message()))?;
+            let config = server(folder, name, engines).map_err(|failure| anyhow!("{}", failure.message()))?;
             runtime.block_on(Listening::open(config))?
         };
-        let (load, bare) = bare(&registry, name, &path, &image, requests)?;
+        let one = NonZeroUsize::new(1);
+        let options = SessionOptions { threads: one, profile: false, providers: engines.providers(name) };
+        let began = Instant::now();
+        let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
+        let load = began.elapsed();
+        let bare = bare(session.as_ref(), &image, requests)?;
         let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet))?;
         rows.push(row(name, load, &bare, &served));
     }
@@ -147,25 +184,25 @@ fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>
 fn invite(engine: &str, at: &Addresses, trust: &Path) {
     let Some(http) = at.http else { return };
     let trust = trust.display();
-    eprintln!(
+    note!(
         "\n`digits` is served with {engine} at https://{http} until Ctrl-C, to verified callers only. Paste into another terminal:\n"
     );
-    eprintln!("  cd {trust}");
-    eprintln!("  CALLER='--cacert roots.pem --cert admin.pem --key admin.key'");
-    eprintln!("  curl -s $CALLER https://{http}/v2/models/digits");
-    eprintln!("  curl -s $CALLER https://{http}/v2/models/digits/infer -d '{}'", model::curl_body());
+    note!("  cd {trust}");
+    note!("  CALLER='--cacert roots.pem --cert admin.pem --key admin.key'");
+    note!("  curl -s $CALLER https://{http}/v2/models/digits");
+    note!("  curl -s $CALLER https://{http}/v2/models/digits/infer -d '{}'", model::curl_body());
     if let Some(metrics) = at.metrics {
-        eprintln!("  curl -s $CALLER https://{metrics}/metrics");
+        note!("  curl -s $CALLER https://{metrics}/metrics");
     }
-    eprintln!("\nWithout the certificate there is no answer, and both are in the log:\n");
-    eprintln!("  curl -s --cacert roots.pem https://{http}/v2/models/digits     # {{\"error\":\"not authenticated\"}}");
-    eprintln!("  edgeward trust audit query audit\n");
-    eprintln!(
+    note!("\nWithout the certificate there is no answer, and both are in the log:\n");
+    note!("  curl -s --cacert roots.pem https://{http}/v2/models/digits     # {{\"error\":\"not authenticated\"}}");
+    note!("  edgeward trust audit query audit\n");
+    note!(
         "A model of your own: `edgeward trust init trust --model NAME`, `edgeward serve NAME.onnx --trust trust`; how one comes in: docs/models.md."
     );
 }
 
-fn server(folder: &Path, engine: &str) -> Result<RunConfig, Failure> {
+fn server(folder: &Path, engine: &str, engines: &Engines) -> Result<RunConfig, Failure> {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     let trust = gate::config(&folder.join(TRUST), &TrustSettings::default(), &Unlocking::default())?;
     Ok(RunConfig {
@@ -175,8 +212,10 @@ fn server(folder: &Path, engine: &str) -> Result<RunConfig, Failure> {
         ready_file: None,
         server: ServerConfig {
             repositories: vec![folder.join(MODELS)],
+            engines: engines.libraries.clone(),
             engine: Some(engine.to_owned()),
-            threads: std::num::NonZeroUsize::new(1),
+            threads: NonZeroUsize::new(1),
+            providers: engines.providers(engine),
             control: ModelControl::Fixed,
             ..ServerConfig::default()
         },
@@ -187,18 +226,8 @@ fn server(folder: &Path, engine: &str) -> Result<RunConfig, Failure> {
     })
 }
 
-/// Load time, and the times of runs without a server.
-fn bare(
-    registry: &Registry,
-    engine: &str,
-    path: &Path,
-    image: &Tensor,
-    runs: u32,
-) -> anyhow::Result<(Duration, Vec<Duration>)> {
-    let began = Instant::now();
-    let options = SessionOptions { threads: std::num::NonZeroUsize::new(1), ..SessionOptions::default() };
-    let session = registry.get(engine)?.load(&Source::File(path.to_owned()), &options)?;
-    let load = began.elapsed();
+/// The times of runs without a server.
+fn bare(session: &dyn Session, image: &Tensor, runs: u32) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..runs {
         let began = Instant::now();
@@ -206,7 +235,7 @@ fn bare(
         times.push(began.elapsed());
     }
     times.sort();
-    Ok((load, times))
+    Ok(times)
 }
 
 async fn serve_and_ask(
@@ -230,7 +259,7 @@ async fn serve_and_ask(
     let times = ask(address, caller, &model::request(image), requests, &bar).await;
     bar.finish();
     if bar.is_hidden() && !quiet {
-        eprintln!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
+        note!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
     }
     drop(stop);
     serving.await??;
@@ -320,7 +349,7 @@ fn show(rows: &[Row]) -> Outcome {
         ]
     });
     let header = ["engine", "load", "alone p50", "served p50", "served p99", "requests/s"];
-    print::line(&print::table(&header, cells.collect(), 1))?;
+    print::table(&header, cells.collect(), 1)?;
     print::line(
         "alone: the engine's run without a server; served: from request to answer, JSON over one connection. Each request comes over TLS with a\n\
          client certificate, is decided by policy and stands in the audit log.",

@@ -11,6 +11,16 @@ pub enum Failure {
     Work(anyhow::Error),
 }
 
+/// The work was done, and what was printed of it says what is wrong.
+#[derive(Debug)]
+struct Told(String);
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// What every command returns.
 pub type Outcome = Result<(), Failure>;
 
@@ -18,6 +28,16 @@ impl Failure {
     /// A complaint about the command line or a file that it names.
     pub fn input(message: impl Into<String>) -> Self {
         Self::Input(anyhow::Error::msg(message.into()))
+    }
+
+    /// A complaint about what was printed already: exit code 1, and with `--json` no second document.
+    pub fn told(message: impl Into<String>) -> Self {
+        Self::Work(anyhow::Error::msg(Told(message.into())))
+    }
+
+    /// True where `--json` has said it.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::Work(error) if error.is::<Told>())
     }
 
     /// 2 for wrong input, 1 for failed work.

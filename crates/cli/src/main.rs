@@ -78,9 +78,10 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", failure.message());
-            if json {
-                println!("{}", serde_json::json!({ "error": failure.message() }));
+            print::note!("error: {}", failure.message());
+            if json && !failure.is_told() {
+                // Where standard output is what failed, there is nobody left to tell.
+                let _ = print::json(&serde_json::json!({ "error": failure.message() }));
             }
             failure.exit_code()
         }

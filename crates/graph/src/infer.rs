@@ -3,7 +3,7 @@
 //! Dimensions that stay open keep the names that the model gives them. Small integer tensors are followed by their
 //! contents as well, since exported models compute the shapes that they reshape to. Local functions are gone through at
 //! each call, bodies of loops until what is carried changes no more. Left out, and so unknown: what comes of sequences,
-//! optionals and operators of other domains. An operator without a rule leaves its outputs unknown; a contradiction is
+//! optionals, operators of other domains and `Scan` of version 8, which has a batch of its own. An operator without a rule leaves its outputs unknown; a contradiction is
 //! an error that names the node.
 
 mod arrange;

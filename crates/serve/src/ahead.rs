@@ -131,7 +131,7 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_come_in_their_order_however_they_are_read() {
-        let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n * 2_654_435_761 >> 24) as u8).collect();
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let (mut near, far) = duplex(50_000);
         let (copy, mut read, mut stream) = (sent.clone(), Vec::new(), Filled(Ahead::new(far)));
         let writing = tokio::spawn(async move { near.write_all(&copy).await });

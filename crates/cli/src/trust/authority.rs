@@ -319,7 +319,7 @@ pub fn list(args: &ListArgs, context: &Context) -> Outcome {
         let kind = if leaf.kind == LeafKind::Server { "server" } else { "client" };
         rows.push(vec![kind.to_owned(), leaf.name.clone(), validity, time(leaf.not_after), leaf.serial.clone()]);
     }
-    print::line(&print::table(&["kind", "name", "state", "until", "serial"], rows, 5))
+    print::table(&["kind", "name", "state", "until", "serial"], rows, 5)
 }
 
 /// Runs `trust renew`.

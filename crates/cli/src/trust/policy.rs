@@ -311,7 +311,7 @@ fn who_can(allowed: &[Allowed], context: &Context) -> Outcome {
         return print::line("nobody");
     }
     let rows = allowed.iter().map(|allowed| vec![allowed.who.to_string(), because(&allowed.decision)]).collect();
-    print::line(&print::table(&["who", "by"], rows, 2))
+    print::table(&["who", "by"], rows, 2)
 }
 
 fn simulation(dir: &Path, against: &Path, changes: usize, context: &Context) -> Outcome {
@@ -355,7 +355,7 @@ fn show_simulation(simulation: &Simulation, context: &Context) -> Outcome {
     };
     if !simulation.changes.is_empty() {
         let rows = simulation.changes.iter().map(row).collect();
-        print::line(&print::table(&["principal", "action", "resource", "decision", "because"], rows, 5))?;
+        print::table(&["principal", "action", "resource", "decision", "because"], rows, 5)?;
     }
     print::line(&format!(
         "{} requests: {} newly allowed, {} newly denied",
