@@ -15,6 +15,7 @@ mod log;
 mod measure;
 mod memory;
 mod print;
+mod release;
 mod serve;
 mod settings;
 mod signals;
@@ -58,6 +59,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Local authority, policies and the audit log
     Trust(trust::TrustCommand),
+    /// Releases: pack, sign, verify, seal and move them
+    Release(release::ReleaseCommand),
     /// List, fetch and locate engines
     Engine(engine::EngineCommand),
 }
@@ -98,6 +101,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(*args, &context),
         Command::Trust(args) => trust::run(&args, &context),
+        Command::Release(args) => release::run(&args, &context),
         Command::Engine(args) => engine::run(&args, &context),
     }
 }

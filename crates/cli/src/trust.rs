@@ -4,6 +4,7 @@ mod audit;
 pub mod authority;
 mod policy;
 
+pub use authority::Unlocking;
 use edgeward_trust::{ErrorKind, TrustError};
 
 use crate::{

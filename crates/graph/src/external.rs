@@ -1,25 +1,20 @@
 //! Tensor data kept in files beside the model.
 //!
-//! A model file is hostile until proven otherwise: its locations open beneath the model's folder only, through a
-//! directory handle, without following any link, and only regular files with one name. What stands in the file is
-//! checked against the file's real size before a byte is used.
+//! A model file is hostile until proven otherwise: its locations open [beneath](crate::beneath) the model's folder only. What stands in
+//! the file is checked against the file's real size before a byte is used.
 
 use std::{
     collections::HashMap,
     fs::File,
-    os::fd::{AsFd, OwnedFd},
-    path::{Component, Path, PathBuf},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use memmap2::Mmap;
-use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
-    io::Errno,
-};
 
-use crate::{GraphError, proto::TensorProto};
+use crate::{GraphError, beneath, proto::TensorProto};
 
 /// Where a tensor's data lies: file, offset and length in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,10 +58,10 @@ fn number(tensor: &TensorProto, key: &str, value: &str) -> Result<u64, GraphErro
     })
 }
 
-/// The folder that a model's external data may come from, with the files already mapped.
+/// The folder that a model's external data may come from, with the files already mapped; or files in memory.
 #[derive(Debug)]
 pub(crate) struct ExternalFiles {
-    folder: PathBuf,
+    folder: Option<PathBuf>,
     open: Mutex<Opened>,
 }
 
@@ -78,11 +73,16 @@ struct Opened {
 
 impl ExternalFiles {
     pub(crate) fn beneath(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), open: Mutex::default() }
+        Self { folder: Some(folder.into()), open: Mutex::default() }
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    /// Files in memory, by location, and no others.
+    pub(crate) fn given(files: HashMap<String, Bytes>) -> Self {
+        Self { folder: None, open: Mutex::new(Opened { root: None, files }) }
+    }
+
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// The bytes that `tensor` refers to; `expected` is what its shape and type ask for.
@@ -117,58 +117,15 @@ impl ExternalFiles {
         let root = match &open.root {
             Some(root) => root.clone(),
             None => {
-                let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-                let folder = if self.folder.as_os_str().is_empty() { Path::new(".") } else { &self.folder };
-                let fd = openat(CWD, folder, flags, Mode::empty()).map_err(|e| format!("model folder: {e}"))?;
+                let folder = self.folder.as_deref().ok_or("is not among the files given with the model")?;
+                let fd = beneath::folder(folder).map_err(|e| format!("model folder: {e}"))?;
                 open.root.insert(Arc::new(fd)).clone()
             }
         };
-        let bytes = map(open_beneath(&root, location)?)?;
+        let bytes = map(beneath::open(&root, location).map_err(|e| e.to_string())?)?;
         open.files.insert(location.to_owned(), bytes.clone());
         Ok(bytes)
     }
-}
-
-/// Opens a regular file with a single name beneath `root`, following no link.
-fn open_beneath(root: &OwnedFd, location: &str) -> Result<File, String> {
-    let path = Path::new(location);
-    if location.contains('\0') || !path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err("must be a relative path without `..`".to_owned());
-    }
-    // NONBLOCK: opening a pipe must not wait for its writer.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let fd = match openat2(root, path, flags, Mode::empty(), resolve) {
-        Err(Errno::NOSYS) => open_by_component(root, path, flags),
-        other => other,
-    };
-    let fd = fd.map_err(|e| match e {
-        Errno::LOOP => "is or passes a symbolic link".to_owned(),
-        Errno::XDEV => "leaves the model's folder".to_owned(),
-        e => e.to_string(),
-    })?;
-    let stat = fstat(&fd).map_err(|e| e.to_string())?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err("is not a regular file".to_owned());
-    }
-    if stat.st_nlink != 1 {
-        return Err(format!("has {} hard links, expected 1", stat.st_nlink));
-    }
-    Ok(File::from(fd))
-}
-
-/// For kernels before 5.6: each folder is opened by itself, without following links.
-fn open_by_component(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
-    let Some((file, folders)) = names.split_last() else { return Err(Errno::ISDIR) };
-    let step = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    let mut at: Option<OwnedFd> = None;
-    for folder in folders {
-        let here = at.as_ref().map_or(root.as_fd(), AsFd::as_fd);
-        at = Some(openat(here, folder.as_os_str(), step, Mode::empty())?);
-    }
-    let here = at.as_ref().map_or(root.as_fd(), AsFd::as_fd);
-    openat(here, file.as_os_str(), flags, Mode::empty())
 }
 
 /// Maps a file; an empty one is no bytes.

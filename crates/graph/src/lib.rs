@@ -2,6 +2,7 @@
 //!
 //! Every other room works on what this crate reads. It trusts no file, runs no graph and does no network I/O.
 
+pub mod beneath;
 mod check;
 mod codec;
 mod cost;

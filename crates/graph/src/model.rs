@@ -1,6 +1,7 @@
 //! A model in memory: read within limits, with its tensors' data, and written back.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -84,6 +85,13 @@ impl Model {
         }
         let model = Self { proto, external: None };
         limits.model(&model.proto)?;
+        Ok(model)
+    }
+
+    /// As [`Model::from_bytes`], with the files of its external data by location; no other file is looked at.
+    pub fn from_parts(bytes: Bytes, files: HashMap<String, Bytes>, limits: &Limits) -> Result<Self, GraphError> {
+        let mut model = Self::from_bytes(bytes, limits)?;
+        model.external = Some(Arc::new(ExternalFiles::given(files)));
         Ok(model)
     }
 
@@ -199,7 +207,7 @@ impl Model {
 
     /// Folder that external data is read from.
     pub fn folder(&self) -> Option<&Path> {
-        self.external.as_ref().map(|e| e.folder())
+        self.external.as_ref()?.folder()
     }
 
     /// Takes external data into the model itself, sharing the mapped files.
@@ -224,6 +232,17 @@ impl Model {
 
     /// The file's bytes, external data left where it is.
     pub fn to_bytes(&self) -> Result<Vec<u8>, GraphError> {
+        self.encoded_len()?;
+        Ok(self.proto.encode_to_vec())
+    }
+
+    /// Writes what [`Model::to_bytes`] gives into the caller's memory, which must have its length.
+    pub fn encode_into(&self, mut memory: &mut [u8]) -> Result<(), GraphError> {
+        self.proto.encode(&mut memory).map_err(|e| GraphError::Malformed(e.to_string()))
+    }
+
+    /// Bytes that [`Model::to_bytes`] gives.
+    pub fn encoded_len(&self) -> Result<usize, GraphError> {
         let length = self.proto.encoded_len();
         if length > PROTOBUF_BYTES_MAX {
             return Err(GraphError::Limit {
@@ -232,7 +251,7 @@ impl Model {
                 limit: PROTOBUF_BYTES_MAX as u64,
             });
         }
-        Ok(self.proto.encode_to_vec())
+        Ok(length)
     }
 
     /// Writes the file whole: beside its place first, then renamed. External data is left where it is.

@@ -20,6 +20,15 @@ pub struct Best {
     pub batch: NonZeroUsize,
     /// Runs side by side.
     pub instances: NonZeroUsize,
+    /// Median time of a run.
+    #[serde(default)]
+    pub p50_ms: Option<f64>,
+    /// 99th percentile.
+    #[serde(default)]
+    pub p99_ms: Option<f64>,
+    /// Items per second.
+    #[serde(default)]
+    pub per_second: Option<f64>,
 }
 
 /// What a server is to be best at.

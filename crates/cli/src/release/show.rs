@@ -1,0 +1,63 @@
+//! `edgeward release list`.
+
+use std::path::PathBuf;
+
+use edgeward_store::{Release, StoreError, manifest::SIGNATURE};
+use serde_json::{Value, json};
+
+use super::failure;
+use crate::{Context, failure::Outcome, print};
+
+/// Options of `release list`.
+#[derive(clap::Args)]
+pub struct ListArgs {
+    /// Folder of a release, or with releases in it
+    place: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &ListArgs, context: &Context) -> Outcome {
+    let found = edgeward_store::list(&args.place).map_err(failure)?;
+    if context.json {
+        let facts = found.iter().map(|(path, release)| match release {
+            Ok(release) => facts(release),
+            Err(error) => json!({ "folder": path, "error": error.to_string() }),
+        });
+        return print::json(&facts.collect::<Vec<_>>());
+    }
+    let header = ["release", "version", "state", "variants", "id", "sequence", "size"];
+    let rows = found.iter().map(|(path, release)| row(&path.display().to_string(), release)).collect();
+    print::line(&print::table(&header, rows, 5))
+}
+
+fn signed(release: &Release) -> bool {
+    matches!(release.beside(SIGNATURE), Ok(Some(_)))
+}
+
+fn facts(release: &Release) -> Value {
+    json!({ "folder": release.folder(), "id": release.id(), "signed": signed(release), "sealed": release.manifest().is_sealed(), "size": release.manifest().size(), "manifest": release.manifest() })
+}
+
+fn row(path: &str, release: &Result<Release, StoreError>) -> Vec<String> {
+    let release = match release {
+        Ok(release) => release,
+        Err(error) => return vec![path.to_owned(), String::new(), error.to_string()],
+    };
+    let manifest = release.manifest();
+    let state = match (manifest.is_sealed(), signed(release)) {
+        (true, true) => "sealed, signed",
+        (true, false) => "sealed, not signed",
+        (false, true) => "signed",
+        (false, false) => "not signed",
+    };
+    let variants: Vec<&str> = manifest.variants.iter().map(|variant| variant.name.as_str()).collect();
+    vec![
+        manifest.name.clone(),
+        manifest.version.clone(),
+        state.to_owned(),
+        variants.join(", "),
+        release.id().to_string().chars().take(16).collect(),
+        manifest.sequence.to_string(),
+        print::bytes(manifest.size()),
+    ]
+}

@@ -1,0 +1,98 @@
+//! The newest release that was seen of each name: an older one is not loaded again.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    digest::Digest,
+    error::{ErrorKind, StoreError, invalid, io_error},
+    files::write_whole,
+};
+
+const FLOOR_BYTES_MAX: u64 = 16 << 20;
+
+/// A file that remembers. Several processes may use one.
+#[derive(Clone, Debug)]
+pub struct Floor {
+    path: PathBuf,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Seen {
+    releases: BTreeMap<String, Newest>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Newest {
+    sequence: u64,
+    /// Of the release without its seal.
+    id: Digest,
+}
+
+impl Floor {
+    /// The file, which is made when something was seen.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Takes a release as seen.
+    ///
+    /// # Errors
+    /// `Downgrade` where a newer one was seen, or another with the same number; `Invalid` where the file cannot be read: nothing is
+    /// loaded then, since it may have been made unreadable for that.
+    pub fn raise(&self, name: &str, sequence: u64, id: Digest) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        let mut seen = self.read()?;
+        let new = Newest { sequence, id };
+        match seen.releases.get(name) {
+            Some(newest) if newest.sequence > sequence => {
+                return Err(StoreError::new(
+                    ErrorKind::Downgrade,
+                    format!(
+                        "release {sequence} of `{name}` is older than {}, which was seen already; to go back, pack the old model with a higher number",
+                        newest.sequence
+                    ),
+                ));
+            }
+            Some(newest) if newest.sequence == sequence && newest.id != id => {
+                return Err(StoreError::new(
+                    ErrorKind::Downgrade,
+                    format!(
+                        "release {sequence} of `{name}` has id {id}; another with this number was seen, {}",
+                        newest.id
+                    ),
+                ));
+            }
+            Some(newest) if *newest == new => return Ok(()),
+            _ => {}
+        }
+        seen.releases.insert(name.to_owned(), new);
+        let bytes = serde_json::to_vec_pretty(&seen).map_err(|error| invalid(error.to_string()))?;
+        write_whole(&self.path, &bytes)
+    }
+
+    fn read(&self) -> Result<Seen, StoreError> {
+        let mut bytes = Vec::new();
+        match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Seen::default()),
+            other => other.and_then(|file| file.take(FLOOR_BYTES_MAX).read_to_end(&mut bytes)),
+        }
+        .map_err(|error| io_error(&self.path, &error))?;
+        serde_json::from_slice(&bytes).map_err(|error| invalid(format!("`{}`: {error}", self.path.display())))
+    }
+
+    fn lock(&self) -> Result<File, StoreError> {
+        let path: &Path = &self.path.with_added_extension("lock");
+        let file = File::create(path).map_err(|error| io_error(path, &error))?;
+        file.lock().map_err(|error| io_error(path, &error))?;
+        Ok(file)
+    }
+}
