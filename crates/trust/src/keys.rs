@@ -3,7 +3,6 @@
 //! A new provider implements [`KeyProvider`] and calls the contract suite of `tests/keys.rs`; `sealed` is the example.
 
 mod pkcs11;
-mod remote;
 mod sealed;
 mod secret;
 mod vault;
