@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod trust;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -134,7 +136,30 @@ impl Server {
         Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |_| {})
     }
 
+    /// A server that asks who calls, by a folder of `trust init`.
+    pub fn start_trusted(models: &[&Path], trust: &Path, arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap().into();
+        Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, |_| {})
+    }
+
+    /// A server whose log, details included, goes to a file.
+    pub fn start_logging_details(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |command| {
+            command.env("EDGEWARD_LOG", "edgeward_serve=debug");
+        })
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
+        Self::spawn_as(&["--insecure"], models, arguments, log, environment)
+    }
+
+    fn spawn_as(
+        how: &[&str],
+        models: &[&Path],
+        arguments: &[&str],
+        log: Stdio,
+        environment: impl FnOnce(&mut Command),
+    ) -> Self {
         let files = tempfile::tempdir().unwrap();
         let ready = files.path().join("ready.json");
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
@@ -142,7 +167,8 @@ impl Server {
         let mut child = command
             .arg("serve")
             .args(models)
-            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(how)
+            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
             .arg("--ready-file")
             .arg(&ready)
             .args(arguments)
@@ -211,7 +237,7 @@ pub fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
     // A server that refuses early may close before it has read all.

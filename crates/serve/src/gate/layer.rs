@@ -25,7 +25,10 @@ use super::{
     record,
     route::{self, Route},
 };
-use crate::core::Server;
+use crate::{
+    core::Server,
+    telemetry::{App, Line},
+};
 
 /// Bodies longer than this are handed on in parts, between which a call can be cut.
 const PART_BYTES: usize = 256 * 1024;
@@ -35,18 +38,22 @@ type Answer<B> = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + 
 /// A service that asks the gate before each call; none asks nobody.
 #[derive(Clone)]
 pub(crate) struct Gated<S> {
-    gate: Option<(Arc<Gate>, Server)>,
+    app: App,
     service: S,
 }
 
 impl<S> Gated<S> {
-    pub(crate) fn new(gate: Option<Arc<Gate>>, server: &Server, service: S) -> Self {
-        Self { gate: gate.map(|gate| (gate, server.clone())), service }
+    pub(crate) fn new(app: App, service: S) -> Self {
+        Self { app, service }
     }
 }
 
 /// How a protocol says no.
 pub(crate) trait Face: HttpBody<Data = Bytes> + Send + Sized + 'static {
+    /// Whether it is gRPC.
+    const GRPC: bool;
+    /// The status as an access line shows it.
+    fn status(answer: &Response<Self>) -> u16;
     /// What a path asks for.
     fn route<B>(request: &Request<B>, server: &Server) -> Route;
     /// The whole answer to a call that is refused.
@@ -76,12 +83,26 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answer<B> {
-        let Some((gate, server)) = self.gate.clone() else { return self.service.call(request) };
-        let mut service = self.service.clone();
+        let Some(gate) = self.app.gate.clone() else { return self.service.call(request) };
+        let (app, mut service) = (self.app.clone(), self.service.clone());
         Box::pin(async move {
-            Ok(match gate.pass(request, &server, |request| service.call(request)).await {
-                Ok(response) => response,
-                Err(refused) => B::refuse(refused),
+            // A call that comes through has its line from within.
+            let line = app.telemetry.access.as_ref().map(|log| {
+                let peer = request.extensions().get::<Arc<Peer>>().map(|peer| peer.address);
+                log.begin(peer, (request.method().as_str(), request.uri().path()), B::GRPC)
+            });
+            Ok(match gate.pass(request, &app.server, |request| service.call(request)).await {
+                Ok(response) => {
+                    line.into_iter().for_each(Line::leave);
+                    response
+                }
+                Err(refused) => {
+                    let response = B::refuse(refused);
+                    if let Some(line) = line {
+                        line.answered(B::status(&response), None, response.body().size_hint().exact());
+                    }
+                    response
+                }
             })
         })
     }
@@ -256,6 +277,12 @@ where
 }
 
 impl Face for axum::body::Body {
+    const GRPC: bool = false;
+
+    fn status(answer: &Response<Self>) -> u16 {
+        answer.status().as_u16()
+    }
+
     fn route<B>(request: &Request<B>, server: &Server) -> Route {
         route::rest(request.method(), request.uri().path(), server)
     }
@@ -300,6 +327,12 @@ impl Face for axum::body::Body {
 }
 
 impl Face for tonic::body::Body {
+    const GRPC: bool = true;
+
+    fn status(answer: &Response<Self>) -> u16 {
+        Status::from_header_map(answer.headers()).map_or(0, |status| status.code() as u16)
+    }
+
     fn route<B>(request: &Request<B>, _: &Server) -> Route {
         route::grpc(request.uri().path())
     }
