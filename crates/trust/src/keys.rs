@@ -2,8 +2,8 @@
 //!
 //! A new provider implements [`KeyProvider`] and calls the contract suite of `tests/keys.rs`; `sealed` is the example.
 
+mod kms;
 mod pkcs11;
-mod remote;
 mod sealed;
 mod secret;
 mod vault;
@@ -16,9 +16,11 @@ use zeroize::Zeroizing;
 use crate::error::{ErrorKind, TrustError};
 
 pub use crate::file::write_private;
+pub use kms::{CredentialSettings, Kms, KmsSettings};
 pub use pkcs11::{Pkcs11, Pkcs11Settings};
 pub use sealed::{SealedFile, Unlock, random_bytes};
 pub use secret::SecretSource;
+use secret::platform_token;
 pub use vault::{LoginSettings, LoginStatus, PkiSettings, Transit, Vault, VaultPki, VaultSettings};
 
 /// Bytes that are wiped from memory when they are dropped.

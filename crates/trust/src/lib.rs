@@ -12,6 +12,7 @@ pub mod identity;
 pub mod keys;
 pub mod policy;
 mod principal;
+mod remote;
 mod resource;
 pub mod revocation;
 pub mod score;

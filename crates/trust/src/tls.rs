@@ -50,6 +50,14 @@ impl ServerKeys {
         let chain = chain.map_err(|error| invalid(format!("the server's certificate is not PEM: {error}")))?;
         let key = PrivateKeyDer::from_pem_slice(key);
         let key = key.map_err(|error| invalid(format!("the server's private key is not PEM: {error}")))?;
+        Self::from_der(chain, key)
+    }
+
+    /// A chain, the server's own certificate first, and its key.
+    ///
+    /// # Errors
+    /// `Invalid` where the certificate cannot be read.
+    pub fn from_der(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TrustError> {
         let leaf = chain.first().ok_or_else(|| invalid("the server's certificate holds none"))?;
         let (not_after, names) = read(leaf)?;
         Ok(Self { chain, key, not_after, names })

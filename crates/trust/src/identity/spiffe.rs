@@ -5,6 +5,7 @@
 
 mod bundle;
 mod id;
+mod workload;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,11 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 
-pub use self::{bundle::TrustBundles, id::SpiffeId};
+pub use self::{
+    bundle::TrustBundles,
+    id::SpiffeId,
+    workload::{ENDPOINT_VARIABLE, WorkloadApi, WorkloadApiSettings, WorkloadKeys},
+};
 use super::{
     Connection, Credential, IdentityProvider, Verification,
     jose::{expired, unverified},

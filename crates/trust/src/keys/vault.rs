@@ -18,8 +18,7 @@ pub use self::{
     pki::{PkiSettings, VaultPki},
     transit::Transit,
 };
-use super::remote::Remote;
-use crate::TrustError;
+use crate::{TrustError, remote::Remote};
 
 /// Where the server is, and how to log in.
 #[derive(Clone, Debug, Deserialize)]

@@ -14,3 +14,4 @@ mod parts;
 mod revocation;
 mod session;
 mod spiffe;
+mod spire;

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod answering;
 mod bao;
 mod contract;
+mod kms;
 #[path = "../parts/part.rs"]
 mod part;
 mod pkcs11;

@@ -1,10 +1,7 @@
 //! Transit, PKI and the logins of Vault's API against OpenBao.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::TcpListener,
     path::PathBuf,
-    thread,
     time::{Duration, SystemTime},
 };
 
@@ -23,6 +20,7 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use super::{
+    answering::answering,
     bao::{Bao, until},
     contract::{SIGNS, contract},
 };
@@ -372,33 +370,6 @@ fn settings_that_cannot_be_right_are_refused() {
     assert!(toml::from_str::<VaultSettings>(read).is_ok());
     assert!(toml::from_str::<VaultSettings>(&read.replace("address", "adress")).is_err());
     assert!(toml::from_str::<VaultSettings>(&read.replace("approle", "password")).is_err());
-}
-
-/// Answers every request alike, and gives its address.
-fn answering(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
-            while !is_whole(&request) {
-                match stream.read(&mut buffer) {
-                    Ok(0) | Err(_) => break,
-                    Ok(read) => request.extend_from_slice(&buffer[..read]),
-                }
-            }
-            let _ = stream.write_all(&answer(&String::from_utf8_lossy(&request)));
-        }
-    });
-    address
-}
-
-fn is_whole(request: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(request).to_lowercase();
-    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-    body.len() >= length.unwrap_or(0)
 }
 
 /// Whoever answers in the server's place cannot do more than be of no use.

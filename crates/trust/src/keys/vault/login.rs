@@ -1,9 +1,7 @@
 //! Logins with the server: how one is made, when it is renewed, and when a new one is due.
 
 use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,10 +11,11 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::client::{Call, Client, check_mount};
-use crate::{ErrorKind, TrustError, keys::SecretSource};
+use crate::{
+    ErrorKind, TrustError,
+    keys::{SecretSource, platform_token},
+};
 
-/// Longest token of a platform, in bytes.
-const JWT_BYTES_MAX: u64 = 64 << 10;
 /// Between two attempts after one has failed.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
@@ -127,21 +126,6 @@ async fn own_token(client: &Client, token: Zeroizing<String>, generation: u64) -
     let ttl = data.get("ttl").and_then(Value::as_u64).unwrap_or(0);
     let renewable = data.get("renewable").and_then(Value::as_bool).unwrap_or(false);
     Ok(Lease::new(token, ttl, renewable, generation))
-}
-
-/// Reads a token that the platform keeps in a file, often readable by all processes of its container.
-fn platform_token(path: &Path) -> Result<Zeroizing<String>, TrustError> {
-    let failed = |kind, why: String| TrustError::new(kind, format!("`{}`: {why}", path.display()));
-    let mut text = Zeroizing::new(String::new());
-    let file = File::open(path).map_err(|error| failed(ErrorKind::Unavailable, error.to_string()))?;
-    let read = file.take(JWT_BYTES_MAX + 1).read_to_string(&mut text);
-    read.map_err(|error| failed(ErrorKind::Invalid, error.to_string()))?;
-    let token = text.trim();
-    if token.is_empty() || token.len() as u64 > JWT_BYTES_MAX || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let why = format!("{} bytes; expected one token of at most {JWT_BYTES_MAX}", text.len());
-        return Err(failed(ErrorKind::Invalid, why));
-    }
-    Ok(token.to_owned().into())
 }
 
 /// A token and for how long it holds.

@@ -1,5 +1,5 @@
-//! A runtime of its own, in a thread of its own, for providers that ask a server: [`super::KeyProvider`] is synchronous and is called
-//! from threads with a runtime as well as from threads without.
+//! A runtime of its own, in a thread of its own, for what asks a server behind a synchronous trait: key providers and sources of keys are
+//! called from threads with a runtime as well as from threads without.
 
 use std::{sync::mpsc, thread};
 
