@@ -27,7 +27,7 @@ pub fn run(args: &ListArgs, context: &Context) -> Outcome {
     }
     let header = ["release", "version", "state", "variants", "id", "sequence", "size"];
     let rows = found.iter().map(|(path, release)| row(&path.display().to_string(), release)).collect();
-    print::line(&print::table(&header, rows, 5))
+    print::table(&header, rows, 5)
 }
 
 fn signed(release: &Release) -> bool {
