@@ -181,6 +181,7 @@ fn terms_of_a_policy_hold() {
         ("labels", "@output(\"top_k=1,labels\")"),
         ("budget", "@query_budget(\"2/day\")"),
         ("small", "@request_bytes(\"100\")"),
+        ("batch", "@query_budget(\"2/day\")"),
     ] {
         trust.issue(name);
         trust.policy(&format!("{name}.cedar"), &permit(name, terms));
@@ -201,6 +202,11 @@ fn terms_of_a_policy_hold() {
     assert_eq!(spent.status, 429, "{}", spent.body);
     assert!(spent.head.to_lowercase().contains("retry-after: "), "{}", spent.head);
     assert_eq!(ask("small").status, 429);
+    // Rows of one request are queries too.
+    let rows = json!({ "inputs": [{ "name": "INPUT0", "shape": [3, 16], "datatype": "FP32", "data": vec![0.5; 48] }] });
+    let batch = trust.curl("batch", &url(&server, INFER), &["-d", &rows.to_string()]);
+    assert_eq!(batch.status, 429, "{}", batch.body);
+    assert_eq!(ask("batch").status, 200, "a batch that is refused counts as one");
 }
 
 #[test]

@@ -148,10 +148,8 @@ impl App {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
         let repeated = request.repeated();
-        if let Some(grant) = call.grant {
-            grant.prepare(&mut request);
-        }
-        let mut result = match request.check() {
+        let prepared = call.grant.map_or(Ok(()), |grant| grant.prepare(&mut request, &self.server));
+        let mut result = match request.check().and(prepared) {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };

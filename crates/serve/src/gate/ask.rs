@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use edgeward_engine::Dim;
 use edgeward_trust::{
     Action, Principal, Resource, TrustError,
     admission::{Demand, Permit, Refusal},
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 
 use super::{Gate, Peer, familiar::Habit, harden, record};
 use crate::{
-    core::{InferRequest, InferResponse, ServeError},
+    core::{InferRequest, InferResponse, ServeError, ServeErrorKind, Server},
     telemetry::App,
 };
 
@@ -297,10 +298,24 @@ impl Caller {
 }
 
 impl Grant {
-    /// Bounds a request as the terms say.
-    pub(crate) fn prepare(&self, request: &mut InferRequest) {
+    /// Bounds a request as the terms say, and charges its rows: each is a query. A model that takes one input at a time has one row.
+    pub(crate) fn prepare(&self, request: &mut InferRequest, server: &Server) -> Result<(), ServeError> {
+        let limits = &self.terms.limits;
+        if !limits.query_budgets.is_empty() || limits.rate.is_some() {
+            let more = u32::try_from(rows(request, server).saturating_sub(1)).unwrap_or(u32::MAX);
+            let pending = self.pending.lock();
+            if let Some(Err(refusal)) =
+                pending.permit.as_ref().map(|permit| permit.more(more, limits, SystemTime::now()))
+            {
+                self.gate.counters.limited.fetch_add(1, Relaxed);
+                let text = Refused::Limited(refusal.retry_after).text();
+                let retry_after = refusal.retry_after;
+                return Err(ServeError { retry_after, ..ServeError::new(ServeErrorKind::Overloaded, text) });
+            }
+        }
         request.timeout = request.timeout.into_iter().chain(self.terms.limits.compute_per_request).min();
         self.pending.lock().classes = harden::prepare(&self.terms.obligations, request);
+        Ok(())
     }
 
     /// Adds the digest of a body to the record, where it is short enough, and lets it be written beside the work.
@@ -335,6 +350,18 @@ impl Grant {
         };
         written.map_err(|error| self.gate.unrecorded(&error))
     }
+}
+
+/// Rows of a request: the first dimension of its inputs, where the model leaves that open.
+fn rows(request: &InferRequest, server: &Server) -> usize {
+    let Ok(version) = server.version(&request.model) else { return 1 };
+    let open = |name: &str| {
+        let input = version.inputs().iter().find(|input| input.name == name);
+        let first = input.and_then(|input| input.shape.as_ref()).and_then(|shape| shape.first());
+        !matches!(first, Some(Dim::Fixed(_)))
+    };
+    let inputs = request.inputs.iter().filter(|(name, _)| open(name));
+    inputs.filter_map(|(_, tensor)| tensor.shape().first().copied()).max().unwrap_or(1)
 }
 
 impl Pending {
