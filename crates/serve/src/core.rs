@@ -21,6 +21,7 @@ mod request;
 mod server;
 mod snapshot;
 mod stats;
+mod told;
 mod warmup;
 mod watch;
 

@@ -489,7 +489,7 @@ impl GrpcInferenceService for Inference {
         overrides.within(self.0.limits.load_bytes_max).map_err(status)?;
         let name = named(&request.model_name, &request.repository_name);
         self.0.server.load(name, overrides).await.map_err(status)?;
-        Ok(Response::new(proto::RepositoryModelLoadResponse {}))
+        Ok(Response::new(proto::RepositoryModelLoadResponse { model_name: name.to_owned(), is_loaded: true }))
     }
 
     async fn repository_model_unload(
@@ -509,7 +509,7 @@ impl GrpcInferenceService for Inference {
         }
         let name = named(&request.model_name, &request.repository_name);
         self.0.server.unload(name, dependents).await.map_err(status)?;
-        Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
+        Ok(Response::new(proto::RepositoryModelUnloadResponse { model_name: name.to_owned(), is_unloaded: true }))
     }
 
     async fn system_shared_memory_status(

@@ -138,7 +138,7 @@ impl Server {
     /// A server whose log, details included, goes to a file.
     pub fn start_logging_details(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
         Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |command| {
-            command.env("EDGEWARD_LOG", "edgeward_serve=debug");
+            command.env("EDGEWARD_LOG", "edgeward_serve=trace");
         })
     }
 
