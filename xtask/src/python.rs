@@ -43,7 +43,7 @@ pub fn ensure(root: &Path) -> anyhow::Result<Pythons> {
     Ok(Pythons { main: main.ensure(&home)?, kserve: kserve.ensure(&home)? })
 }
 
-/// An environment with one pinned package, `NAME==VERSION`, in `home/NAME`.
+/// An environment with pinned packages, `NAME==VERSION`, one a line, in the folder of the first's name.
 pub fn ensure_package(home: &Path, requirement: &str) -> anyhow::Result<PathBuf> {
     let folder = home.join(requirement.split("==").next().unwrap_or(requirement));
     fs::create_dir_all(home)?;

@@ -20,6 +20,7 @@ const GO_TOOLS: &[(&str, &str, &str)] = &[
     ("h2spec", "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible", "HTTP/2 conformance"),
     ("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4", "gRPC by reflection"),
     ("fsck", "github.com/transparency-dev/tessera/cmd/fsck@v1.0.4", "audit logs"),
+    ("fake-gcs-server", "github.com/fsouza/fake-gcs-server@v1.56.1", "releases in Google Cloud Storage"),
     ("litewitness", "filippo.io/torchwood/cmd/litewitness@v0.9.0", "witnesses of audit logs"),
 ];
 

@@ -2,8 +2,10 @@
 
 mod keys;
 mod pack;
+mod seal;
 mod show;
 mod sign;
+mod transfer;
 
 use edgeward_store::{ErrorKind, StoreError};
 
@@ -27,7 +29,15 @@ enum Action {
     Sign(sign::SignArgs),
     /// Check a release's signature and every file of it
     Verify(sign::VerifyArgs),
-    /// Show the releases of a folder
+    /// Encrypt a release's files under a key that the file of keys wraps
+    Seal(seal::SealArgs),
+    /// Wrap the data key of a sealed release anew, without touching its files
+    Rekey(seal::RekeyArgs),
+    /// Send a release to a folder, object storage or an OCI image layout
+    Push(transfer::PushArgs),
+    /// Fetch a release from there
+    Pull(transfer::PullArgs),
+    /// Show the releases of a folder or of object storage
     List(show::ListArgs),
 }
 
@@ -37,6 +47,10 @@ pub fn run(args: &ReleaseCommand, context: &Context) -> Outcome {
         Action::Pack(args) => pack::run(args, context),
         Action::Sign(args) => sign::sign(args, context),
         Action::Verify(args) => sign::verify(args, context),
+        Action::Seal(args) => seal::seal(args, context),
+        Action::Rekey(args) => seal::rekey(args, context),
+        Action::Push(args) => transfer::push(args, context),
+        Action::Pull(args) => transfer::pull(args, context),
         Action::List(args) => show::run(args, context),
     }
 }

@@ -10,8 +10,10 @@ mod floor;
 pub mod manifest;
 mod memory;
 mod name;
+pub mod oci;
 mod open;
 mod pack;
+pub mod remote;
 mod seal;
 pub mod signing;
 

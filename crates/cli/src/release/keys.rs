@@ -48,6 +48,11 @@ impl KeyArgs {
         let keys = [(SIGNING_KEY, KeyKind::P256), (SEALING_KEY, KeyKind::Wrapping)];
         Ok(Some(Arc::new(self.unlock.open_or_create(path, &keys)?)))
     }
+
+    /// The file of keys.
+    pub fn required(&self) -> Result<Arc<dyn KeyProvider>, Failure> {
+        self.open()?.ok_or_else(|| Failure::input("expected `--keys FILE`, a sealed file of keys"))
+    }
 }
 
 impl TrustArgs {

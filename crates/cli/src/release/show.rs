@@ -5,18 +5,22 @@ use std::path::PathBuf;
 use edgeward_store::{Release, StoreError, manifest::SIGNATURE};
 use serde_json::{Value, json};
 
-use super::failure;
+use super::{failure, transfer};
 use crate::{Context, failure::Outcome, print};
 
 /// Options of `release list`.
 #[derive(clap::Args)]
 pub struct ListArgs {
-    /// Folder of a release, or with releases in it
+    /// Folder of a release, or with releases in it; or a place that releases were pushed to
     place: PathBuf,
 }
 
 /// Runs the command.
 pub fn run(args: &ListArgs, context: &Context) -> Outcome {
+    let place = args.place.to_string_lossy();
+    if place.contains("://") || args.place.join("releases").is_dir() {
+        return pushed(&place, context);
+    }
     let found = edgeward_store::list(&args.place).map_err(failure)?;
     if context.json {
         let facts = found.iter().map(|(path, release)| match release {
@@ -28,6 +32,16 @@ pub fn run(args: &ListArgs, context: &Context) -> Outcome {
     let header = ["release", "version", "state", "variants", "id", "sequence", "size"];
     let rows = found.iter().map(|(path, release)| row(&path.display().to_string(), release)).collect();
     print::table(&header, rows, 5)
+}
+
+/// What object storage holds.
+fn pushed(place: &str, context: &Context) -> Outcome {
+    let found = transfer::wait(transfer::remote(place)?.list(None))?.map_err(failure)?;
+    if context.json {
+        return print::json(&found);
+    }
+    let rows = found.into_iter().map(|listed| vec![listed.name, listed.sequence.to_string()]).collect();
+    print::line(&print::table(&["release", "sequence"], rows, 1))
 }
 
 fn signed(release: &Release) -> bool {

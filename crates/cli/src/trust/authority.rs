@@ -151,6 +151,17 @@ impl Unlocking {
         Ok(true)
     }
 
+    /// By a key file.
+    pub fn by_key_file(path: &Path) -> Self {
+        Self { passphrase_file: None, key_file: Some(path.to_owned()) }
+    }
+
+    /// Opens a sealed file.
+    pub fn open(&self, path: &Path) -> Result<Arc<dyn KeyProvider>, Failure> {
+        let unlock = self.get(path.parent().unwrap_or(Path::new(".")))?;
+        Ok(Arc::new(SealedFile::open(path, &unlock).map_err(failure)?))
+    }
+
     /// Opens a sealed file, or makes it with these keys.
     pub fn open_or_create(&self, path: &Path, keys: &[(&str, KeyKind)]) -> Result<SealedFile, Failure> {
         let folder = path.parent().unwrap_or(Path::new("."));

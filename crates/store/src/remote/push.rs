@@ -1,0 +1,201 @@
+//! Sends a release: the chunks that are not there yet, then its index.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    os::unix::fs::FileExt as _,
+    path::Path as LocalPath,
+};
+
+use object_store::{Error, ObjectStoreExt as _, PutPayload, WriteMultipart};
+
+use super::{
+    Index, Remote,
+    chunk::{Chunk, cut_checked},
+    failed,
+    index::{self, PACK_BYTES, Place},
+};
+use crate::{
+    digest::Digest,
+    error::{ErrorKind, StoreError, io_error, tampered},
+    files::Release,
+    manifest::{BESIDE, MANIFEST},
+};
+
+/// Bytes of one part of an upload in parts; S3 takes no smaller ones than 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+/// Parts on their way at the same time.
+const PARTS_MAX: usize = 4;
+/// Releases of the name, the newest, whose chunks are not sent again.
+const EARLIER_MAX: usize = 16;
+
+/// What a push has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PushReport {
+    /// Of the release's files.
+    pub total_bytes: u64,
+    /// Sent by this push.
+    pub sent_bytes: u64,
+    /// Sent by an earlier push that was interrupted.
+    pub resumed_bytes: u64,
+    /// There already with other releases, or twice in this one.
+    pub shared_bytes: u64,
+}
+
+/// Chunks that go into one pack, with the file and offset where each is read.
+#[derive(Default)]
+struct Pack<'r> {
+    size: u64,
+    chunks: Vec<(Chunk, &'r str, u64)>,
+}
+
+impl Remote {
+    /// Sends a release. Twice the same is no error; what is about it (its signature, its wrapped key) is replaced then.
+    ///
+    /// # Errors
+    /// `Exists` where another release has its name and sequence; `Tampered` where a file is not what is listed; `Unavailable` where the store
+    /// does not answer: push again, what was sent is found.
+    pub async fn push(&self, folder: &LocalPath) -> Result<PushReport, StoreError> {
+        let release = Release::open(folder)?;
+        release.check_nothing_else()?;
+        let manifest = release.manifest();
+        let there = self.index(&manifest.name, manifest.sequence).await?;
+        if let Some(there) = &there
+            && there.id != release.id()
+        {
+            return Err(StoreError::new(
+                ErrorKind::Exists,
+                format!(
+                    "release {} of `{}` is there already with another content, {}; pack with a higher sequence",
+                    manifest.sequence, manifest.name, there.id
+                ),
+            ));
+        }
+        let mut files = BTreeMap::new();
+        for (path, entry) in &manifest.files {
+            files.insert(path.clone(), cut_checked(release.file(path)?, path, entry.stored())?);
+        }
+        let mut places = self.known(&manifest.name).await?;
+        let mut report = PushReport { total_bytes: manifest.size(), ..PushReport::default() };
+        for pack in missing(&files, &places) {
+            self.send(&release, &pack, &mut places, &mut report).await?;
+        }
+        report.shared_bytes = report.total_bytes - report.sent_bytes - report.resumed_bytes;
+        let index = Index::of(release.id(), &files, |chunk| places.get(&chunk.sha256).copied())?;
+        self.publish(&release, &index, there.is_some()).await?;
+        Ok(report)
+    }
+
+    /// Chunks of the name's newest releases. What they say is not believed by who pulls.
+    async fn known(&self, name: &str) -> Result<HashMap<Digest, Place>, StoreError> {
+        let mut places = HashMap::new();
+        let releases = self.list(Some(name)).await?;
+        for listed in releases.iter().rev().filter(|listed| listed.name == name).take(EARLIER_MAX) {
+            match self.index(name, listed.sequence).await {
+                Ok(index) => {
+                    let earlier = index.as_ref().into_iter().flat_map(Index::places);
+                    places.extend(earlier.map(|(chunk, place)| (chunk.sha256, place)));
+                }
+                // A broken index shares nothing; it is no reason not to push.
+                Err(error) if error.kind() == ErrorKind::Invalid => tracing::warn!("{error}"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(places)
+    }
+
+    async fn send(
+        &self,
+        release: &Release,
+        pack: &Pack<'_>,
+        places: &mut HashMap<Digest, Place>,
+        report: &mut PushReport,
+    ) -> Result<(), StoreError> {
+        let bytes = read(release, pack)?;
+        let digest = Digest::of(&bytes);
+        let path = self.pack(digest);
+        let there = match self.store.head(&path).await {
+            Ok(meta) => meta.size == pack.size,
+            Err(Error::NotFound { .. }) => false,
+            Err(error) => return Err(failed(&error)),
+        };
+        if there {
+            report.resumed_bytes += pack.size;
+        } else {
+            self.upload(&path, bytes).await?;
+            report.sent_bytes += pack.size;
+        }
+        let mut offset = 0;
+        for (chunk, ..) in &pack.chunks {
+            places.insert(chunk.sha256, Place { pack: digest, offset });
+            offset += chunk.size;
+        }
+        Ok(())
+    }
+
+    /// In one go, or in parts.
+    async fn upload(&self, path: &object_store::path::Path, bytes: Vec<u8>) -> Result<(), StoreError> {
+        if bytes.len() <= PART_BYTES {
+            return self.store.put(path, PutPayload::from(bytes)).await.map(drop).map_err(|error| failed(&error));
+        }
+        let upload = self.store.put_multipart(path).await.map_err(|error| failed(&error))?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        for part in bytes.chunks(PART_BYTES) {
+            upload.wait_for_capacity(PARTS_MAX - 1).await.map_err(|error| failed(&error))?;
+            upload.write(part);
+        }
+        upload.finish().await.map(drop).map_err(|error| failed(&error))
+    }
+
+    /// Writes what is about the release, and its index last: a release is there when its index is.
+    async fn publish(&self, release: &Release, index: &Index, there: bool) -> Result<(), StoreError> {
+        let manifest = release.manifest();
+        let at = |file: &str| self.release(&manifest.name, manifest.sequence, file);
+        for name in BESIDE {
+            match release.beside(name)? {
+                Some(bytes) => {
+                    self.store.put(&at(name), PutPayload::from(bytes)).await.map_err(|error| failed(&error))?;
+                }
+                None if name == MANIFEST => return Err(tampered(format!("`{MANIFEST}` is gone"))),
+                None => {}
+            }
+        }
+        if there { Ok(()) } else { self.create(&at(index::FILE), index.to_bytes()?).await }
+    }
+}
+
+/// Chunks without a place, each once, in packs. The same release makes the same packs again.
+fn missing<'r>(files: &'r BTreeMap<String, Vec<Chunk>>, places: &HashMap<Digest, Place>) -> Vec<Pack<'r>> {
+    let (mut packs, mut pack, mut seen) = (Vec::new(), Pack::default(), HashSet::new());
+    for (path, chunks) in files {
+        let mut offset = 0;
+        for chunk in chunks {
+            if !places.contains_key(&chunk.sha256) && seen.insert(chunk.sha256) {
+                if pack.size + chunk.size > PACK_BYTES {
+                    packs.push(std::mem::take(&mut pack));
+                }
+                pack.chunks.push((*chunk, path, offset));
+                pack.size += chunk.size;
+            }
+            offset += chunk.size;
+        }
+    }
+    if pack.size > 0 {
+        packs.push(pack);
+    }
+    packs
+}
+
+fn read(release: &Release, pack: &Pack<'_>) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![0; pack.size as usize];
+    let mut rest = bytes.as_mut_slice();
+    for (chunk, path, offset) in &pack.chunks {
+        let Some((to, after)) = rest.split_at_mut_checked(chunk.size as usize) else { break };
+        let file = release.file(path)?;
+        file.read_exact_at(to, *offset).map_err(|error| io_error(LocalPath::new(path), &error))?;
+        if Digest::of(to) != chunk.sha256 {
+            return Err(tampered(format!("`{path}` changed while it was sent")));
+        }
+        rest = after;
+    }
+    Ok(bytes)
+}
