@@ -20,9 +20,9 @@ use edgeward_trust::{
         dpop::{Dpop, DpopSettings},
         jose::Algorithm,
         oidc::{Oidc, OidcSettings, TenantFrom},
-        spiffe::{DomainSettings, Spiffe, TrustBundles},
+        spiffe::{DomainSettings, Spiffe, TrustBundles, WorkloadApi, WorkloadApiSettings},
     },
-    keys::{KeyProvider, SealedFile},
+    keys::{KeyProvider, PkiSettings, SealedFile, Vault, VaultPki, VaultSettings},
     policy::{Policies, Sources},
     revocation::Revocations,
     score::{ScoreSettings, Scorer},
@@ -33,7 +33,7 @@ use serde::Deserialize;
 
 use crate::{
     failure::{Failure, OrInput as _},
-    trust::authority::{AUDIT_KEY, KEYS, ROOT_KEYS, Unlocking},
+    trust::authority::{AUDIT_KEY, KEYS, ROOT_KEYS, Unlocking, issuing_keys},
 };
 
 /// Revocations that are kept.
@@ -74,6 +74,10 @@ pub struct TrustSettings {
     pub aws: Option<AwsTable>,
     /// `[[trust.spiffe]]`
     pub spiffe: Vec<SpiffeTable>,
+    /// `[trust.workload_api]`: the server's certificate, and the roots of further trust domains, from the SPIFFE agent.
+    pub workload_api: Option<WorkloadApiSettings>,
+    /// `[trust.pki]`: the server's certificate from Vault or OpenBao.
+    pub pki: Option<PkiTable>,
 }
 
 /// `[trust.audit]`: the log.
@@ -165,6 +169,16 @@ pub struct SpiffeTable {
     pub attested: bool,
 }
 
+/// `[trust.pki]`: a PKI engine of Vault or OpenBao.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct PkiTable {
+    /// `[trust.pki.server]`
+    pub server: VaultSettings,
+    /// `[trust.pki.certificate]`
+    pub certificate: PkiSettings,
+}
+
 /// What a server is told of trust.
 pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Result<TrustConfig, Failure> {
     let state = State::read(folder).or_input()?;
@@ -187,6 +201,7 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
     }
     let (options, waits_for_disk) = audit(folder, &settings.audit)?;
     let signer = LogSigner::new(&format!("{domain}/audit"), online.clone(), AUDIT_KEY).or_input()?;
+    let keys = server_keys(folder, settings, online, unlock, (&spiffe, &bundles))?;
     let followed = Followed {
         policies: Some(policies_folder),
         revocations: Some(folder.join(REVOCATIONS)),
@@ -194,7 +209,7 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
         spiffe: Some(spiffe),
     };
     Ok(TrustConfig {
-        keys: server_keys(folder, settings, online, unlock)?,
+        keys,
         identities: Identities::new(providers),
         sessions,
         dpop,
@@ -280,16 +295,32 @@ fn audit(folder: &Path, settings: &AuditSettings) -> Result<(LogOptions, bool), 
     Ok((options, strict))
 }
 
+/// The server's certificate: of files, of the SPIFFE agent, of Vault, or else of the own authority.
 fn server_keys(
     folder: &Path,
     settings: &TrustSettings,
     online: Arc<dyn KeyProvider>,
     unlock: &Unlocking,
+    (spiffe, bundles): (&Arc<Spiffe>, &Bundles),
 ) -> Result<Box<dyn ServerKeySource>, Failure> {
-    match (&settings.certificate, &settings.key) {
-        (Some(certificate), Some(key)) => return Ok(Box::new(KeyFiles::new(certificate, key))),
-        (None, None) => {}
-        _ => return Err(Failure::input("`certificate` and `key` in `[trust]` go together")),
+    match (&settings.certificate, &settings.key, &settings.workload_api, &settings.pki) {
+        (None, None, None, None) => {}
+        (Some(certificate), Some(key), None, None) => return Ok(Box::new(KeyFiles::new(certificate, key))),
+        (None, None, Some(table), None) => {
+            let api = WorkloadApi::connect(table).or_input()?;
+            let held = bundles.iter().map(|(domain, _)| domain.clone()).collect();
+            api.follow(spiffe.clone(), held).or_input()?;
+            return Ok(Box::new(api.server_keys()));
+        }
+        (None, None, None, Some(table)) => {
+            let vault = Vault::connect(&table.server).or_input()?;
+            return Ok(Box::new(VaultPki::new(vault, table.certificate.clone()).or_input()?));
+        }
+        _ => {
+            let text =
+                "a server has one certificate: of `certificate` with `key`, `[trust.workload_api]` or `[trust.pki]`";
+            return Err(Failure::input(text));
+        }
     }
     let root_keys = folder.join(ROOT_KEYS);
     let root: Option<Arc<dyn KeyProvider>> = match root_keys.exists() {
@@ -297,7 +328,7 @@ fn server_keys(
         false => None,
     };
     let (dns, addresses) = names(folder, settings);
-    let keys = AuthorityKeys { online, root };
+    let keys = AuthorityKeys { online: issuing_keys(folder, || Ok(online))?, root };
     Ok(Box::new(AuthoritySource::new(folder, keys, Lifetimes::default(), dns, addresses)))
 }
 

@@ -6,6 +6,7 @@ mod kms;
 mod pkcs11;
 mod sealed;
 mod secret;
+mod settings;
 mod vault;
 
 use std::{fmt, time::SystemTime};
@@ -20,8 +21,10 @@ pub use kms::{CredentialSettings, Kms, KmsSettings};
 pub use pkcs11::{Pkcs11, Pkcs11Settings};
 pub use sealed::{SealedFile, Unlock, random_bytes};
 pub use secret::SecretSource;
-use secret::platform_token;
+pub use settings::{KeySettings, TransitSettings};
 pub use vault::{LoginSettings, LoginStatus, PkiSettings, Transit, Vault, VaultPki, VaultSettings};
+
+use secret::platform_token;
 
 /// Bytes that are wiped from memory when they are dropped.
 pub type Secret = Zeroizing<Vec<u8>>;

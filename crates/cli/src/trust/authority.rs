@@ -12,7 +12,7 @@ use std::{
 use edgeward_trust::{
     audit::LogSigner,
     authority::{Authority, AuthorityKeys, IssuedLeaf, LeafKey, LeafKind, LeafRequest, Lifetimes, State, Step, plan},
-    keys::{KeyKind, KeyProvider, SealedFile, Unlock},
+    keys::{KeyKind, KeyProvider, KeySettings, SealedFile, Unlock},
 };
 use serde_json::json;
 
@@ -23,6 +23,8 @@ use crate::{
     print,
 };
 
+/// Where the keys of intermediates are, where that is not the sealed file.
+const KEY_SETTINGS: &str = "keys.toml";
 /// The key file that `init` makes where no other way to unlock is given.
 const KEY_FILE: &str = "unlock.key";
 pub const KEYS: &str = "keys";
@@ -58,6 +60,9 @@ pub struct InitArgs {
     /// A model that policies can be about; may be repeated
     #[arg(long, value_name = "NAME")]
     model: Vec<String>,
+    /// File that says which provider keeps the keys that certificates are signed with (see docs/keys.md); it is copied to the folder
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     #[command(flatten)]
     unlock: Unlocking,
 }
@@ -186,9 +191,22 @@ impl FolderArgs {
         let root_path = self.root_keys.clone().unwrap_or_else(|| self.folder.join(ROOT_KEYS));
         // An authority without its root is the usual case, unless the root was asked for.
         let root = if root_path.exists() || self.root_keys.is_some() { Some(open(&root_path)?) } else { None };
-        let keys = AuthorityKeys { online: open(&self.folder.join(KEYS))?, root };
+        let online = issuing_keys(&self.folder, || open(&self.folder.join(KEYS)))?;
+        let keys = AuthorityKeys { online, root };
         Authority::open(&self.folder, keys, Lifetimes::default()).map_err(failure)
     }
+}
+
+/// The keys of intermediates: with the provider that the folder's `keys.toml` names, or else in the sealed file.
+pub fn issuing_keys(
+    folder: &Path,
+    sealed: impl FnOnce() -> Result<Arc<dyn KeyProvider>, Failure>,
+) -> Result<Arc<dyn KeyProvider>, Failure> {
+    let path = folder.join(KEY_SETTINGS);
+    if !path.exists() {
+        return sealed();
+    }
+    KeySettings::read(&path).and_then(|settings| settings.within(folder).open()).map_err(failure)
 }
 
 /// Runs `trust init`.
@@ -205,7 +223,7 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
 pub fn make_quietly(folder: &Path, domain: &str, models: &[String]) -> Outcome {
     let (folder, domain, model) = (folder.to_owned(), domain.to_owned(), models.to_vec());
     let (dns, ip, unlock) = (Vec::new(), Vec::new(), Unlocking::default());
-    make(&InitArgs { folder, domain, dns, ip, model, unlock }).map(drop)
+    make(&InitArgs { folder, domain, dns, ip, model, keys: None, unlock }).map(drop)
 }
 
 /// True where a key file was made, and who signs the audit log.
@@ -219,7 +237,11 @@ fn make(args: &InitArgs) -> Result<(bool, LogSigner), Failure> {
     let online: Arc<dyn KeyProvider> =
         Arc::new(args.unlock.open_or_create(&folder.join(KEYS), &[(AUDIT_KEY, KeyKind::Ed25519)])?);
     let root: Arc<dyn KeyProvider> = Arc::new(args.unlock.open_or_create(&folder.join(ROOT_KEYS), &[])?);
-    let keys = AuthorityKeys { online: online.clone(), root: Some(root) };
+    if let Some(path) = &args.keys {
+        KeySettings::read(path).map_err(failure)?;
+        fs::copy(path, folder.join(KEY_SETTINGS))?;
+    }
+    let keys = AuthorityKeys { online: issuing_keys(folder, || Ok(online.clone()))?, root: Some(root) };
     let now = SystemTime::now();
     let mut authority = Authority::init(folder, &args.domain, keys, Lifetimes::default(), now).map_err(failure)?;
     let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];

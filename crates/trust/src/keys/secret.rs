@@ -54,6 +54,13 @@ impl SecretSource {
         Err(TrustError::new(ErrorKind::Invalid, text))
     }
 
+    /// Lets a file's path be changed.
+    pub(crate) fn place(&mut self, place: impl FnOnce(&mut PathBuf)) {
+        if let Self::File(path) = self {
+            place(path);
+        }
+    }
+
     /// Reads it as text.
     ///
     /// # Errors

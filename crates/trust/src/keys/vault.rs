@@ -21,7 +21,7 @@ pub use self::{
 use crate::{TrustError, remote::Remote};
 
 /// Where the server is, and how to log in.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaultSettings {
     /// `https://HOST:PORT`; `http://` on loopback only.

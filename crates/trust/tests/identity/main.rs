@@ -15,3 +15,5 @@ mod revocation;
 mod session;
 mod spiffe;
 mod spire;
+#[path = "../parts/spire.rs"]
+mod spire_part;

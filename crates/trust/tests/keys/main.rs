@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod answering;
+#[path = "../parts/bao.rs"]
 mod bao;
 mod contract;
 mod kms;

@@ -73,6 +73,21 @@ fn instance() -> String {
 }
 
 impl CredentialSettings {
+    /// Lets the paths of files be changed.
+    pub(crate) fn place(&mut self, place: impl Fn(&mut PathBuf)) {
+        match self {
+            Self::Environment | Self::Instance { .. } => {}
+            Self::Keys { secret_access_key, session_token, .. } => {
+                secret_access_key.place(&place);
+                if let Some(token) = session_token {
+                    token.place(&place);
+                }
+            }
+            Self::WebIdentity { token_file, .. } => place(token_file),
+            Self::Container { token_file, .. } => token_file.iter_mut().for_each(place),
+        }
+    }
+
     /// What the variables of an environment say.
     fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, TrustError> {
         let env = |name: &str| SecretSource::Env(name.to_owned());

@@ -21,7 +21,7 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Who this process is to the server.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case", deny_unknown_fields)]
 pub enum LoginSettings {
     /// A token that others made, e.g. the file that an agent keeps fresh.
@@ -86,6 +86,19 @@ impl LoginSettings {
             Self::Approle { mount, .. } | Self::Kubernetes { mount, .. } | Self::Jwt { mount, .. } => {
                 check_mount(mount)
             }
+        }
+    }
+
+    /// Lets the paths of files be changed.
+    pub(crate) fn place(&mut self, place: impl FnOnce(&mut PathBuf)) {
+        match self {
+            Self::Token { token } => token.place(place),
+            Self::Approle { secret_id, .. } => {
+                if let Some(secret_id) = secret_id {
+                    secret_id.place(place);
+                }
+            }
+            Self::Kubernetes { jwt_file, .. } | Self::Jwt { jwt_file, .. } => place(jwt_file),
         }
     }
 

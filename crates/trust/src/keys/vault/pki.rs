@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What certificates are asked for.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PkiSettings {
     /// Where the engine is mounted.
