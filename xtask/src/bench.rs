@@ -11,6 +11,7 @@ mod reload;
 mod serve;
 mod start;
 mod tensor;
+mod trust;
 mod wire;
 
 use std::io::Write as _;
@@ -21,7 +22,8 @@ use serde::Serialize;
 pub fn run(args: &[String]) -> anyhow::Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "serve" => serve::run(rest),
-        _ => anyhow::bail!("no benchmark `{}`; there is `serve`", args.join(" ")),
+        Some((name, rest)) if name == "trust" => trust::run(rest),
+        _ => anyhow::bail!("no benchmark `{}`; there are `serve` and `trust`", args.join(" ")),
     }
 }
 

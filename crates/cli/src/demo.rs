@@ -4,6 +4,7 @@ mod model;
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,13 +16,17 @@ use edgeward_serve::{
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio_rustls::TlsConnector;
 
 use crate::{
     Context,
     failure::{Failure, Outcome},
+    gate::{self, TrustSettings},
     print,
     signals::Signals,
+    trust::{self, authority::Unlocking},
 };
 
 /// Options of `edgeward demo`.
@@ -37,6 +42,10 @@ pub struct DemoArgs {
     #[arg(long)]
     offline: bool,
 }
+
+/// Folders within the demo's.
+const MODELS: &str = "models";
+const TRUST: &str = "trust";
 
 #[derive(serde::Serialize)]
 struct Row {
@@ -90,6 +99,7 @@ fn fetch_engines(quiet: bool) -> Outcome {
 async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome {
     let mut signals = Signals::new()?;
     let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
+    trust::authority::make_quietly(&folder.join(TRUST), "edgeward.demo", &["digits".to_owned()])?;
     let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet));
     let rows = tokio::select! {
         rows = measuring => rows??,
@@ -102,53 +112,69 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
-    let listening = Listening::open(server(folder, best)).await?;
+    let listening = Listening::open(server(folder, best)?).await?;
     if context.json {
         print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
     }
-    invite(best, &listening.addresses());
+    invite(best, &listening.addresses(), &folder.join(TRUST));
     Ok(listening.serve_until(async { signals.next().await }).await?)
 }
 
 /// What each engine of this machine costs, alone and served.
 fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>> {
-    let path = folder.join("digits/1/model.onnx");
-    std::fs::create_dir_all(folder.join("digits/1"))?;
+    let version = folder.join(MODELS).join("digits/1");
+    let path = version.join("model.onnx");
+    std::fs::create_dir_all(version)?;
     model::digits().write(&path)?;
     let image = model::image()?;
+    let caller = Arc::new(client(&folder.join(TRUST))?);
     let runtime = tokio::runtime::Handle::current();
     let registry = Registry::new(RegistryConfig::default());
     let mut rows = Vec::new();
     for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
-        let listening = runtime.block_on(Listening::open(server(folder, name)))?;
+        let listening = {
+            let config = server(folder, name).map_err(|failure| anyhow!("{}", failure.message()))?;
+            runtime.block_on(Listening::open(config))?
+        };
         let (load, bare) = bare(&registry, name, &path, &image, requests)?;
-        let served = runtime.block_on(serve_and_ask(listening, &image, requests, name, quiet))?;
+        let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet))?;
         rows.push(row(name, load, &bare, &served));
     }
     Ok(rows)
 }
 
 /// What to try while the server is there.
-fn invite(engine: &str, at: &Addresses) {
+fn invite(engine: &str, at: &Addresses, trust: &Path) {
     let Some(http) = at.http else { return };
-    eprintln!("\n`digits` is served with {engine} at http://{http} until Ctrl-C. Paste into another terminal:\n");
-    eprintln!("  curl -s http://{http}/v2/models/digits");
-    eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
+    let trust = trust.display();
+    eprintln!(
+        "\n`digits` is served with {engine} at https://{http} until Ctrl-C, to verified callers only. Paste into another terminal:\n"
+    );
+    eprintln!("  cd {trust}");
+    eprintln!("  CALLER='--cacert roots.pem --cert admin.pem --key admin.key'");
+    eprintln!("  curl -s $CALLER https://{http}/v2/models/digits");
+    eprintln!("  curl -s $CALLER https://{http}/v2/models/digits/infer -d '{}'", model::curl_body());
     if let Some(metrics) = at.metrics {
-        eprintln!("  curl -s http://{metrics}/metrics\n");
+        eprintln!("  curl -s $CALLER https://{metrics}/metrics");
     }
-    eprintln!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
+    eprintln!("\nWithout the certificate there is no answer, and both are in the log:\n");
+    eprintln!("  curl -s --cacert roots.pem https://{http}/v2/models/digits     # {{\"error\":\"not authenticated\"}}");
+    eprintln!("  edgeward trust audit query audit\n");
+    eprintln!(
+        "A model of your own: `edgeward trust init trust --model NAME`, `edgeward serve NAME.onnx --trust trust`; how one comes in: docs/models.md."
+    );
 }
 
-fn server(folder: &Path, engine: &str) -> RunConfig {
+fn server(folder: &Path, engine: &str) -> Result<RunConfig, Failure> {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-    RunConfig {
+    let trust = gate::config(&folder.join(TRUST), &TrustSettings::default(), &Unlocking::default())?;
+    Ok(RunConfig {
         http: any,
         grpc: any,
         metrics: any,
         ready_file: None,
         server: ServerConfig {
-            repositories: vec![folder.to_owned()],
+            repositories: vec![folder.join(MODELS)],
             engine: Some(engine.to_owned()),
             threads: std::num::NonZeroUsize::new(1),
             control: ModelControl::Fixed,
@@ -157,8 +183,8 @@ fn server(folder: &Path, engine: &str) -> RunConfig {
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),
         limits: Limits::default(),
-        trust: None,
-    }
+        trust: Some(trust),
+    })
 }
 
 /// Load time, and the times of runs without a server.
@@ -185,6 +211,7 @@ fn bare(
 
 async fn serve_and_ask(
     listening: Listening,
+    caller: Arc<rustls::ClientConfig>,
     image: &Tensor,
     requests: u32,
     engine: &str,
@@ -200,7 +227,7 @@ async fn serve_and_ask(
     let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {eta} left")?;
     bar.set_style(style);
     bar.set_prefix(engine.to_owned());
-    let times = ask(address, &model::request(image), requests, &bar).await;
+    let times = ask(address, caller, &model::request(image), requests, &bar).await;
     bar.finish();
     if bar.is_hidden() && !quiet {
         eprintln!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
@@ -210,21 +237,37 @@ async fn serve_and_ask(
     times
 }
 
+/// The administrator's side of TLS.
+fn client(trust: &Path) -> anyhow::Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(trust.join("roots.pem"))? {
+        roots.add(root?)?;
+    }
+    let chain = CertificateDer::pem_file_iter(trust.join("admin.pem"))?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(trust.join("admin.key"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_client_auth_cert(chain, key)?)
+}
+
 /// Sends the same request again and again over one connection and times each answer.
 async fn ask(
     address: std::net::SocketAddr,
+    caller: Arc<rustls::ClientConfig>,
     request: &[u8],
     requests: u32,
     bar: &ProgressBar,
 ) -> anyhow::Result<Vec<Duration>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(caller).connect(ServerName::from(address.ip()), stream).await?;
     let mut stream = BufReader::new(stream);
     let mut times = Vec::new();
     let mut body = Vec::new();
     for _ in 0..requests {
         let began = Instant::now();
         stream.write_all(request).await?;
+        stream.flush().await?;
         let mut length = 0;
         let mut status = String::new();
         stream.read_line(&mut status).await?;
@@ -279,7 +322,8 @@ fn show(rows: &[Row]) -> Outcome {
     let header = ["engine", "load", "alone p50", "served p50", "served p99", "requests/s"];
     print::line(&print::table(&header, cells.collect(), 1))?;
     print::line(
-        "alone: the engine's run without a server; served: from request to answer, JSON over one HTTP connection.",
+        "alone: the engine's run without a server; served: from request to answer, JSON over one connection. Each request comes over TLS with a\n\
+         client certificate, is decided by policy and stands in the audit log.",
     )?;
     print::line("One image of 28 x 28 per request, 1 thread, client and server on this machine.")?;
     if cfg!(debug_assertions) {

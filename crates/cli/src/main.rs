@@ -72,6 +72,7 @@ pub struct Context {
 
 fn main() -> ExitCode {
     memory::set_up();
+    signals::survive_full_files();
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {

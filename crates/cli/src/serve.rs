@@ -156,6 +156,7 @@ fn limits(settings: &ServeSettings) -> Result<Limits, Failure> {
         head_bytes_max,
         head_lines_max: settings.head_lines_max.map_or(default.head_lines_max, NonZeroUsize::get),
         load_bytes_max: settings.load_bytes_max.unwrap_or(default.load_bytes_max),
+        unread_max: settings.unread_seconds_max.map_or(default.unread_max, |s| Duration::from_secs(s.get())),
     })
 }
 

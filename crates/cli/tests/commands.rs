@@ -90,7 +90,7 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
         (&["bench", "text.onnx"], "text.onnx"),
         (&["infer", "text.onnx"], "text.onnx"),
         (&["tune", "text.onnx"], "text.onnx"),
-        (&["inspect", "cut.onnx"], "cut.onnx"),
+        (&["inspect", "cut.onnx"], "the file is cut off"),
         (&["bench", "cut.onnx"], "cut.onnx"),
         (&["infer", "cut.onnx"], "cut.onnx"),
         (&["tune", "cut.onnx"], "cut.onnx"),

@@ -350,6 +350,14 @@ fn the_log_tells_of_each_call_by_digest() {
     assert_eq!(infer["resource"], "ModelVersion::ident/1");
     assert_eq!(infer["policies"], json!(["admin"]));
     assert_eq!((&records[1]["kind"], &records[1]["action"]), (&json!("admin"), &json!("unload")));
+    // What another policy would have said of the same calls.
+    trust.policy("no.cedar", "forbid (principal, action == Action::\"unload\", resource);");
+    let (policies, log) = (trust.folder().join("policies"), trust.folder().join("audit"));
+    let arguments =
+        ["trust", "policy", "simulate", policies.to_str().unwrap(), "--against", log.to_str().unwrap(), "--json"];
+    let simulated: Value = serde_json::from_slice(&support::trust::edgeward(&arguments).stdout).unwrap();
+    assert_eq!((&simulated["requests"], &simulated["newly_denied"]), (&json!(2), &json!(1)));
+    assert_eq!(simulated["changes"][0]["request"]["action"], "unload");
 }
 
 #[test]

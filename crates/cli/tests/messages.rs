@@ -78,7 +78,7 @@ async fn call<S>(sender: &mut Sender<S>, encoding: &str, body: S) -> (Code, Stri
 where
     S: Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Unpin + 'static,
 {
-    let request = http::Request::post(format!("http://a{INFER}"))
+    let request = http::Request::post(format!("http://localhost{INFER}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("grpc-encoding", encoding)
@@ -174,8 +174,9 @@ async fn only_grpc_is_taken_for_grpc() {
         ("", false),
     ] {
         let mut sender = connect(&server).await;
-        let asked =
-            http::Request::post(format!("http://a{INFER}")).header("content-type", kind).header("te", "trailers");
+        let asked = http::Request::post(format!("http://localhost{INFER}"))
+            .header("content-type", kind)
+            .header("te", "trailers");
         let body = StreamBody::new(parts(vec![message.clone().into()]));
         let answer = sender.send_request(asked.body(body).unwrap()).await.unwrap();
         assert_eq!(answer.status().as_u16(), if taken { 200 } else { 415 }, "{kind}");

@@ -244,7 +244,9 @@ fn a_second_signal_ends_a_drain_that_waits() {
     let mut server = Server::start(&[models.path()], &["--grace-seconds", "600"]);
     // A request of which half has arrived: accepted, and never complete.
     let mut stuck = TcpStream::connect(&server.http).unwrap();
-    stuck.write_all(b"POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    stuck
+        .write_all(b"POST /v2/models/ident/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        .unwrap();
     let (status, _) = server.ask("GET", "/v2/health/live", "", b"");
     assert_eq!(status, 200);
     let signal = |server: &Server| {
@@ -268,8 +270,10 @@ fn sigterm_answers_what_was_accepted() {
     let address = server.http.clone();
     let stop = Instant::now() + Duration::from_millis(300);
     let body = r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
-    let request =
-        format!("POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST /v2/models/ident/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let (address, request) = (address.clone(), request.clone());

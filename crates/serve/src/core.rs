@@ -5,6 +5,7 @@
 mod batcher;
 mod cache;
 mod config;
+mod declared;
 mod ensemble;
 mod error;
 mod execute;

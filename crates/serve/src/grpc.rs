@@ -18,9 +18,11 @@ use std::{
 
 use axum::middleware::from_fn_with_state;
 use edgeward_trust::{Action, Resource, ResourceKind};
+use futures_util::{StreamExt as _, future, stream::once};
 use hyper::body::Incoming;
 use prost::Message as _;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::sync::watch;
+use tokio_stream::Stream;
 use tonic::{
     Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding, metadata::MetadataMap,
     service::Routes,
@@ -31,6 +33,7 @@ use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
     gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
+    local,
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -48,25 +51,63 @@ pub(crate) struct Services {
     /// None where every call must pass the router's layers.
     inference: Option<GrpcInferenceServiceServer<Inference>>,
     router: axum::Router,
+    app: App,
+    stopped: Stopped,
+    /// Only programs of this machine are answered.
+    local: bool,
+}
+
+/// Tells of the end of the server.
+#[derive(Clone)]
+pub(crate) struct Stopped(pub(crate) watch::Receiver<bool>);
+
+impl Stopped {
+    async fn comes(mut self) {
+        // An error means that nobody can say so any more, which is the end as well.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
+    }
 }
 
 impl Services {
-    /// The services of `app`. With an access log the router, which writes it, sees every call.
-    pub(crate) fn new(app: App) -> Self {
+    /// The services of `app`, whose streams end once they are `stopped`. With an access log the router, which writes it, sees every
+    /// call.
+    pub(crate) fn new(app: App, stopped: Stopped) -> Self {
         let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.clone())));
+        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.clone(), stopped.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
-            return Self {
-                inference: None,
-                router: router.layer(from_fn_with_state((app, Protocol::Grpc), http::access)),
-            };
+            let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
+            return Self { inference: None, router, app, stopped, local: false };
         }
-        Self { inference: Some(inference), router }
+        Self { inference: Some(inference), router, app, stopped, local: false }
+    }
+
+    /// As they are, for programs of this machine alone: a listener without TLS.
+    pub(crate) fn local(self) -> Self {
+        Self { local: true, ..self }
+    }
+
+    /// The answer to a call that goes no further, with its access line.
+    fn refused(&self, request: &::http::Request<Incoming>) -> Option<::http::Response<Body>> {
+        let grpc = is_grpc(request.headers());
+        if let Some(foreign) = self.local.then(|| local::check(request).err()).flatten() {
+            foreign.log();
+            self.app.telemetry.refused(request, foreign.status());
+            return Some(match grpc {
+                true => Status::permission_denied(foreign.to_string()).into_http(),
+                false => plain(foreign.status(), format!("{foreign}\n")),
+            });
+        }
+        if grpc {
+            return None;
+        }
+        let answer = not_grpc();
+        self.app.telemetry.refused(request, answer.status());
+        Some(answer)
     }
 }
 
@@ -97,11 +138,11 @@ impl Service<::http::Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
-        if !is_grpc(request.headers()) {
-            return Box::pin(async { Ok(not_grpc()) });
+        if let Some(refused) = self.refused(&request) {
+            return Box::pin(async { Ok(refused) });
         }
         let limit = time_limit(request.headers());
-        let request = messages::Messages::body(request);
+        let request = messages::Messages::body(request, &self.stopped);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {
@@ -129,10 +170,14 @@ fn is_grpc(headers: &::http::HeaderMap) -> bool {
 /// 415, as gRPC over HTTP/2 asks for ("Requests", Content-Type).
 fn not_grpc() -> ::http::Response<Body> {
     let text = "this address speaks gRPC, expected content type `application/grpc`; REST has an address of its own\n";
+    plain(::http::StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned())
+}
+
+fn plain(status: ::http::StatusCode, text: String) -> ::http::Response<Body> {
     let mut answer = ::http::Response::new(Body::new(http_body_util::Full::from(text)));
-    *answer.status_mut() = ::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(::http::header::CONTENT_TYPE, plain);
+    *answer.status_mut() = status;
+    let kind = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(::http::header::CONTENT_TYPE, kind);
     answer
 }
 
@@ -155,18 +200,22 @@ fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-fn health(app: App) -> tonic_health::pb::health_server::HealthServer<Health> {
-    tonic_health::pb::health_server::HealthServer::new(Health(app))
+fn health(app: App, stopped: Stopped) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health { app, stopped })
 }
 
 /// The standard health service, asking the core each time; service names are empty or models.
-struct Health(App);
+#[derive(Clone)]
+struct Health {
+    app: App,
+    stopped: Stopped,
+}
 
 impl Health {
     async fn ask<T>(&self, request: &Request<T>, service: &str) -> Result<(), Status> {
         match service {
-            "" | SERVICE => ask_server(&self.0, request, Action::Get, ResourceKind::Endpoint, "ready").await,
-            name => ask(&self.0, request, Action::Ready, name, "").await,
+            "" | SERVICE => ask_server(&self.app, request, Action::Get, ResourceKind::Endpoint, "ready").await,
+            name => ask(&self.app, request, Action::Ready, name, "").await,
         }
     }
 }
@@ -177,8 +226,8 @@ impl Health {
     fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
         use tonic_health::pb::health_check_response::ServingStatus;
         let ready = match service {
-            "" | SERVICE => self.0.server.ready(),
-            name => self.0.server.model_ready(&model(name, "")?).map_err(status)?,
+            "" | SERVICE => self.app.server.ready(),
+            name => self.app.server.model_ready(&model(name, "")?).map_err(status)?,
         };
         let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
@@ -202,14 +251,17 @@ impl tonic_health::pb::health_server::Health for Health {
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
         self.ask(&request, &request.get_ref().service).await?;
-        let (this, service) = (Health(self.0.clone()), request.into_inner().service);
+        let (this, service) = (self.clone(), request.into_inner().service);
+        let stops = once(self.stopped.clone().comes());
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
-        let changes = ticks.filter_map(move |_| {
+        // At the end of the server it is looked at once more.
+        let looks = ticks.map(|_| ()).take_until(self.stopped.clone().comes()).chain(stops);
+        let changes = looks.filter_map(move |()| {
             let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
                 status: tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown as i32,
             });
-            (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
+            future::ready((last.replace(now.status) != Some(now.status)).then_some(Ok(now)))
         });
         Ok(Response::new(Box::pin(changes)))
     }

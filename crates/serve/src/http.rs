@@ -65,6 +65,11 @@ impl IntoResponse for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
+/// A refusal before the router.
+pub(crate) fn refusal(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
 /// A path, what the document says of it, and who answers.
 struct Route {
     operation: Operation,

@@ -15,7 +15,7 @@ use std::{
 
 use axum::extract::ConnectInfo;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{
     body::{Body as HttpBody, Incoming},
     service::service_fn,
@@ -37,6 +37,7 @@ use tower::Service;
 use crate::{
     connection::{Bounded, Link, Socket, tell},
     gate::Peer,
+    leaving::Leaving,
     limits::Limits,
     tls::HANDSHAKE_TIME_MAX,
 };
@@ -120,7 +121,7 @@ pub(crate) async fn serve<S, B>(
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let protocol = Arc::new(protocol(&connections.limits));
     let mut pause = PAUSE;
@@ -131,9 +132,9 @@ pub(crate) async fn serve<S, B>(
         // An answer is written at once; waiting for more bytes would only delay it.
         let _ = stream.set_nodelay(true);
         let named = connections.named.then_some(peer);
-        let accepted = Accepted { named, permit, head_bytes_max: connections.limits.head_bytes() };
+        let accepted = Accepted { named, permit, limits: connections.limits };
         let (service, protocol, stopped) = (service.clone(), protocol.clone(), stopped.clone());
-        let link = Arc::new(Link::default());
+        let link = Arc::new(Link::new(connections.limits.unread_max));
         let socket = Socket::new(stream, link.clone());
         let Some(tls) = connections.tls.clone() else {
             tokio::spawn(connection(socket, link, accepted, service, protocol, stopped));
@@ -254,13 +255,13 @@ struct Accepted {
     /// Whom requests are to be told.
     named: Option<SocketAddr>,
     permit: OwnedSemaphorePermit,
-    head_bytes_max: usize,
+    limits: Limits,
 }
 
 async fn connection<T, S, B>(
     stream: T,
     link: Arc<Link>,
-    Accepted { named, permit, head_bytes_max }: Accepted,
+    Accepted { named, permit, limits }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
@@ -268,7 +269,7 @@ async fn connection<T, S, B>(
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let requests = link.clone();
     let answer = service_fn(move |mut request: Request<Incoming>| {
@@ -276,19 +277,21 @@ async fn connection<T, S, B>(
             request.extensions_mut().insert(ConnectInfo(peer));
         }
         let guard = requests.begin();
+        let unsent = (request.version() == Version::HTTP_2).then(|| requests.unsent.clone());
         let answer = service.clone().call(request);
         async move {
             let answer = answer.await;
             drop(guard);
-            answer
+            answer.map(|answer| answer.map(|body| Leaving::new(body, unsent)))
         }
     });
     let mut serving =
-        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), head_bytes_max)), answer));
+        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), limits.head_bytes())), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
         _ = serving.as_mut() => return,
+        () = link.unread() => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
     // A request that is in the socket by now was accepted: it is read before the connection stops reading.
@@ -296,7 +299,11 @@ async fn connection<T, S, B>(
     let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(serving.as_mut().poll(cx).is_ready())).await;
     if !ended {
         serving.as_mut().graceful_shutdown();
-        let _ = serving.await;
+        tokio::select! {
+            biased;
+            _ = serving => {}
+            () = link.unread() => {}
+        }
     }
     drop(permit);
 }

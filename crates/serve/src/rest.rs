@@ -14,27 +14,38 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use tower::Service;
 
-use crate::{connection::Arriving, http::infer_at, telemetry::App};
+use crate::{
+    connection::Arriving,
+    http::{infer_at, refusal},
+    local,
+    telemetry::App,
+};
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Routes whose bodies must go on arriving, with the inferences of a server before them.
 #[derive(Clone)]
 pub(crate) struct Rest {
-    /// None where every call must pass the router's layers.
     app: Option<App>,
     router: Router,
+    /// Only programs of this machine are answered.
+    local: bool,
 }
 
 impl Rest {
     /// The protocol of `app`. With an access log the router, which writes it, sees every call.
     pub(crate) fn new(app: App, router: Router) -> Self {
-        Self { app: Some(app).filter(|app| app.telemetry.access.is_none()), router }
+        Self { app: Some(app), router, local: false }
     }
 
     /// Routes alone.
     pub(crate) fn plain(router: Router) -> Self {
-        Self { app: None, router }
+        Self { app: None, router, local: false }
+    }
+
+    /// As it is, for programs of this machine alone: a listener without TLS.
+    pub(crate) fn local(self) -> Self {
+        Self { local: true, ..self }
     }
 }
 
@@ -48,8 +59,17 @@ impl Service<Request<Incoming>> for Rest {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
+        if let Some(foreign) = self.local.then(|| local::check(&request).err()).flatten() {
+            foreign.log();
+            let answer = refusal(foreign.status(), &foreign.to_string());
+            if let Some(app) = &self.app {
+                app.telemetry.refused(&request, answer.status());
+            }
+            return Box::pin(async { Ok(answer) });
+        }
         let request = request.map(Arriving::body);
-        if let (Some(app), Some((model, version))) = (&self.app, inference(&request)) {
+        let app = self.app.as_ref().filter(|app| app.telemetry.access.is_none());
+        if let (Some(app), Some((model, version))) = (app, inference(&request)) {
             let (app, model, version) = (app.clone(), model.to_owned(), version.map(str::to_owned));
             return Box::pin(async move { Ok(infer_at(app, model, version, request).await) });
         }

@@ -163,11 +163,14 @@ impl Listening {
         let rest = Rest::new(app.clone(), http::router(app.clone()));
         for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
             let Some(listener) = listener else { continue };
+            let service = if self.gate.is_none() { service.local() } else { service };
             let service = Gated::new(app.clone(), service);
             listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let services = Gated::new(app.clone(), grpc::Services::new(app));
+            let services = grpc::Services::new(app.clone(), grpc::Stopped(stopped.clone()));
+            let services = if self.gate.is_none() { services.local() } else { services };
+            let services = Gated::new(app, services);
             listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
         if let Some(path) = &self.ready_file {

@@ -10,11 +10,16 @@ mod sink;
 mod trace_file;
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Instant, SystemTime},
 };
 
+use axum::{
+    extract::ConnectInfo,
+    http::{Request, StatusCode},
+};
 use edgeward_graph::Tensor;
 
 pub use access::{AccessFormat, AccessLogConfig, AccessTarget};
@@ -256,6 +261,14 @@ impl Telemetry {
             began: Instant::now(),
             at: SystemTime::now(),
         })
+    }
+
+    /// Writes the access line of a call that was refused before it came to any handler. `status` is HTTP's.
+    pub(crate) fn refused<B>(&self, request: &Request<B>, status: StatusCode) {
+        let Some(log) = &self.access else { return };
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let line = log.begin(peer, (request.method().as_str(), request.uri().path()), false);
+        line.answered(status.as_u16(), None, None);
     }
 
     /// The last records reach their places.

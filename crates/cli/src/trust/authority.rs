@@ -31,7 +31,7 @@ pub const ROOT_KEYS: &str = "root.keys";
 pub const AUDIT_KEY: &str = "audit";
 
 /// How sealed files are opened.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Unlocking {
     /// File with the passphrase of the sealed keys
     #[arg(long, value_name = "FILE", env = "EDGEWARD_TRUST_PASSPHRASE_FILE")]
@@ -187,6 +187,23 @@ pub fn open(folder: &Path, root_keys: Option<&Path>, unlock: &Unlocking) -> Resu
 
 /// Runs `trust init`.
 pub fn init(args: &InitArgs, context: &Context) -> Outcome {
+    let (made_key_file, signer) = make(args)?;
+    let folder = &args.folder;
+    if context.json {
+        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
+    }
+    tell_made(folder, made_key_file, &signer)
+}
+
+/// Makes a folder of trust without a word of it, for a trust domain and models that policies can be about.
+pub fn make_quietly(folder: &Path, domain: &str, models: &[String]) -> Outcome {
+    let (folder, domain, model) = (folder.to_owned(), domain.to_owned(), models.to_vec());
+    let (dns, ip, unlock) = (Vec::new(), Vec::new(), Unlocking::default());
+    make(&InitArgs { folder, domain, dns, ip, model, unlock }).map(drop)
+}
+
+/// True where a key file was made, and who signs the audit log.
+fn make(args: &InitArgs) -> Result<(bool, LogSigner), Failure> {
     let folder = &args.folder;
     if folder.join(KEYS).exists() {
         return Err(Failure::input(format!("`{}` has keys already; expected a new folder", folder.display())));
@@ -222,10 +239,7 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
     crate::gate::first_policies(&folder.join("policies"), &args.domain, &args.model)?;
     let signer = LogSigner::new(&format!("{}/audit", args.domain), online, AUDIT_KEY).map_err(failure)?;
     fs::write(folder.join("audit.vkey"), format!("{}\n", signer.key()))?;
-    if context.json {
-        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
-    }
-    tell_made(folder, made_key_file, &signer)
+    Ok((made_key_file, signer))
 }
 
 fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome {

@@ -142,6 +142,13 @@ impl Server {
         Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, |_| {})
     }
 
+    /// A server whose log, details included, goes to a file.
+    pub fn start_logging_details(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |command| {
+            command.env("EDGEWARD_LOG", "edgeward_serve=debug");
+        })
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
         Self::spawn_as(&["--insecure"], models, arguments, log, environment)
     }
@@ -230,7 +237,7 @@ pub fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
     // A server that refuses early may close before it has read all.

@@ -288,6 +288,7 @@ impl Caller {
         self.gate.counters.limited.fetch_add(1, Relaxed);
         record.decision = edgeward_trust::audit::Verdict::Deny;
         record.reason = refusal.to_string();
+        record.context.insert(edgeward_trust::policy::LIMIT.to_owned(), format!("{:?}", refusal.limit));
         match self.gate.write(&record).await {
             Ok(()) => Refused::Limited(refusal.retry_after),
             Err(refused) => refused,

@@ -10,7 +10,7 @@ use std::{
 use edgeward_trust::{
     Action, Principal, Resource,
     audit::{Kind, LogStatus, Record, Verdict},
-    policy::{Decision, Observed, ObservedRecord, PrincipalRecord},
+    policy::{Decision, OBSERVED, Observed, ObservedRecord, PRINCIPAL, PrincipalRecord},
     revocation::Cut,
 };
 
@@ -104,7 +104,7 @@ fn context(principal: &Principal, observed: &Observed) -> BTreeMap<String, Strin
     let written = |value: Result<String, serde_json::Error>| value.unwrap_or_default();
     let principal = written(serde_json::to_string(&PrincipalRecord::of(principal)));
     let observed = written(serde_json::to_string(&ObservedRecord::of(observed)));
-    [("observed".to_owned(), observed), ("principal".to_owned(), principal)].into()
+    [(OBSERVED.to_owned(), observed), (PRINCIPAL.to_owned(), principal)].into()
 }
 
 /// Decisions since the start.

@@ -142,3 +142,68 @@ pub(crate) fn model_version(server: &Server, model: &str, version: Option<u64>) 
         None => Resource::new(ResourceKind::Model, model),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn server() -> Server {
+        Server::start(crate::core::ServerConfig::default()).await.unwrap()
+    }
+
+    /// A route of the router that no table here knows could not be called by anybody.
+    #[tokio::test]
+    async fn every_route_says_what_it_asks_for() {
+        let server = server().await;
+        let document = crate::http::operations_document();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            for method in methods.as_object().unwrap().keys() {
+                let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+                let path = path.replace("{model}", "m").replace("{version}", "7").replace("{region}", "r");
+                let route = rest(&method, &path, &server);
+                assert_ne!(route, Route::Unknown, "{method} {path}");
+            }
+        }
+        let descriptors =
+            <prost_types::FileDescriptorSet as prost::Message>::decode(crate::proto::DESCRIPTORS).unwrap();
+        let mut calls = 0;
+        for service in descriptors.file.iter().flat_map(|file| &file.service) {
+            for method in &service.method {
+                let path = format!("/inference.{}/{}", service.name(), method.name());
+                assert_ne!(grpc(&path), Route::Unknown, "{path}");
+                calls += 1;
+            }
+        }
+        assert_eq!(calls, 20);
+    }
+
+    #[tokio::test]
+    async fn what_is_in_no_table_is_unknown() {
+        let server = server().await;
+        for (method, path) in [
+            (Method::POST, "/v2"),
+            (Method::GET, "/v2/models/m/infer"),
+            (Method::DELETE, "/v2/models/m"),
+            (Method::GET, "/v2/models/m/versions/x"),
+            (Method::GET, "/v2/models/%ff"),
+            (Method::GET, "//v2"),
+            (Method::GET, "/v2/models/a/b/c"),
+            (Method::GET, "/v2/trust/token"),
+            (Method::PUT, "/v2/trust/policies"),
+        ] {
+            assert_eq!(rest(&method, path, &server), Route::Unknown, "{method} {path}");
+        }
+        for path in [
+            "/",
+            "/inference.GRPCInferenceService/Nothing",
+            "/grpc.health.v1.Health/Nothing",
+            "/other.Service/ServerLive",
+        ] {
+            assert_eq!(grpc(path), Route::Unknown, "{path}");
+        }
+        let asks = |path: &str| rest(&Method::GET, path, &server);
+        // A name is what the router makes of it.
+        assert_eq!(asks("/v2/models/a%2Fb"), Route::Asks(Action::Metadata, Resource::new(ResourceKind::Model, "a/b")));
+        assert_eq!(asks("/v2/models/m/versions/3"), Route::Asks(Action::Metadata, Resource::version("m", 3)));
+    }
+}

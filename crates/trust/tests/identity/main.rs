@@ -8,6 +8,8 @@ mod dpop;
 mod issuer;
 mod keys;
 mod oidc;
+#[path = "../parts/part.rs"]
+mod part;
 mod parts;
 mod revocation;
 mod session;

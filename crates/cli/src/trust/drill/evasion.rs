@@ -52,8 +52,8 @@ pub async fn play(stage: &Stage<'_>) -> Result<Verdict, Failure> {
         })
         .collect();
     if samples.is_empty() {
-        let refused = insider.refused.unwrap_or_default();
-        return Ok(Verdict::not_applicable(format!("the insider is refused at once: {refused}")));
+        let refused = Evidence::new("the first request", insider.refused.unwrap_or_default());
+        return Ok(Verdict::of(vec![refused], "the insider is refused before it learns anything", ""));
     }
     let step = STEP * data.span();
     let mut curve = vec![(0.0, 1.0)];

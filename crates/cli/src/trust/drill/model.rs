@@ -182,7 +182,7 @@ impl Oracle {
             match scores(&reply, end - answers.len()) {
                 Some(scores) => answers.extend(scores),
                 // What is too large at once may be small enough in parts: an attacker tries that.
-                None if chunk > 1 && !matches!(reply.status(), 0 | 401 | 403 | 429 | 503) => chunk = (chunk / 8).max(1),
+                None if chunk > 1 && !matches!(reply.status(), 0 | 401 | 403 | 503) => chunk = (chunk / 8).max(1),
                 None => {
                     self.refused.get_or_insert(reply.to_string());
                     break;
