@@ -41,7 +41,7 @@ fn pushed(place: &str, context: &Context) -> Outcome {
         return print::json(&found);
     }
     let rows = found.into_iter().map(|listed| vec![listed.name, listed.sequence.to_string()]).collect();
-    print::line(&print::table(&["release", "sequence"], rows, 1))
+    print::table(&["release", "sequence"], rows, 1)
 }
 
 fn signed(release: &Release) -> bool {

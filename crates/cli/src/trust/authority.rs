@@ -184,17 +184,22 @@ impl Unlocking {
 
 impl FolderArgs {
     fn open(&self) -> Result<Authority, Failure> {
-        let unlock = self.unlock.get(&self.folder)?;
-        let open = |path: &Path| -> Result<Arc<dyn KeyProvider>, Failure> {
-            Ok(Arc::new(SealedFile::open(path, &unlock).map_err(failure)?))
-        };
-        let root_path = self.root_keys.clone().unwrap_or_else(|| self.folder.join(ROOT_KEYS));
-        // An authority without its root is the usual case, unless the root was asked for.
-        let root = if root_path.exists() || self.root_keys.is_some() { Some(open(&root_path)?) } else { None };
-        let online = issuing_keys(&self.folder, || open(&self.folder.join(KEYS)))?;
-        let keys = AuthorityKeys { online, root };
-        Authority::open(&self.folder, keys, Lifetimes::default()).map_err(failure)
+        open(&self.folder, self.root_keys.as_deref(), &self.unlock)
     }
+}
+
+/// Opens the authority of a folder, with the root's keys where they are there.
+pub fn open(folder: &Path, root_keys: Option<&Path>, unlock: &Unlocking) -> Result<Authority, Failure> {
+    let unlock = unlock.get(folder)?;
+    let open = |path: &Path| -> Result<Arc<dyn KeyProvider>, Failure> {
+        Ok(Arc::new(SealedFile::open(path, &unlock).map_err(failure)?))
+    };
+    let root_path = root_keys.map_or_else(|| folder.join(ROOT_KEYS), Path::to_owned);
+    // An authority without its root is the usual case, unless the root was asked for.
+    let root = if root_path.exists() || root_keys.is_some() { Some(open(&root_path)?) } else { None };
+    let online = issuing_keys(folder, || open(&folder.join(KEYS)))?;
+    let keys = AuthorityKeys { online, root };
+    Authority::open(folder, keys, Lifetimes::default()).map_err(failure)
 }
 
 /// The keys of intermediates: with the provider that the folder's `keys.toml` names, or else in the sealed file.
