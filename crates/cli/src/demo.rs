@@ -5,7 +5,10 @@ mod model;
 use std::{
     num::NonZeroUsize,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -107,11 +110,17 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     let settings = &context.settings.engine;
     let providers = ProviderArgs::default().or(settings)?;
     let engines = Engines { libraries: engines::registry_config(settings), providers };
-    let own = engines.clone();
-    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own));
+    let (own, stop) = (engines.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let mut measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own, &stopped));
     let rows = tokio::select! {
-        rows = measuring => rows??,
-        () = signals.next() => return Err(Failure::Work(anyhow!("interrupted before all was measured"))),
+        rows = &mut measuring => rows??,
+        () = signals.next() => {
+            // Libraries of engines end badly under a run: it is waited for.
+            stop.store(true, Relaxed);
+            let _ = measuring.await;
+            return Err(Failure::Work(anyhow!("interrupted before all was measured")));
+        }
     };
     if !context.json {
         show(&rows)?;
@@ -153,7 +162,13 @@ impl Engines {
 }
 
 /// What each engine of this machine costs, alone and served.
-fn measure(folder: &Path, requests: u32, quiet: bool, engines: &Engines) -> anyhow::Result<Vec<Row>> {
+fn measure(
+    folder: &Path,
+    requests: u32,
+    quiet: bool,
+    engines: &Engines,
+    stop: &AtomicBool,
+) -> anyhow::Result<Vec<Row>> {
     let version = folder.join(MODELS).join("digits/1");
     let path = version.join("model.onnx");
     std::fs::create_dir_all(version)?;
@@ -173,8 +188,8 @@ fn measure(folder: &Path, requests: u32, quiet: bool, engines: &Engines) -> anyh
         let began = Instant::now();
         let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
         let load = began.elapsed();
-        let bare = bare(session.as_ref(), &image, requests)?;
-        let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet))?;
+        let bare = bare(session.as_ref(), &image, requests, stop)?;
+        let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet, stop))?;
         rows.push(row(name, load, &bare, &served));
     }
     Ok(rows)
@@ -227,9 +242,10 @@ fn server(folder: &Path, engine: &str, engines: &Engines) -> Result<RunConfig, F
 }
 
 /// The times of runs without a server.
-fn bare(session: &dyn Session, image: &Tensor, runs: u32) -> anyhow::Result<Vec<Duration>> {
+fn bare(session: &dyn Session, image: &Tensor, runs: u32, stop: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..runs {
+        ensure!(!stop.load(Relaxed), "interrupted");
         let began = Instant::now();
         std::hint::black_box(session.run(&[("image", image)], RunOptions::default())?);
         times.push(began.elapsed());
@@ -245,9 +261,10 @@ async fn serve_and_ask(
     requests: u32,
     engine: &str,
     quiet: bool,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Duration>> {
     let address = listening.addresses().http.context("the server has no HTTP listener")?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (end, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(listening.serve_until(async {
         // A dropped sender is the end as well.
         let _ = stopped.await;
@@ -256,12 +273,12 @@ async fn serve_and_ask(
     let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {eta} left")?;
     bar.set_style(style);
     bar.set_prefix(engine.to_owned());
-    let times = ask(address, caller, &model::request(image), requests, &bar).await;
+    let times = ask(address, caller, &model::request(image), requests, &bar, stop).await;
     bar.finish();
     if bar.is_hidden() && !quiet {
         note!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
     }
-    drop(stop);
+    drop(end);
     serving.await??;
     times
 }
@@ -286,6 +303,7 @@ async fn ask(
     request: &[u8],
     requests: u32,
     bar: &ProgressBar,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Duration>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
@@ -294,6 +312,7 @@ async fn ask(
     let mut times = Vec::new();
     let mut body = Vec::new();
     for _ in 0..requests {
+        ensure!(!stop.load(Relaxed), "interrupted");
         let began = Instant::now();
         stream.write_all(request).await?;
         stream.flush().await?;
