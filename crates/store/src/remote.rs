@@ -12,6 +12,7 @@
 
 mod chunk;
 mod index;
+mod open;
 mod pull;
 mod push;
 

@@ -32,8 +32,7 @@ pub fn sign(folder: &Path, signer: &Signer) -> Result<Digest, StoreError> {
     release.check_files()?;
     let provenance = signer.sign(&statement::provenance(&release)?)?;
     release.write_beside(PROVENANCE, &provenance)?;
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
-    let statement = ModelStatement::of(&release, &provenance, &name.unwrap_or_default());
+    let statement = ModelStatement::of(&release, &provenance, &release.manifest().name);
     release.write_beside(SIGNATURE, &signer.sign(&statement.to_bytes()?)?)?;
     Ok(release.id())
 }

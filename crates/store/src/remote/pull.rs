@@ -79,7 +79,7 @@ struct Range {
 }
 
 /// The folder that is being filled; it stays where a pull is interrupted.
-struct Partial {
+pub(super) struct Partial {
     folder: PathBuf,
     files: BTreeMap<String, File>,
 }
@@ -119,7 +119,7 @@ impl Remote {
         Ok((partial.keep(out)?, report))
     }
 
-    async fn choose(&self, selection: &Selection) -> Result<Listed, StoreError> {
+    pub(super) async fn choose(&self, selection: &Selection) -> Result<Listed, StoreError> {
         let mut found = self.list(selection.name.as_deref()).await?;
         found.retain(|listed| selection.name.as_ref().is_none_or(|name| *name == listed.name));
         if let Some(first) = found.first()
@@ -145,7 +145,7 @@ impl Remote {
         Ok(manifest)
     }
 
-    async fn beside(&self, chosen: &Listed, partial: &Partial) -> Result<(), StoreError> {
+    pub(super) async fn beside(&self, chosen: &Listed, partial: &Partial) -> Result<(), StoreError> {
         for name in BESIDE.iter().filter(|name| **name != MANIFEST) {
             let path = self.release(&chosen.name, chosen.sequence, name);
             if let Some(bytes) = self.small(&path, MANIFEST_BYTES_MAX).await? {
@@ -209,6 +209,11 @@ fn ranges(wanted: HashMap<Digest, Wanted>) -> Vec<Range> {
 }
 
 impl Partial {
+    /// A folder that is whole.
+    pub(super) fn of(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), files: BTreeMap::new() }
+    }
+
     /// Takes up what an earlier pull of the same release has left, or begins anew.
     fn open(out: &Path, manifest: &Manifest) -> Result<Self, StoreError> {
         let mut name = OsString::from(out.file_name().unwrap_or_default());

@@ -140,7 +140,11 @@ impl Remote {
         let upload = self.store.put_multipart(path).await.map_err(|error| failed(&error))?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         for part in bytes.chunks(PART_BYTES) {
-            upload.wait_for_capacity(PARTS_MAX - 1).await.map_err(|error| failed(&error))?;
+            if let Err(error) = upload.wait_for_capacity(PARTS_MAX - 1).await {
+                // The parts that came through are paid for until they are given up; that this fails as well says nothing new.
+                let _ = upload.abort().await;
+                return Err(failed(&error));
+            }
             upload.write(part);
         }
         upload.finish().await.map(drop).map_err(|error| failed(&error))

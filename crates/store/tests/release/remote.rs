@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use edgeward_graph::Model;
 use edgeward_store::{
-    ErrorKind, Release, rekey,
+    ErrorKind, Floor, OpenOptions, Release, rekey,
     remote::{PullOptions, Remote, Selection},
     seal, signing,
 };
@@ -231,6 +231,42 @@ async fn one_number_is_one_release() {
     remote.push(&home.path("r")).await.unwrap();
     let (release, _) = remote.pull(&home.path("p"), &PullOptions::default()).await.unwrap();
     signing::verify(&release, &home.trust()).unwrap();
+}
+
+/// What a server does: it opens what is the newest, and keeps what it fetched.
+#[tokio::test]
+async fn a_release_is_opened_where_it_is() {
+    let home = Home::new();
+    let (remote, _, left) = remote();
+    let (trust, floor) = (home.trust(), Floor::at(home.path("floor.json")));
+    let options = OpenOptions { trust: &trust, keys: Some(home.keys.as_ref()), floor: Some(&floor) };
+    let (cache, newest) = (home.path("cache"), Selection::default());
+    home.pack("r1", 1, &model(1 << 20, 1));
+    seal(&home.path("r1"), &home.path("s1"), home.keys.as_ref(), "seal").unwrap();
+    home.sign("s1");
+    home.pack("r2", 2, &model(1 << 20, 2));
+    home.pack("r3", 3, &fine_tuned(1 << 20, 0..10));
+    refused(remote.open_release(&newest, &cache, &options).await.map(drop), ErrorKind::NotFound, "no such release");
+    remote.push(&home.path("s1")).await.unwrap();
+    let opened = remote.open_release(&newest, &cache, &options).await.unwrap();
+    assert!(!opened.load("a").unwrap().model.is_empty());
+    // The key was wrapped anew elsewhere: only that travels.
+    rekey(&home.path("s1"), home.keys.as_ref(), home.keys.as_ref(), "other").unwrap();
+    remote.push(&home.path("s1")).await.unwrap();
+    left.store(1 << 20, Ordering::SeqCst);
+    assert!(remote.open_release(&newest, &cache, &options).await.is_ok());
+    left.store(i64::MAX, Ordering::SeqCst);
+    // The newest is one that nobody signed; then one that was.
+    remote.push(&home.path("r2")).await.unwrap();
+    refused(remote.open_release(&newest, &cache, &options).await.map(drop), ErrorKind::Unverified, "is not signed");
+    home.sign("r2");
+    remote.push(&home.path("r2")).await.unwrap();
+    assert_eq!(remote.open_release(&newest, &cache, &options).await.unwrap().manifest().sequence, 2);
+    let first = Selection { sequence: Some(1), ..Selection::default() };
+    refused(remote.open_release(&first, &cache, &options).await.map(drop), ErrorKind::Downgrade, "older than 2");
+    home.sign("r3");
+    remote.push(&home.path("r3")).await.unwrap();
+    assert_eq!(remote.open_release(&newest, &cache, &options).await.unwrap().manifest().sequence, 3);
 }
 
 #[tokio::test]
