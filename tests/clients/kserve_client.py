@@ -101,9 +101,11 @@ async def over_grpc(address):
         stub = GRPCInferenceServiceStub(channel)
         assert (await stub.ServerMetadata(pb.ServerMetadataRequest())).name == "edgeward"
         assert list((await stub.ModelMetadata(pb.ModelMetadataRequest(name="ident"))).inputs[0].shape) == [-1, 16]
-        await stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="ident_bool"))
+        unloaded = await stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="ident_bool"))
+        assert (unloaded.model_name, unloaded.isUnloaded) == ("ident_bool", True)
         assert not (await stub.ModelReady(pb.ModelReadyRequest(name="ident_bool"))).ready
-        await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="ident_bool"))
+        loaded = await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="ident_bool"))
+        assert (loaded.model_name, loaded.isLoaded) == ("ident_bool", True)
         assert (await stub.ModelReady(pb.ModelReadyRequest(name="ident_bool"))).ready
 
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod fuzz;
+mod go;
 mod layers;
 mod parts;
 mod python;

@@ -10,6 +10,9 @@ pub struct TestArgs {
     /// Skip format, layers, rules and lints
     #[arg(long)]
     no_lint: bool,
+    /// Fail where a server of others that tests talk to is missing, instead of skipping these tests
+    #[arg(long)]
+    all_parts: bool,
     /// Passed on to `cargo test`, e.g. `-p edgeward-graph`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cargo: Vec<String>,
@@ -23,7 +26,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
         lint_steps(&mut steps, &root)?;
     }
     let pythons = setup_steps(&mut steps, &root)?;
-    steps.step("tests", || run_tests(&root, &pythons, &args.cargo))?;
+    steps.step("tests", || run_tests(&root, &pythons, args))?;
     steps.finish();
     Ok(())
 }
@@ -69,16 +72,19 @@ fn install_engines(root: &Path) -> anyhow::Result<()> {
     steps::run(cargo(root).args(["run", "--quiet", "--bin", "edgeward", "--", "engine", "install"]))
 }
 
-fn run_tests(root: &Path, pythons: &python::Pythons, extra: &[String]) -> anyhow::Result<()> {
+fn run_tests(root: &Path, pythons: &python::Pythons, args: &TestArgs) -> anyhow::Result<()> {
     let mut command = cargo(root);
     command.arg("test");
-    if extra.is_empty() {
+    if args.cargo.is_empty() {
         command.arg("--workspace");
     } else {
-        command.args(extra);
+        command.args(&args.cargo);
+    }
+    if args.all_parts {
+        command.env("EDGEWARD_ALL_PARTS", "1");
     }
     command.env("EDGEWARD_TEST_PYTHON", &pythons.main).env("EDGEWARD_TEST_PYTHON_KSERVE", &pythons.kserve);
-    command.env("EDGEWARD_ALL_ENGINES", "1").envs(parts::ensure(root));
+    command.env("EDGEWARD_ALL_ENGINES", "1").envs(parts::ensure(root, args.all_parts)?);
     let data = root.join("../shared/data");
     if std::env::var_os("EDGEWARD_DATA").is_none() && data.is_dir() {
         command.env("EDGEWARD_DATA", data.canonicalize()?);

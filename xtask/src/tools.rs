@@ -11,6 +11,8 @@ const TOOLS: &[(&str, &str, &str)] = &[
     ("wrk", "wrk", "HTTP load"),
     ("h2load", "nghttp2-client", "HTTP/2 and gRPC load"),
     ("curl", "curl", "client tests"),
+    ("softhsm2-util", "softhsm2", "keys in a token"),
+    ("pkcs11-tool", "opensc", "keys in a token"),
 ];
 
 /// (program, Go package with its version, what it is for)

@@ -165,7 +165,7 @@ fn print_report(report: &Report) -> Outcome {
         report.peak_memory_bytes.map_or_else(|| "unknown".to_owned(), print::bytes),
     ];
     let header = ["load", "first run", "p50", "p90", "p99", "items/s", "peak memory"];
-    print::line(&print::table(&header, vec![row], 0))
+    print::table(&header, vec![row], 0)
 }
 
 fn print_profile(profile: &Profile) -> Outcome {
@@ -177,7 +177,7 @@ fn print_profile(profile: &Profile) -> Outcome {
         vec![node.op_type.clone(), node.name.clone(), print::ms(seconds * 1e3 / runs), format!("{share:.1} %")]
     };
     let rows: Vec<_> = profile.nodes.iter().take(PROFILE_ROWS).map(row).collect();
-    print::line(&print::table(&["operator", "node", "per run", "share"], rows, 2))?;
+    print::table(&["operator", "node", "per run", "share"], rows, 2)?;
     match profile.nodes.len().saturating_sub(PROFILE_ROWS) {
         0 => Ok(()),
         more => print::line(&format!("and {more} more; all of them with `--json`")),

@@ -3,25 +3,37 @@
 mod model;
 
 use std::{
+    num::NonZeroUsize,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, ensure};
-use edgeward_engine::{NAMES, Registry, RegistryConfig, RunOptions, SessionOptions, Source, install};
+use edgeward_engine::{
+    NAMES, Provider, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source, install,
+};
 use edgeward_graph::Tensor;
 use edgeward_serve::{
     Addresses, Limits, Listening, RunConfig, TelemetryConfig,
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio_rustls::TlsConnector;
 
 use crate::{
     Context,
+    engines::{self, ProviderArgs},
     failure::{Failure, Outcome},
-    print,
+    gate::{self, TrustSettings},
+    print::{self, note},
     signals::Signals,
+    trust::{self, authority::Unlocking},
 };
 
 /// Options of `edgeward demo`.
@@ -38,6 +50,10 @@ pub struct DemoArgs {
     offline: bool,
 }
 
+/// Folders within the demo's.
+const MODELS: &str = "models";
+const TRUST: &str = "trust";
+
 #[derive(serde::Serialize)]
 struct Row {
     engine: &'static str,
@@ -52,7 +68,7 @@ struct Row {
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
-        eprintln!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
+        note!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
     }
     if !args.offline {
         fetch_engines(context.json)?;
@@ -71,15 +87,15 @@ fn fetch_engines(quiet: bool) -> Outcome {
     for known in install::list() {
         let result = install::install(known.name, &mut |step| {
             if !quiet {
-                eprintln!("{}: {step}", known.name);
+                note!("{}: {step}", known.name);
             }
         });
         match result {
             _ if quiet => {}
-            Ok(_) => eprintln!("{}: version {} is there", known.name, known.version),
+            Ok(_) => note!("{}: version {} is there", known.name, known.version),
             Err(e) => {
-                eprintln!("{}: not fetched: {}", known.name, e.message());
-                eprintln!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
+                note!("{}: not fetched: {}", known.name, e.message());
+                note!("{0}: going on without it; `edgeward engine install {0}` tries again", known.name);
             }
         }
     }
@@ -90,10 +106,21 @@ fn fetch_engines(quiet: bool) -> Outcome {
 async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome {
     let mut signals = Signals::new()?;
     let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
-    let measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet));
+    trust::authority::make_quietly(&folder.join(TRUST), "edgeward.demo", &["digits".to_owned()])?;
+    let settings = &context.settings.engine;
+    let providers = ProviderArgs::default().or(settings)?;
+    let engines = Engines { libraries: engines::registry_config(settings), providers };
+    let (own, stop) = (engines.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let mut measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own, &stopped));
     let rows = tokio::select! {
-        rows = measuring => rows??,
-        () = signals.next() => return Err(Failure::Work(anyhow!("interrupted before all was measured"))),
+        rows = &mut measuring => rows??,
+        () = signals.next() => {
+            // Libraries of engines end badly under a run: it is waited for.
+            stop.store(true, Relaxed);
+            let _ = measuring.await;
+            return Err(Failure::Work(anyhow!("interrupted before all was measured")));
+        }
     };
     if !context.json {
         show(&rows)?;
@@ -102,95 +129,142 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
-    let listening = Listening::open(server(folder, best)).await?;
+    let listening = Listening::open(server(folder, best, &engines)?).await?;
     if context.json {
         print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
     }
-    invite(best, &listening.addresses());
+    invite(best, &listening.addresses(), &folder.join(TRUST));
     Ok(listening.serve_until(async { signals.next().await }).await?)
 }
 
+/// The engines as the file configures them.
+#[derive(Clone)]
+struct Engines {
+    libraries: RegistryConfig,
+    providers: Vec<Provider>,
+}
+
+impl Engines {
+    /// Of what the file wants engines to run on, what this one has.
+    fn providers(&self, engine: &str) -> Vec<Provider> {
+        if self.providers.is_empty() {
+            return Vec::new();
+        }
+        let registry = Registry::new(self.libraries.clone());
+        let offered = registry.get(engine).map(|engine| engine.info().providers).unwrap_or_default();
+        let has = |wanted: &&Provider| {
+            let short = |name: &str| name.strip_suffix("ExecutionProvider") == Some(wanted.name.as_str());
+            let device = |name: &str| name.split('.').next() == Some(wanted.name.as_str());
+            offered.iter().any(|name| *name == wanted.name || short(name) || device(name))
+        };
+        self.providers.iter().filter(has).cloned().collect()
+    }
+}
+
 /// What each engine of this machine costs, alone and served.
-fn measure(folder: &Path, requests: u32, quiet: bool) -> anyhow::Result<Vec<Row>> {
-    let path = folder.join("digits/1/model.onnx");
-    std::fs::create_dir_all(folder.join("digits/1"))?;
+fn measure(
+    folder: &Path,
+    requests: u32,
+    quiet: bool,
+    engines: &Engines,
+    stop: &AtomicBool,
+) -> anyhow::Result<Vec<Row>> {
+    let version = folder.join(MODELS).join("digits/1");
+    let path = version.join("model.onnx");
+    std::fs::create_dir_all(version)?;
     model::digits().write(&path)?;
     let image = model::image()?;
+    let caller = Arc::new(client(&folder.join(TRUST))?);
     let runtime = tokio::runtime::Handle::current();
-    let registry = Registry::new(RegistryConfig::default());
+    let registry = Registry::new(engines.libraries.clone());
     let mut rows = Vec::new();
     for name in NAMES.into_iter().filter(|n| registry.get(n).is_ok()) {
-        let listening = runtime.block_on(Listening::open(server(folder, name)))?;
-        let (load, bare) = bare(&registry, name, &path, &image, requests)?;
-        let served = runtime.block_on(serve_and_ask(listening, &image, requests, name, quiet))?;
+        let listening = {
+            let config = server(folder, name, engines).map_err(|failure| anyhow!("{}", failure.message()))?;
+            runtime.block_on(Listening::open(config))?
+        };
+        let one = NonZeroUsize::new(1);
+        let options = SessionOptions { threads: one, profile: false, providers: engines.providers(name) };
+        let began = Instant::now();
+        let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
+        let load = began.elapsed();
+        let bare = bare(session.as_ref(), &image, requests, stop)?;
+        let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet, stop))?;
         rows.push(row(name, load, &bare, &served));
     }
     Ok(rows)
 }
 
 /// What to try while the server is there.
-fn invite(engine: &str, at: &Addresses) {
+fn invite(engine: &str, at: &Addresses, trust: &Path) {
     let Some(http) = at.http else { return };
-    eprintln!("\n`digits` is served with {engine} at http://{http} until Ctrl-C. Paste into another terminal:\n");
-    eprintln!("  curl -s http://{http}/v2/models/digits");
-    eprintln!("  curl -s http://{http}/v2/models/digits/infer -d '{}'\n", model::curl_body());
+    let trust = trust.display();
+    note!(
+        "\n`digits` is served with {engine} at https://{http} until Ctrl-C, to verified callers only. Paste into another terminal:\n"
+    );
+    note!("  cd {trust}");
+    note!("  CALLER='--cacert roots.pem --cert admin.pem --key admin.key'");
+    note!("  curl -s $CALLER https://{http}/v2/models/digits");
+    note!("  curl -s $CALLER https://{http}/v2/models/digits/infer -d '{}'", model::curl_body());
     if let Some(metrics) = at.metrics {
-        eprintln!("  curl -s http://{metrics}/metrics\n");
+        note!("  curl -s $CALLER https://{metrics}/metrics");
     }
-    eprintln!("A model of your own: `edgeward serve model.onnx --insecure`; how one comes in: docs/models.md.");
+    note!("\nWithout the certificate there is no answer, and both are in the log:\n");
+    note!("  curl -s --cacert roots.pem https://{http}/v2/models/digits     # {{\"error\":\"not authenticated\"}}");
+    note!("  edgeward trust audit query audit\n");
+    note!(
+        "A model of your own: `edgeward trust init trust --model NAME`, `edgeward serve NAME.onnx --trust trust`; how one comes in: docs/models.md."
+    );
 }
 
-fn server(folder: &Path, engine: &str) -> RunConfig {
+fn server(folder: &Path, engine: &str, engines: &Engines) -> Result<RunConfig, Failure> {
     let any = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-    RunConfig {
+    let trust = gate::config(&folder.join(TRUST), &TrustSettings::default(), &Unlocking::default())?;
+    Ok(RunConfig {
         http: any,
         grpc: any,
         metrics: any,
         ready_file: None,
         server: ServerConfig {
-            repositories: vec![folder.to_owned()],
+            repositories: vec![folder.join(MODELS)],
+            engines: engines.libraries.clone(),
             engine: Some(engine.to_owned()),
-            threads: std::num::NonZeroUsize::new(1),
+            threads: NonZeroUsize::new(1),
+            providers: engines.providers(engine),
             control: ModelControl::Fixed,
             ..ServerConfig::default()
         },
         grace: Duration::from_secs(5),
         telemetry: TelemetryConfig::default(),
         limits: Limits::default(),
-    }
+        trust: Some(trust),
+    })
 }
 
-/// Load time, and the times of runs without a server.
-fn bare(
-    registry: &Registry,
-    engine: &str,
-    path: &Path,
-    image: &Tensor,
-    runs: u32,
-) -> anyhow::Result<(Duration, Vec<Duration>)> {
-    let began = Instant::now();
-    let options = SessionOptions { threads: std::num::NonZeroUsize::new(1), ..SessionOptions::default() };
-    let session = registry.get(engine)?.load(&Source::File(path.to_owned()), &options)?;
-    let load = began.elapsed();
+/// The times of runs without a server.
+fn bare(session: &dyn Session, image: &Tensor, runs: u32, stop: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..runs {
+        ensure!(!stop.load(Relaxed), "interrupted");
         let began = Instant::now();
         std::hint::black_box(session.run(&[("image", image)], RunOptions::default())?);
         times.push(began.elapsed());
     }
     times.sort();
-    Ok((load, times))
+    Ok(times)
 }
 
 async fn serve_and_ask(
     listening: Listening,
+    caller: Arc<rustls::ClientConfig>,
     image: &Tensor,
     requests: u32,
     engine: &str,
     quiet: bool,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Duration>> {
     let address = listening.addresses().http.context("the server has no HTTP listener")?;
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (end, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(listening.serve_until(async {
         // A dropped sender is the end as well.
         let _ = stopped.await;
@@ -199,31 +273,49 @@ async fn serve_and_ask(
     let style = ProgressStyle::with_template("{prefix:>12} {bar:40} {pos}/{len} requests, {eta} left")?;
     bar.set_style(style);
     bar.set_prefix(engine.to_owned());
-    let times = ask(address, &model::request(image), requests, &bar).await;
+    let times = ask(address, caller, &model::request(image), requests, &bar, stop).await;
     bar.finish();
     if bar.is_hidden() && !quiet {
-        eprintln!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
+        note!("{engine}: {} of {requests} requests answered", times.as_ref().map_or(0, Vec::len));
     }
-    drop(stop);
+    drop(end);
     serving.await??;
     times
+}
+
+/// The administrator's side of TLS.
+fn client(trust: &Path) -> anyhow::Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(trust.join("roots.pem"))? {
+        roots.add(root?)?;
+    }
+    let chain = CertificateDer::pem_file_iter(trust.join("admin.pem"))?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(trust.join("admin.key"))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(config.with_root_certificates(roots).with_client_auth_cert(chain, key)?)
 }
 
 /// Sends the same request again and again over one connection and times each answer.
 async fn ask(
     address: std::net::SocketAddr,
+    caller: Arc<rustls::ClientConfig>,
     request: &[u8],
     requests: u32,
     bar: &ProgressBar,
+    stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Duration>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    let stream = TlsConnector::from(caller).connect(ServerName::from(address.ip()), stream).await?;
     let mut stream = BufReader::new(stream);
     let mut times = Vec::new();
     let mut body = Vec::new();
     for _ in 0..requests {
+        ensure!(!stop.load(Relaxed), "interrupted");
         let began = Instant::now();
         stream.write_all(request).await?;
+        stream.flush().await?;
         let mut length = 0;
         let mut status = String::new();
         stream.read_line(&mut status).await?;
@@ -276,9 +368,10 @@ fn show(rows: &[Row]) -> Outcome {
         ]
     });
     let header = ["engine", "load", "alone p50", "served p50", "served p99", "requests/s"];
-    print::line(&print::table(&header, cells.collect(), 1))?;
+    print::table(&header, cells.collect(), 1)?;
     print::line(
-        "alone: the engine's run without a server; served: from request to answer, JSON over one HTTP connection.",
+        "alone: the engine's run without a server; served: from request to answer, JSON over one connection. Each request comes over TLS with a\n\
+         client certificate, is decided by policy and stands in the audit log.",
     )?;
     print::line("One image of 28 x 28 per request, 1 thread, client and server on this machine.")?;
     if cfg!(debug_assertions) {

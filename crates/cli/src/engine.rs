@@ -78,7 +78,7 @@ fn list(context: &Context) -> Outcome {
         let what = line.reason.clone().unwrap_or(place);
         vec![line.name.to_owned(), line.version.clone().unwrap_or_default(), line.providers.join(", "), what]
     };
-    print::line(&print::table(&["engine", "version", "runs on", "library"], lines.iter().map(row).collect(), 4))
+    print::table(&["engine", "version", "runs on", "library"], lines.iter().map(row).collect(), 4)
 }
 
 fn install_all(names: &[String], context: &Context) -> Outcome {

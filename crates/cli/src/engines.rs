@@ -12,19 +12,26 @@ use edgeward_engine::{Engine, ErrorKind, Provider, Registry, RegistryConfig, Ses
 use edgeward_graph::{Limits, Model};
 
 use crate::{
-    failure::{Failure, OrInput as _},
+    failure::{Failure, OrInput as _, Outcome},
     settings::EngineSettings,
 };
 
 /// Engine options that several commands share.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct EngineArgs {
-    /// Engine, as `edgeward engine list` names them; the first that loads the model where none
+    /// Engine: `onnxruntime`, `openvino` or `rten`; the first of these that loads the model where none
     #[arg(long, env = "EDGEWARD_ENGINE", value_name = "NAME")]
     pub engine: Option<String>,
     /// Threads within one run; the engine's own choice where none
     #[arg(long, env = "EDGEWARD_THREADS", value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub providers: ProviderArgs,
+}
+
+/// What engines run on.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ProviderArgs {
     /// Execution provider or device, as `edgeward engine list` names them, in order of preference (repeat)
     #[arg(long = "provider", value_name = "NAME")]
     pub providers: Vec<String>,
@@ -67,15 +74,15 @@ pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
 impl EngineArgs {
     /// How models run, by the command line, and where it says nothing by the file.
     pub fn or(&self, settings: &EngineSettings) -> Result<HowToRun, Failure> {
-        Ok(HowToRun {
-            engine: self.engine.clone().or_else(|| settings.name.clone()),
-            threads: self.threads.or(settings.threads),
-            providers: self.providers(settings)?,
-        })
+        let engine = self.engine.clone().or_else(|| settings.name.clone());
+        engine.iter().try_for_each(|name| known(name))?;
+        Ok(HowToRun { engine, threads: self.threads.or(settings.threads), providers: self.providers.or(settings)? })
     }
+}
 
+impl ProviderArgs {
     /// The file tells a provider what the command line does not; a setting of one that is not asked for is an error.
-    fn providers(&self, settings: &EngineSettings) -> Result<Vec<Provider>, Failure> {
+    pub fn or(&self, settings: &EngineSettings) -> Result<Vec<Provider>, Failure> {
         let from_file = settings.providers.as_deref().unwrap_or_default();
         let names = if self.providers.is_empty() { from_file } else { &self.providers };
         let given = self.provider_options.iter().map(|option| &option.provider);
@@ -96,6 +103,15 @@ impl EngineArgs {
         };
         Ok(names.iter().map(provider).collect())
     }
+}
+
+/// An error where there is no engine of that name.
+pub fn known(name: &str) -> Outcome {
+    if edgeward_engine::NAMES.contains(&name) {
+        return Ok(());
+    }
+    let known = edgeward_engine::NAMES.join("`, `");
+    Err(Failure::input(format!("no engine `{name}`; there are `{known}`")))
 }
 
 /// Engine, threads and providers, settled.
@@ -205,13 +221,12 @@ mod tests {
     fn flags_add_to_what_the_file_tells_a_provider() {
         let file = "providers = [\"A\"]\n[provider_options.A]\nfast = true\nid = 3\nname = \"x\"\n";
         let file: EngineSettings = toml::from_str(file).unwrap();
-        let args = |names: &[&str], options: &[&str]| EngineArgs {
+        let args = |names: &[&str], options: &[&str]| ProviderArgs {
             providers: names.iter().map(|&name| name.to_owned()).collect(),
             provider_options: options.iter().map(|option| option.parse().unwrap()).collect(),
-            ..EngineArgs::default()
         };
-        let settled = |args: EngineArgs| {
-            let found = args.or(&file).map_err(|failure| failure.message())?.providers;
+        let settled = |args: ProviderArgs| {
+            let found = args.or(&file).map_err(|failure| failure.message())?;
             Ok::<_, String>(
                 found.into_iter().map(|p| format!("{} {:?}", p.name, p.options)).collect::<Vec<_>>().join(";"),
             )

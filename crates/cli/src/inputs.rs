@@ -108,8 +108,9 @@ fn symbols(infos: &[TensorInfo], wanted: &Wanted) -> Result<BTreeMap<String, usi
         for (dim, &size) in declared.iter().zip(given) {
             match dim {
                 Dim::Fixed(fixed) if *fixed != size => {
+                    let declared = edgeward_engine::shape_text(declared);
                     return Err(format!(
-                        "input `{}` has the fixed shape {declared:?}, `--shape` gives {given:?}",
+                        "input `{}` has the shape {declared}, {fixed} is fixed; `--shape` gives {given:?}",
                         info.name
                     ));
                 }

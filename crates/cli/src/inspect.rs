@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use edgeward_engine::{Registry, SessionOptions, Source};
-use edgeward_graph::{Dimension, Model, Port};
+use edgeward_graph::{Dimension, ErrorKind, Model, Port};
 use serde::Serialize;
 
 use crate::{
@@ -51,8 +51,10 @@ struct Report {
     multiply_adds_by_operator: serde_json::Map<String, serde_json::Value>,
     /// What it is counted for, and where shapes stay unknown.
     multiply_adds_note: String,
-    /// What the checker finds wrong; an engine may run the model all the same.
+    /// What the checker finds wrong, and versions that it does not know.
     problems: Vec<String>,
+    /// Rules of ONNX are broken: no engine is given the model.
+    broken: bool,
     engines: Vec<EngineVerdict>,
 }
 
@@ -101,7 +103,18 @@ pub fn run(args: &InspectArgs, context: &Context) -> Outcome {
         let registry = engines::registry(&context.settings.engine);
         report.engines = registry.names().iter().map(|name| verdict(&registry, name, args)).collect();
     }
-    if context.json { print::json(&report) } else { print_report(&report) }
+    if context.json {
+        print::json(&report)?
+    } else {
+        print_report(&report)?
+    }
+    if !report.broken {
+        return Ok(());
+    }
+    let (count, model) = (report.problems.len(), &report.model);
+    Err(Failure::told(format!(
+        "model `{model}` breaks the rules of ONNX in {count} places, which are listed as problems"
+    )))
 }
 
 fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
@@ -112,6 +125,7 @@ fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
         version: opset.version(),
     });
     let (cost, note) = cost(model, args)?;
+    let problems = edgeward_graph::check(model).err().unwrap_or_default();
     Ok(Report {
         model: args.model.display().to_string(),
         producer: [proto.producer_name(), proto.producer_version()].join(" ").trim().to_owned(),
@@ -128,7 +142,8 @@ fn describe(args: &InspectArgs, model: &Model) -> Result<Report, Failure> {
         multiply_adds: cost.unknown.is_none().then_some(cost.total),
         multiply_adds_by_operator: cost.operators.into_iter().map(|(op, n)| (op, n.into())).collect(),
         multiply_adds_note: note,
-        problems: edgeward_graph::check(model).err().into_iter().flatten().map(|e| e.to_string()).collect(),
+        broken: problems.iter().any(|e| e.kind() != ErrorKind::Unsupported),
+        problems: problems.iter().map(ToString::to_string).collect(),
         engines: Vec::new(),
     })
 }
@@ -144,20 +159,38 @@ fn cost(model: &Model, args: &InspectArgs) -> Result<(edgeward_graph::Cost, Stri
             return Err(Failure::input(format!("no input has a dimension `{name}`; there are `{known}`")));
         }
     }
+    let sized: Vec<String> = sizes.iter().map(|(name, size)| format!("{name}={size}")).collect();
+    let of_sizes = if sized.is_empty() { String::new() } else { format!("for {}", sized.join(", ")) };
     let inferred = match edgeward_graph::infer(model, &sizes) {
         Ok(inferred) => inferred,
         Err(e) => {
-            let unknown = Some(e.to_string());
-            return Ok((edgeward_graph::Cost { unknown, ..Default::default() }, format!("not counted: {e}")));
+            let other = if sized.is_empty() { "" } else { "; other sizes: `--dim NAME=SIZE`" };
+            let note = format!("not counted {of_sizes}: {e}{other}").replace(" :", ":");
+            return Ok((edgeward_graph::Cost { unknown: Some(e.to_string()), ..Default::default() }, note));
         }
     };
     let cost = edgeward_graph::cost(model, &inferred);
-    let sized: Vec<String> = sizes.iter().map(|(name, size)| format!("{name}={size}")).collect();
-    let mut note = if sized.is_empty() { String::new() } else { format!("for {}", sized.join(", ")) };
-    if let Some(node) = &cost.unknown {
-        note = format!("not counted: the shapes of {node} are not known {note}").trim_end().to_owned();
-    }
+    let note = match &cost.unknown {
+        Some(node) => {
+            let why = undecided(model).map_or(String::new(), |why| format!("; {why}"));
+            format!("not counted: the shapes of {node} are not known {of_sizes}").trim_end().to_owned() + &why
+        }
+        None => of_sizes,
+    };
     Ok((cost, note))
+}
+
+/// What keeps shapes open whatever sizes are given.
+fn undecided(model: &Model) -> Option<String> {
+    let mut found = std::collections::BTreeSet::new();
+    edgeward_graph::walk::nodes(model.proto(), &mut |node| {
+        if matches!(node.op_type(), "If" | "Loop" | "Scan") {
+            found.insert(node.op_type());
+        }
+    });
+    let found = found.into_iter().collect::<Vec<_>>().join("`, `");
+    (!found.is_empty())
+        .then(|| format!("what its `{found}` do depends on what the inputs hold; `edgeward bench` measures a run"))
 }
 
 fn value(port: Port) -> Value {
@@ -197,7 +230,7 @@ fn print_report(report: &Report) -> Outcome {
     };
     let mut rows = ports("input", &report.inputs);
     rows.extend(ports("output", &report.outputs));
-    print::line(&print::table(&["", "name", "type", "shape"], rows, 4))?;
+    print::table(&["", "name", "type", "shape"], rows, 4)?;
     print::line(&format!(
         "{} nodes, {} parameters, {} of tensors",
         print::thousands(report.nodes as u64),
@@ -238,5 +271,5 @@ fn print_engines(engines: &[EngineVerdict]) -> Outcome {
         };
         vec![verdict.name.to_owned(), verdict.version.clone().unwrap_or_default(), result]
     };
-    print::line(&print::table(&["engine", "version", "this model"], engines.iter().map(row).collect(), 3))
+    print::table(&["engine", "version", "this model"], engines.iter().map(row).collect(), 3)
 }

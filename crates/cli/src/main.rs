@@ -7,6 +7,7 @@ mod demo;
 mod engine;
 mod engines;
 mod failure;
+mod gate;
 mod infer;
 mod inputs;
 mod inspect;
@@ -74,14 +75,16 @@ pub struct Context {
 
 fn main() -> ExitCode {
     memory::set_up();
+    signals::survive_full_files();
     let cli = Cli::parse();
     let json = cli.json;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {}", failure.message());
-            if json {
-                println!("{}", serde_json::json!({ "error": failure.message() }));
+            print::note!("error: {}", failure.message());
+            if json && !failure.is_told() {
+                // Where standard output is what failed, there is nobody left to tell.
+                let _ = print::json(&serde_json::json!({ "error": failure.message() }));
             }
             failure.exit_code()
         }

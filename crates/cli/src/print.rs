@@ -1,8 +1,12 @@
 //! What commands print: JSON for programs, tables for people.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, IsTerminal as _, Write as _},
+};
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use anyhow::Context as _;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -14,24 +18,74 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&text?)
 }
 
-/// Prints one line; a reader that has gone away (`| head`) is no error.
+/// Prints a line or more; a reader that has gone away (`| head`) is no error.
 pub fn line(text: &str) -> Result<(), Failure> {
-    match writeln!(io::stdout().lock(), "{text}") {
+    match writeln!(io::stdout().lock(), "{}", harmless(text)) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+        other => Ok(other.context("cannot write to standard output")?),
     }
 }
 
-/// A table with `header`; every column but the first `text_columns` is aligned to the right.
-pub fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> String {
+/// Prints to standard error, where it can.
+pub fn to_stderr(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", harmless(text));
+}
+
+/// [`to_stderr`] with a format, as `eprintln` has one; that ends the program where standard error is gone.
+macro_rules! note {
+    ($($argument:tt)*) => { $crate::print::to_stderr(&format!($($argument)*)) };
+}
+pub(crate) use note;
+
+/// `text` with what would steer a terminal, or turn the order of what follows, written as JSON writes it. Names come from files.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c != '\n' && steers(c))
+}
+
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn escaped(text: &str, which: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&which) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if which(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
+}
+
+/// Columns where no terminal says how many it has.
+const COLUMNS: u16 = 100;
+/// Longer cells are cut; `--json` has all.
+const CELL_CHARS_MAX: usize = 400;
+
+/// Prints a table with `header`, as wide as the terminal or `COLUMNS`; every column but the first `text_columns` is aligned to the right.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> Result<(), Failure> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0);
+    let unknown = || (!io::stdout().is_terminal()).then_some(COLUMNS);
+    if let Some(columns) = told.or_else(unknown) {
+        table.set_width(columns);
+    }
     table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(comfy_table::Attribute::Bold)));
-    table.add_rows(rows);
+    table.add_rows(rows.iter().map(|row| row.iter().map(|text| cell(text)).collect::<Vec<_>>()));
     for column in table.column_iter_mut().skip(text_columns) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.to_string()
+    match writeln!(io::stdout().lock(), "{table}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other.context("cannot write to standard output")?),
+    }
+}
+
+fn cell(text: &str) -> String {
+    let text = escaped(text, steers);
+    match text.char_indices().nth(CELL_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.into_owned(),
+    }
 }
 
 /// Milliseconds with three significant digits or so: `0.012 ms`, `3.45 ms`, `120 ms`.
@@ -84,6 +138,14 @@ fn scaled(mut value: f64, units: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        assert_eq!(harmless("two\nlines, ü"), "two\nlines, ü");
+        assert_eq!(harmless("\u{1b}]0;title\u{7}\r\u{9b}2J\u{202e}"), r"\u001b]0;title\u0007\u000d\u009b2J\u202e");
+        assert_eq!(cell("a\nb\t"), r"a\u000ab\u0009");
+        assert_eq!(cell(&"x".repeat(1_000_000)).chars().count(), CELL_CHARS_MAX + 1);
+    }
 
     #[test]
     fn numbers_read_well() {

@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,17 +13,20 @@ use edgeward_serve::{
     Limits, Listening, RunConfig, RunError,
     core::{ModelControl, ServerConfig, Tuned, Tuning},
 };
+use edgeward_trust::policy::Policies;
 use tokio::sync::Notify;
 
 use crate::{
     Context,
     engines::{self, EngineArgs},
     failure::{Failure, Outcome},
+    gate,
     log::{self, LogFormat},
     memory, print,
     settings::ServeSettings,
     signals::Signals,
     telemetry::TelemetryArgs,
+    trust::authority::Unlocking,
     tune::result::{self, Goal},
 };
 
@@ -32,8 +36,8 @@ const METRICS_PORT: u16 = 8002;
 const GRACE_SECONDS: u64 = 30;
 const WATCH_SECONDS: u64 = 15;
 
-const NEEDS_INSECURE: &str = "a listener needs an identity for TLS, and this server has none: identities come with \
-    `edgeward trust`. For callers on this machine alone, `--insecure` serves without TLS and without asking who \
+const NEEDS_TRUST: &str = "a listener needs a certificate, and callers need policies: `edgeward trust init DIR` makes both, \
+    `--trust DIR` takes them. For callers on this machine alone, `--insecure` serves without TLS and without asking who \
     calls, on loopback addresses only";
 
 /// Options of `edgeward serve`.
@@ -51,9 +55,14 @@ pub struct ServeArgs {
     /// Address of Prometheus metrics [default: 127.0.0.1:8002]
     #[arg(long, env = "EDGEWARD_METRICS", value_name = "ADDR")]
     metrics: Option<SocketAddr>,
-    /// File that is written whole, once ready, with the bound addresses
+    /// File that is written whole, with the bound addresses, once every model that should serve does
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
+    /// Folder that `edgeward trust init` made: TLS, callers' identities, policies and the audit log
+    #[arg(long, env = "EDGEWARD_TRUST", value_name = "DIR", conflicts_with = "insecure")]
+    trust: Option<PathBuf>,
+    #[command(flatten)]
+    unlock: Unlocking,
     /// Serve without TLS and without identities, on loopback addresses only
     #[arg(long)]
     insecure: bool,
@@ -92,12 +101,20 @@ pub fn run(args: ServeArgs, context: &Context) -> Outcome {
     let log = log::init(args.log_format);
     let mut config = config(&args, context)?;
     config.telemetry.log = Some(log);
-    if !args.insecure {
-        return Err(Failure::input(NEEDS_INSECURE));
+    let folder = args.trust.clone().or_else(|| context.settings.trust.folder.clone()).filter(|_| !args.insecure);
+    let mut listed = None;
+    if let Some(folder) = &folder {
+        let settings = &context.settings.trust;
+        let trust = gate::config(folder, settings, &args.unlock)?;
+        listed = trust.followed.policies.clone().map(|folder| (trust.policies.clone(), folder));
+        config.trust = Some(trust);
+    } else if args.insecure {
+        tracing::warn!("INSECURE: no TLS, and any program on this machine may call, load and unload every model");
+    } else {
+        return Err(Failure::input(NEEDS_TRUST));
     }
-    tracing::warn!("INSECURE: no TLS, and any program on this machine may call, load and unload every model");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, context))
+    runtime.block_on(serve(config, listed, context))
 }
 
 fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
@@ -120,6 +137,7 @@ fn config(args: &ServeArgs, context: &Context) -> Result<RunConfig, Failure> {
         telemetry: args.telemetry.config(&settings.telemetry)?,
         grace: Duration::from_secs(args.grace_seconds.or(settings.grace_seconds).unwrap_or(GRACE_SECONDS)),
         limits: limits(settings)?,
+        trust: None,
     })
 }
 
@@ -138,6 +156,7 @@ fn limits(settings: &ServeSettings) -> Result<Limits, Failure> {
         head_bytes_max,
         head_lines_max: settings.head_lines_max.map_or(default.head_lines_max, NonZeroUsize::get),
         load_bytes_max: settings.load_bytes_max.unwrap_or(default.load_bytes_max),
+        unread_max: settings.unread_seconds_max.map_or(default.unread_max, |s| Duration::from_secs(s.get())),
     })
 }
 
@@ -190,7 +209,7 @@ fn tuned(model: &Path, goal: Goal) -> Option<Tuned> {
     Some(Tuned { engine: best.engine, threads: best.threads, instances, batch })
 }
 
-async fn serve(config: RunConfig, context: &Context) -> Outcome {
+async fn serve(config: RunConfig, listed: Option<(Arc<Policies>, PathBuf)>, context: &Context) -> Outcome {
     memory::give_back_in_idle_times();
     // Taken before the models load: a signal during a long start must not be lost.
     let mut signals = Signals::new()?;
@@ -199,6 +218,10 @@ async fn serve(config: RunConfig, context: &Context) -> Outcome {
         () = signals.next() => return Ok(()),
     };
     announce(&listening, context)?;
+    if let Some((policies, folder)) = listed {
+        let index = listening.server().index(true);
+        gate::warn_of_unlisted(&policies, &folder, index.iter().map(|model| (&*model.name, &*model.version)));
+    }
     let draining = Notify::new();
     let ended = listening.serve_until(draining.notified());
     let signalled = async {
@@ -218,7 +241,9 @@ async fn serve(config: RunConfig, context: &Context) -> Outcome {
 fn not_started(error: RunError) -> Failure {
     match error {
         // Folders and files of models are named on the command line.
-        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) => Failure::Input(error.into()),
+        RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) | RunError::ReadyFile { .. } => {
+            Failure::Input(error.into())
+        }
         _ => Failure::Work(error.into()),
     }
 }

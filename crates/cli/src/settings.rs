@@ -30,6 +30,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// `[serve]`
     pub serve: ServeSettings,
+    /// `[trust]`
+    pub trust: crate::gate::TrustSettings,
 }
 
 /// `[engine]`: how models run.
@@ -97,6 +99,8 @@ pub struct ServeSettings {
     pub head_lines_max: Option<NonZeroUsize>,
     /// Bytes of all files together that a load brings along.
     pub load_bytes_max: Option<usize>,
+    /// How long a peer may take nothing of an answer.
+    pub unread_seconds_max: Option<NonZeroU64>,
     /// Follow the files of the models.
     pub watch: Option<bool>,
     /// Longest time between two looks at them.

@@ -1,4 +1,4 @@
-//! Signals that ask a program to end: SIGTERM and SIGINT.
+//! Signals: those that ask a program to end, SIGTERM and SIGINT, and one that must not end it.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -21,4 +21,13 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// From now on a write beyond what a file may have (`ulimit -f`) is an error of that write, EFBIG, and does not end the
+/// process by SIGXFSZ. The signal is caught, not ignored: what is ignored stays so in programs that this one starts.
+pub fn survive_full_files() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler = nothing as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing, which is safe at any moment.
+    unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
 }

@@ -1,7 +1,8 @@
 //! `edgeward trust`: identities, policy, keys and the log, each in its own module.
 
 mod audit;
-mod authority;
+pub mod authority;
+mod drill;
 mod policy;
 
 pub use authority::Unlocking;
@@ -35,6 +36,8 @@ enum Area {
     Audit(audit::AuditCommand),
     /// Check, test, explain and try out policies
     Policy(policy::PolicyCommand),
+    /// Try to break into a server of one's own, and say what held
+    Drill(Box<drill::DrillArgs>),
 }
 
 /// Runs the command.
@@ -47,6 +50,7 @@ pub fn run(args: &TrustCommand, context: &Context) -> Outcome {
         Area::Renew(args) => authority::renew(args, context),
         Area::Audit(args) => audit::run(args, context),
         Area::Policy(args) => policy::run(args, context),
+        Area::Drill(args) => drill::run(args, context),
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use edgeward_engine::{Registry, RunOptions, Session, SessionOptions};
+use edgeward_engine::{Provider, Registry, RunOptions, Session, SessionOptions};
 use edgeward_graph::{Model, Tensor};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -28,7 +28,8 @@ use self::{
     state::State,
 };
 use crate::{
-    Context, engines,
+    Context,
+    engines::{self, ProviderArgs},
     failure::{Failure, OrInput as _, Outcome},
     inputs::{self, Inputs, NamedShape, Wanted},
     measure::{self, Load, Summary},
@@ -51,9 +52,11 @@ pub struct TuneArgs {
     /// Cores to use at most, never more than there are [default: all]
     #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads_max: Option<std::num::NonZeroUsize>,
-    /// Engine to try (repeat) [default: all that are there]
+    /// Engine to try: `onnxruntime`, `openvino` or `rten` (repeat) [default: all that are there]
     #[arg(long = "engine", value_name = "NAME")]
     engines: Vec<String>,
+    #[command(flatten)]
+    providers: ProviderArgs,
     /// Seconds of the shortest slice; later rounds take twice as long each
     #[arg(long, default_value_t = 0.1, value_parser = crate::bench::seconds)]
     slice_seconds: f64,
@@ -102,6 +105,8 @@ struct Bench<'a> {
     args: &'a TuneArgs,
     model: &'a Model,
     registry: &'a Registry,
+    /// What every engine is to run on; those that do not have it are left out, as `serve` would not take them.
+    providers: Vec<Provider>,
     /// Sessions by engine and threads, where they are small enough to be kept.
     sessions: HashMap<(String, usize), Vec<Box<dyn Session>>>,
     keep_sessions: bool,
@@ -123,6 +128,7 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
         args,
         model: &model,
         registry: &registry,
+        providers: args.providers.or(&context.settings.engine)?,
         sessions: HashMap::new(),
         keep_sessions: file_bytes.saturating_mul(6 * cores as u64) <= KEPT_BYTES,
         tolerance: agree::tolerance(&model),
@@ -134,7 +140,8 @@ pub fn run(args: &TuneArgs, context: &Context) -> Outcome {
     let all = plan::candidates(&agreeing, cores, takes_batches);
 
     let sha256 = hash(&args.model)?;
-    let key = format!("{sha256} {:?} {cores} {} {all:?}", args.shapes, args.slice_seconds);
+    let on = &bench.providers;
+    let key = format!("{sha256} {:?} {cores} {} {all:?} {on:?}", args.shapes, args.slice_seconds);
     let mut state = State::open(&state_path(&output), &key).or_input()?;
     let resumed_slices = state.resumed();
     let measured = halve(&mut bench, &mut state, all, &mut excluded)?;
@@ -202,10 +209,7 @@ fn hash(path: &Path) -> Result<String, Failure> {
 /// The engines whose outputs agree with those of the first that loads the model.
 fn agreeing_engines(bench: &mut Bench<'_>, excluded: &mut BTreeMap<String, String>) -> Result<Vec<String>, Failure> {
     let named = bench.args.engines.clone();
-    if let Some(unknown) = named.iter().find(|name| !bench.registry.names().contains(&name.as_str())) {
-        let known = bench.registry.names().join("`, `");
-        return Err(Failure::input(format!("no engine `{unknown}`; there are `{known}`")));
-    }
+    named.iter().try_for_each(|name| engines::known(name))?;
     let names: Vec<String> =
         if named.is_empty() { bench.registry.names().iter().map(|&name| name.to_owned()).collect() } else { named };
     let mut agreeing = Vec::new();
@@ -260,7 +264,8 @@ impl Bench<'_> {
     /// As many sessions of an engine as asked for, those that were kept first.
     fn take(&mut self, engine: &str, threads: usize, count: usize) -> Result<Vec<Box<dyn Session>>, Failure> {
         let mut sessions = self.sessions.remove(&(engine.to_owned(), threads)).unwrap_or_default();
-        let options = SessionOptions { threads: threads.try_into().ok(), ..SessionOptions::default() };
+        let (threads_wanted, providers) = (threads.try_into().ok(), self.providers.clone());
+        let options = SessionOptions { threads: threads_wanted, profile: false, providers };
         while sessions.len() < count {
             sessions.push(engines::load(self.registry, &self.args.model, Some(engine), &options)?.session);
         }
@@ -432,7 +437,7 @@ fn show(report: &Report, output: &Path, context: &Context) -> Outcome {
     };
     let rows = vec![row("latency", &report.latency), row("throughput", &report.throughput)];
     let header = ["best for", "engine", "threads", "batch", "at once", "p50", "p99", "items/s"];
-    print::line(&print::table(&header, rows, 2))?;
+    print::table(&header, rows, 2)?;
     if report.resumed_slices > 0 {
         print::line(&format!("went on from {} measurements of an interrupted run", report.resumed_slices))?;
     }

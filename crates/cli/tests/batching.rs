@@ -191,3 +191,37 @@ fn warm_up_runs_first_and_its_failure_names_the_sample() {
         assert_eq!(status, 200, "{body}");
     }
 }
+
+#[test]
+fn a_batch_whose_callers_are_all_gone_ends() {
+    if std::env::var_os("EDGEWARD_ALL_ENGINES").is_none() {
+        return println!("skipped: EDGEWARD_ALL_ENGINES is not set, and rten ends no run early");
+    }
+    // A run takes minutes.
+    let models = repository(
+        &support::slow_chain(900, 6000),
+        "backend: \"onnxruntime\" max_batch_size: 8 dynamic_batching {} instance_group { count: 1 }",
+    );
+    let log = models.path().with_extension("log");
+    let server = Server::start_logging_details(&[models.path()], &["--threads", "1"], &log);
+    let call = |size| send(&server.http, "POST", INFER, "", &request(size, 1, ""));
+    let first = call(1);
+    await_pending(&server, |pending| pending == 1);
+    let (second, third) = (call(1), call(1));
+    await_pending(&server, |pending| pending == 3);
+    // The first run ends, the batch of the two others begins, and nobody is left who waits for it.
+    drop(first);
+    while !fs::read_to_string(&log).unwrap().contains(r#""requests":2"#) {
+        thread::yield_now();
+    }
+    drop(second);
+    await_pending(&server, |pending| pending == 1);
+    assert!(!fs::read_to_string(&log).unwrap().contains("all its callers have gone"), "one still waits");
+    drop(third);
+    let began = std::time::Instant::now();
+    while !fs::read_to_string(&log).unwrap().contains("a batch ends early: all its callers have gone") {
+        assert!(began.elapsed().as_secs() < 100, "the batch runs on");
+        thread::yield_now();
+    }
+    fs::remove_file(log).unwrap();
+}

@@ -90,7 +90,7 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
         (&["bench", "text.onnx"], "text.onnx"),
         (&["infer", "text.onnx"], "text.onnx"),
         (&["tune", "text.onnx"], "text.onnx"),
-        (&["inspect", "cut.onnx"], "cut.onnx"),
+        (&["inspect", "cut.onnx"], "the file is cut off"),
         (&["bench", "cut.onnx"], "cut.onnx"),
         (&["infer", "cut.onnx"], "cut.onnx"),
         (&["tune", "cut.onnx"], "cut.onnx"),
@@ -104,7 +104,12 @@ fn wrong_input_exits_with_2_and_says_what_is_wrong() {
         (&["bench", "model.onnx", "--seconds", "0"], "--seconds"),
         (&["bench", "model.onnx", "--shape", "x"], "`x` is no shape"),
         (&["bench", "model.onnx", "--shape", "q=1,4"], "no input `q`"),
-        (&["bench", "model.onnx", "--shape", "x=1,5"], "fixed"),
+        (&["bench", "model.onnx", "--shape", "x=1,5"], "has the shape [n, 4], 4 is fixed; `--shape` gives [1, 5]"),
+        (
+            &["infer", "model.onnx", "--engine", "steam"],
+            "no engine `steam`; there are `onnxruntime`, `openvino`, `rten`",
+        ),
+        (&["bench", "model.onnx", "--engine", "steam"], "no engine `steam`"),
         (&["bench", "model.onnx", "--shape", "x=99999999999,4"], "too large"),
         (&["infer", "model.onnx", "--input", "none.json"], "none.json"),
         (&["infer", "model.onnx", "--input", "ragged.json"], "differ in length"),
@@ -455,4 +460,126 @@ fn the_demo_measures_every_engine_that_is_there() {
         let figures = ["load_ms", "bare_p50_ms", "served_p50_ms", "served_p99_ms", "served_per_s"];
         assert!(figures.iter().all(|key| row[key].as_f64().is_some_and(|value| value > 0.0)), "{row}");
     }
+}
+
+#[test]
+fn a_model_that_breaks_the_rules_is_refused_everywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_model(folder.path(), "Relu");
+    let mut model = Model::read(&path, &edgeward_graph::Limits::default()).unwrap();
+    let mut twice = model.graph().node[0].clone();
+    (twice.name, twice.input) = (Some("the other".to_owned()), vec!["nothing".to_owned()]);
+    model.graph_mut().node.push(twice);
+    model.write(&path).unwrap();
+    let output = edgeward(folder.path(), &["inspect", "model.onnx", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one document");
+    let problems = report["problems"].to_string();
+    assert!(problems.contains("`the other`") && problems.contains("`nothing`"), "{report}");
+    assert!(report["engines"].as_array().unwrap().iter().all(|engine| engine["runs"] == false), "{report}");
+    let output = edgeward(folder.path(), &["infer", "model.onnx", "--engine", "rten"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("`the other`"), "{stderr}");
+    let output = edgeward(folder.path(), &["inspect", "model.onnx"]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        stdout.contains("problem: ") && stderr.contains("breaks the rules of ONNX in 2 places"),
+        "{stdout}{stderr}"
+    );
+}
+
+#[test]
+fn names_of_a_file_do_not_steer_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_model(folder.path(), "Relu");
+    let mut model = Model::read(&path, &edgeward_graph::Limits::default()).unwrap();
+    let hostile = format!("x\u{1b}]0;owned\u{7}\r\u{9b}2J\u{202e}{}", "long".repeat(200));
+    model.graph_mut().input[0].name = Some(hostile.clone());
+    model.graph_mut().node[0].input = vec![hostile];
+    model.proto_mut().producer_name = Some("\u{1b}[31mred".to_owned());
+    model.write(&path).unwrap();
+    for arguments in [
+        &["inspect"][..],
+        &["inspect", "--json"],
+        &["infer"],
+        &["infer", "--shape", "q=1"],
+        &["bench", "--seconds", "0.01"],
+    ] {
+        let arguments = [&arguments[..1], &["model.onnx"], &arguments[1..]].concat();
+        let output = edgeward(folder.path(), &arguments);
+        for text in [output.stdout, output.stderr] {
+            let text = String::from_utf8(text).unwrap();
+            let steers = |c: &char| c.is_control() && *c != '\n' || *c == '\u{202e}';
+            assert_eq!(text.chars().find(steers), None, "{arguments:?}: {text:?}");
+        }
+    }
+    for (columns, most) in [("60", 60), ("", 100)] {
+        let output = command(folder.path(), &["inspect", "model.onnx"]).env("COLUMNS", columns).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let table: Vec<&str> = text
+            .lines()
+            .skip_while(|line| !line.starts_with('─'))
+            .take_while(|line| !line.contains(" nodes, "))
+            .collect();
+        assert!(table.len() > 5 && table.iter().all(|line| line.chars().count() <= most), "{columns}: {text}");
+    }
+}
+
+#[test]
+fn standard_output_that_is_full_or_gone_is_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let all: [&[&str]; 8] = [
+        &["infer", "model.onnx", "--json"],
+        &["infer", "model.onnx"],
+        &["inspect", "model.onnx"],
+        &["inspect", "model.onnx", "--json"],
+        &["bench", "model.onnx", "--seconds", "0.01"],
+        &["engine", "list"],
+        &["engine", "path", "rten", "--json"],
+        &["inspect", "none.onnx", "--json"],
+    ];
+    for arguments in all {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(folder.path(), arguments).stdout(full).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let expected = if arguments.contains(&"none.onnx") || arguments.contains(&"path") { 2 } else { 1 };
+        assert_eq!(output.status.code(), Some(expected), "{arguments:?}: {stderr}");
+        assert!(stderr.contains("error: ") && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        // Both at once: nobody is left to tell.
+        let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let status = command(folder.path(), arguments).stdout(full()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(expected), "{arguments:?}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(folder.path(), arguments).stdout(writer).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let expected = if expected == 2 { 2 } else { 0 };
+        assert!(output.status.code() == Some(expected) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+    }
+}
+
+#[test]
+fn tune_and_demo_run_on_what_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path(), "Relu");
+    let tune = ["tune", "model.onnx", "--engine", "rten", "--threads-max", "1", "--slice-seconds", "0.001"];
+    let demo = ["demo", "--offline", "--exit", "--requests", "2"];
+    for (file, arguments, expected, part) in [
+        ("providers = [\"Abacus\"]", &tune[..], 1, "unknown provider `Abacus`"),
+        ("providers = [\"CPU\"]\n[engine.provider_options.CPU]\nbeads = 3", &tune, 1, "`beads`"),
+        ("providers = [\"CPU\"]", &tune, 0, ""),
+        ("providers = [\"CPU\"]\n[engine.provider_options.CPU]\nbeads = 3", &demo, 1, "`beads`"),
+        ("providers = [\"CPU\", \"Abacus\"]", &demo, 0, ""),
+    ] {
+        fs::write(folder.path().join("edgeward.toml"), format!("[engine]\n{file}\n")).unwrap();
+        let mut command = command(folder.path(), arguments);
+        // The built-in engine alone: each has its own words for this.
+        let output =
+            command.env("EDGEWARD_ONNXRUNTIME_LIB", "none").env("EDGEWARD_OPENVINO_LIB", "none").output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(expected) && stderr.contains(part), "{file}: {stderr}");
+    }
+    let output = edgeward(folder.path(), &[&tune[..], &["--provider", "Abacus"]].concat());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("unknown provider `Abacus`"));
 }

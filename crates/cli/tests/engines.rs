@@ -255,3 +255,41 @@ fn readiness_goes_with_the_engine_and_comes_back_by_itself() {
     }
     assert_eq!(infer(&server, "m", &inputs).0, 200);
 }
+
+#[test]
+fn callers_are_told_the_reason_and_nothing_of_the_engines_source() {
+    use edgeward_graph::proto::{GraphProto, NodeProto, ValueInfoProto};
+    if std::env::var_os("EDGEWARD_ALL_ENGINES").is_none() {
+        return println!("skipped: EDGEWARD_ALL_ENGINES is not set");
+    }
+    let any = |name: &str, dtype| ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: support::shapeless(dtype),
+        ..ValueInfoProto::default()
+    };
+    let node = NodeProto {
+        op_type: Some("ConstantOfShape".to_owned()),
+        name: Some("fill".to_owned()),
+        input: vec!["SIZES".to_owned()],
+        output: vec!["OUTPUT0".to_owned()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("fill".to_owned()),
+        node: vec![node],
+        input: vec![any("SIZES", DataType::Int64)],
+        output: vec![any("OUTPUT0", DataType::Float32)],
+        ..GraphProto::default()
+    };
+    let files = tempfile::tempdir().unwrap();
+    let (model, log) = (files.path().join("m.onnx"), files.path().join("log"));
+    support::model(graph).write(&model).unwrap();
+    let server = support::Server::start_logging(&[&model], &["--engine", "onnxruntime"], &log);
+    let body = br#"{"inputs":[{"name":"SIZES","shape":[1],"datatype":"INT64","data":[-1]}]}"#;
+    let (status, text) = server.ask("POST", "/v2/models/m/infer", "", body);
+    assert!(!text.contains("onnxruntime/") && !text.contains(".cc") && !text.contains(".h:"), "{status} {text}");
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("a run fails") && log.contains("tensor.cc:"), "the log has it all: {log}");
+    assert!(status == 400 && text.contains("node `fill` (ConstantOfShape): "), "{status} {text}");
+    assert_eq!(server.ask("GET", "/v2/health/ready", "", b"").0, 200);
+}

@@ -38,7 +38,8 @@ fn connect(address: &str) -> TcpStream {
 
 fn request() -> Vec<u8> {
     let length = BODY.len();
-    format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{BODY}").into_bytes()
+    format!("POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{BODY}")
+        .into_bytes()
 }
 
 /// Status and head of the next answer, whose body is read too.
@@ -86,8 +87,8 @@ fn closed(stream: &mut TcpStream) -> bool {
 fn a_client_that_does_not_finish_is_cut() {
     let server = start("");
     let (mut head, mut body) = (connect(&server.http), connect(&server.http));
-    head.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\nx-slow: ").unwrap();
-    body.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    head.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\nx-slow: ").unwrap();
+    body.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").unwrap();
     let mut idle = connect(&server.http);
     assert_eq!(ask(&mut idle).map(|a| a.0), Some(200));
     // A byte now and then does not extend a head's time.
@@ -108,32 +109,35 @@ fn heads_are_bounded() {
     let server = start("");
     let mut many = connect(&server.http);
     let lines: String = (0..200).map(|i| format!("x-{i}: a\r\n")).collect();
-    many.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\n{lines}\r\n").as_bytes()).unwrap();
+    many.write_all(format!("GET /v2 HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n").as_bytes()).unwrap();
     assert_eq!(answer(&mut many).map(|a| a.0), Some(431));
     let mut long = connect(&server.http);
-    let _ = long.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)).as_bytes());
+    let _ =
+        long.write_all(format!("GET /v2 HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "a".repeat(1 << 20)).as_bytes());
     assert_eq!(answer(&mut long).map(|a| a.0), Some(431));
     serves(&server);
     let get = |server: &Server, line: usize| {
         let mut stream = connect(&server.http);
-        let _ = stream.write_all(format!("GET /v2 HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "a".repeat(line)).as_bytes());
+        let _ = stream
+            .write_all(format!("GET /v2 HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "a".repeat(line)).as_bytes());
         answer(&mut stream).map(|a| a.0)
     };
     assert_eq!((get(&server, 60_000), get(&server, 70_000)), (Some(200), Some(431)));
     let tight = start("[serve]\nhead_bytes_max = 8192\nhead_lines_max = 5\n");
     assert_eq!((get(&tight, 7_000), get(&tight, 9_000)), (Some(200), Some(431)));
     let mut six = connect(&tight.http);
-    six.write_all(b"GET /v2 HTTP/1.1\r\nhost: a\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n\r\n").unwrap();
+    six.write_all(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n\r\n").unwrap();
     assert_eq!(answer(&mut six).map(|a| a.0), Some(431));
     // A length that no body may have is refused before it comes.
     let mut long = connect(&server.http);
-    long.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 1099511627776\r\n\r\n").unwrap();
+    long.write_all(b"POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1099511627776\r\n\r\n")
+        .unwrap();
     assert_eq!(answer(&mut long).map(|a| a.0), Some(413));
     // A body is read in as many parts as it takes.
     let mut body = connect(&tight.http);
     let padding = " ".repeat(5 << 20);
     let head = format!(
-        "POST /v2/models/m/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n",
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
         padding.len() + BODY.len()
     );
     body.write_all(format!("{head}{padding}{BODY}").as_bytes()).unwrap();
@@ -263,7 +267,8 @@ fn http2(address: &str) -> TcpStream {
 }
 
 /// `GET /v2` in HPACK's static table, the path as a literal.
-const GET: &[u8] = &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 1, b'a'];
+const GET: &[u8] =
+    &[0x82, 0x86, 0x04, 3, b'/', b'v', b'2', 0x41, 9, b'l', b'o', b'c', b'a', b'l', b'h', b'o', b's', b't'];
 
 #[test]
 fn floods_over_http2_are_cut_and_hurt_nobody() {
@@ -300,4 +305,170 @@ fn floods_over_http2_are_cut_and_hurt_nobody() {
     let grown = server.memory_kb("VmHWM") - before;
     assert!(grown < 100 * 1024, "{grown} kB");
     serves(&server);
+}
+
+/// An answer to a head without a body: its status.
+fn status(address: &str, head: &str) -> u16 {
+    let mut stream = connect(address);
+    stream.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+    answer(&mut stream).unwrap().0
+}
+
+#[test]
+fn a_page_in_a_browser_of_this_machine_is_refused() {
+    let files = tempfile::tempdir().unwrap();
+    let (model, log, lines) = (files.path().join("m.onnx"), files.path().join("log"), files.path().join("access"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    let server = Server::start_logging(&[&model], &["--engine", "rten", "--access-log", lines.to_str().unwrap()], &log);
+    let own = server.http.clone();
+    let unload = "POST /v2/repository/models/m/unload HTTP/1.1\r\ncontent-length: 0";
+    let live = "GET /v2/health/live HTTP/1.1";
+    let table = [
+        // A name of the page's own that points to this machine; a form or a script of a page.
+        (unload, "host: evil.example".to_owned(), 403),
+        (unload, format!("host: {own}\r\norigin: http://evil.example"), 403),
+        (unload, format!("host: {own}\r\norigin: null"), 403),
+        (unload, format!("host: {own}\r\norigin: http://{own}.evil.example"), 403),
+        (unload, format!("host: {own}\r\norigin: http://{own}\r\norigin: http://evil.example"), 403),
+        (unload, "host: localhost\r\norigin: http://localhost:3000".to_owned(), 403),
+        (
+            "POST http://evil.example/v2/repository/models/m/unload HTTP/1.1\r\ncontent-length: 0",
+            format!("host: {own}"),
+            403,
+        ),
+        (live, String::new(), 400),
+        (live, format!("host: {own}\r\nhost: evil.example"), 400),
+        (live, "host: ".to_owned(), 403),
+        // Whatever the name of this machine.
+        (live, format!("host: {own}\r\norigin: http://{own}"), 200),
+        (live, "host: localhost".to_owned(), 200),
+        (live, "host: Models.LocalHost:80".to_owned(), 200),
+        (live, "host: [::1]:8000".to_owned(), 200),
+        ("GET /v2/health/live HTTP/1.0", String::new(), 200),
+    ];
+    let found: Vec<_> = table
+        .iter()
+        .map(|(line, rest, _)| {
+            let head = if rest.is_empty() { (*line).to_owned() } else { format!("{line}\r\n{rest}") };
+            status(&server.http, &head)
+        })
+        .collect();
+    let expected: Vec<_> = table.iter().map(|(.., status)| *status).collect();
+    assert_eq!(found, expected, "{table:#?}");
+    serves(&server);
+    assert_eq!(status(&server.metrics, "GET /metrics HTTP/1.1\r\nhost: evil.example"), 403);
+    assert_eq!(status(&server.grpc, "POST / HTTP/1.1\r\nhost: evil.example\r\ncontent-length: 0"), 403);
+    assert_eq!(status(&server.grpc, "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0"), 415);
+    assert!(fs::read_to_string(&log).unwrap().contains("evil.example"), "the log says why");
+    assert!(server.terminate().success());
+    let lines = fs::read_to_string(&lines).unwrap();
+    let logged = |status: u16| lines.matches(&format!("\"status\":{status},")).count();
+    assert_eq!((logged(400), logged(403), logged(415)), (2, 10, 1), "{lines}");
+}
+
+#[tokio::test]
+async fn calls_over_grpc_by_a_foreign_name_are_refused() {
+    use edgeward_serve::proto::{ServerLiveRequest, grpc_inference_service_client::GrpcInferenceServiceClient};
+    let server = start("");
+    let at: http::Uri = format!("http://{}", server.grpc).parse().unwrap();
+    for (origin, expected) in
+        [("http://localhost:1", None), ("http://evil.example", Some(tonic::Code::PermissionDenied))]
+    {
+        let endpoint = tonic::transport::Endpoint::from(at.clone()).origin(origin.parse().unwrap());
+        let mut client = GrpcInferenceServiceClient::new(endpoint.connect().await.unwrap());
+        let answer = client.server_live(ServerLiveRequest {}).await;
+        assert_eq!(answer.as_ref().err().map(tonic::Status::code), expected, "{answer:?}");
+    }
+}
+
+/// A server with the model `m` whose log has details, with the file that it goes to.
+fn start_with_details(settings: &str) -> (Server, tempfile::TempDir) {
+    let files = tempfile::tempdir().unwrap();
+    let (model, config) = (files.path().join("m.onnx"), files.path().join("edgeward.toml"));
+    support::identity(DataType::Float32).write(&model).unwrap();
+    fs::write(&config, settings).unwrap();
+    let arguments = ["--engine", "rten", "--grace-seconds", "600", "--config", config.to_str().unwrap()];
+    let server = Server::start_logging_details(&[&model], &arguments, &files.path().join("log"));
+    (server, files)
+}
+
+/// Waits until the server has cut so many connections since it started.
+fn await_cut(files: &tempfile::TempDir, count: usize) {
+    let log = || fs::read_to_string(files.path().join("log")).unwrap();
+    while log().matches("its peer takes no answers").count() < count {
+        std::thread::yield_now();
+    }
+}
+
+/// Asks for an answer of 64 MiB, of which no byte is read.
+fn ask_for_much(address: &str) -> TcpStream {
+    let rows = 1 << 20;
+    let json = format!(
+        r#"{{"inputs":[{{"name":"INPUT0","shape":[{rows},16],"datatype":"FP32","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":true}}}}"#,
+        rows * 64
+    );
+    let mut stream = connect(address);
+    let (length, whole) = (json.len(), json.len() + rows * 64);
+    let head = format!(
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {whole}\r\ninference-header-content-length: {length}\r\n\r\n{json}"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&vec![0; rows * 64]).unwrap();
+    stream
+}
+
+/// Asks over HTTP/2 for an answer, and opens no window for it.
+fn ask_without_a_window(address: &str) -> TcpStream {
+    const INITIAL_WINDOW_SIZE: &[u8] = &[0, 4, 0, 0, 0, 0];
+    let mut stream = connect(address);
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, INITIAL_WINDOW_SIZE)].concat();
+    stream.write_all(&[begin, frame(HEADERS, END_STREAM_AND_HEADERS, 1, GET)].concat()).unwrap();
+    stream
+}
+
+#[test]
+fn a_peer_that_takes_no_answers_is_cut() {
+    let (server, files) = start_with_details("[serve]\nunread_seconds_max = 1\n");
+    let mut stuck = ask_for_much(&server.http);
+    await_cut(&files, 1);
+    let mut some = Vec::new();
+    let end = stuck.read_to_end(&mut some);
+    assert!(end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset) || some.len() < 64 << 20, "{}", some.len());
+    let mut shut = ask_without_a_window(&server.http);
+    await_cut(&files, 2);
+    assert!(closed(&mut shut));
+    // A window that opens in time is used.
+    let mut late = ask_without_a_window(&server.http);
+    let mut head = [0; 9];
+    while head[3] != HEADERS {
+        late.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        late.read_exact(&mut vec![0; length]).unwrap();
+    }
+    late.write_all(&frame(WINDOW_UPDATE, 0, 1, &(1u32 << 20).to_be_bytes())).unwrap();
+    let mut found = Vec::new();
+    while !String::from_utf8_lossy(&found).contains("extensions") {
+        let mut part = [0; 4096];
+        let length = late.read(&mut part).unwrap();
+        assert!(length > 0, "closed without the answer");
+        found.extend_from_slice(&part[..length]);
+    }
+    serves(&server);
+}
+
+#[test]
+fn peers_that_take_no_answers_do_not_hold_a_server_that_stops() {
+    let (mut server, files) = start_with_details("[serve]\nunread_seconds_max = 500\n");
+    let _stuck = (ask_for_much(&server.http), ask_without_a_window(&server.http), ask_without_a_window(&server.grpc));
+    serves(&server);
+    while !support::ask(&server.metrics, "GET", "/metrics", "", b"")
+        .2
+        .contains("request_success{model=\"m\",version=\"1\"} 2\n")
+    {
+        std::thread::yield_now();
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    assert!(server.child.wait().unwrap().success(), "long before the grace time of ten minutes");
+    await_cut(&files, 3);
 }

@@ -78,7 +78,7 @@ async fn call<S>(sender: &mut Sender<S>, encoding: &str, body: S) -> (Code, Stri
 where
     S: Stream<Item = Result<Frame<Bytes>, Infallible>> + Send + Unpin + 'static,
 {
-    let request = http::Request::post(format!("http://a{INFER}"))
+    let request = http::Request::post(format!("http://localhost{INFER}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header("grpc-encoding", encoding)
@@ -174,8 +174,9 @@ async fn only_grpc_is_taken_for_grpc() {
         ("", false),
     ] {
         let mut sender = connect(&server).await;
-        let asked =
-            http::Request::post(format!("http://a{INFER}")).header("content-type", kind).header("te", "trailers");
+        let asked = http::Request::post(format!("http://localhost{INFER}"))
+            .header("content-type", kind)
+            .header("te", "trailers");
         let body = StreamBody::new(parts(vec![message.clone().into()]));
         let answer = sender.send_request(asked.body(body).unwrap()).await.unwrap();
         assert_eq!(answer.status().as_u16(), if taken { 200 } else { 415 }, "{kind}");
@@ -264,4 +265,43 @@ async fn an_announced_length_costs_nothing() {
     let asked = server.memory_kb("VmPeak") - before;
     assert!(asked < 1024 * KB, "{asked} kB asked for");
     serves(&server).await;
+}
+
+#[tokio::test]
+async fn contents_of_another_type_are_named() {
+    use edgeward_serve::proto::InferTensorContents;
+    let models = support::repository();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let mut client = GrpcInferenceServiceClient::connect(format!("http://{}", server.grpc)).await.unwrap();
+    let table = [
+        (
+            InferTensorContents { int_contents: vec![1; 16], ..InferTensorContents::default() },
+            "`int_contents` is filled (16 values)",
+        ),
+        (
+            InferTensorContents {
+                fp32_contents: vec![1.0; 16],
+                bytes_contents: vec!["a".into()],
+                ..InferTensorContents::default()
+            },
+            "`bytes_contents` is filled (1 values)",
+        ),
+        (InferTensorContents::default(), "16"),
+    ];
+    for (contents, part) in table {
+        let input = InferInputTensor {
+            name: "INPUT0".to_owned(),
+            datatype: "FP32".to_owned(),
+            shape: vec![1, 16],
+            contents: Some(contents),
+            ..InferInputTensor::default()
+        };
+        let request =
+            ModelInferRequest { model_name: "ident".to_owned(), inputs: vec![input], ..ModelInferRequest::default() };
+        let refused = client.model_infer(request).await.unwrap_err();
+        let text = refused.message();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{text}");
+        let names = part == "16" || text.contains("expected `fp32_contents` alone for FP32");
+        assert!(names && text.contains("input `INPUT0`") && text.contains(part), "{text}");
+    }
 }

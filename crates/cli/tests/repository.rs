@@ -482,7 +482,8 @@ fn the_data_that_a_plain_file_names_is_followed() {
 fn ask_http(address: &str, stop: &AtomicBool, refused: u16) -> u64 {
     let body = json!({ "inputs": [{ "name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": vec![1.0; 16] }] });
     let (body, mut count) = (body.to_string(), 0);
-    let head = format!("POST /v2/models/double/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("POST /v2/models/double/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     let mut stream = BufReader::new(TcpStream::connect(address).unwrap());
     while !stop.load(Relaxed) {
         stream.get_mut().write_all(format!("{head}{body}").as_bytes()).unwrap();

@@ -244,7 +244,9 @@ fn a_second_signal_ends_a_drain_that_waits() {
     let mut server = Server::start(&[models.path()], &["--grace-seconds", "600"]);
     // A request of which half has arrived: accepted, and never complete.
     let mut stuck = TcpStream::connect(&server.http).unwrap();
-    stuck.write_all(b"POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    stuck
+        .write_all(b"POST /v2/models/ident/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        .unwrap();
     let (status, _) = server.ask("GET", "/v2/health/live", "", b"");
     assert_eq!(status, 200);
     let signal = |server: &Server| {
@@ -268,8 +270,10 @@ fn sigterm_answers_what_was_accepted() {
     let address = server.http.clone();
     let stop = Instant::now() + Duration::from_millis(300);
     let body = r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
-    let request =
-        format!("POST /v2/models/ident/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST /v2/models/ident/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let clients: Vec<_> = (0..4)
         .map(|_| {
             let (address, request) = (address.clone(), request.clone());
@@ -331,4 +335,36 @@ fn classes_have_their_labels() {
         let (status, text) = server.ask("POST", "/v2/repository/models/ident/load", "", b"");
         assert!(status == 400 && text.contains("OUTPUT0") && text.contains(wrong), "{text}");
     }
+}
+
+#[test]
+fn strings_that_json_cannot_hold_are_refused_and_go_as_bytes() {
+    let models = repository();
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let one = |string: &[u8]| [&u32::try_from(string.len()).unwrap().to_le_bytes(), string].concat();
+    let tensor: Vec<u8> = (0..16).flat_map(|i| one(if i == 5 { b"\xff\xfez" } else { "\u{e9}".as_bytes() })).collect();
+    let ask = |binary: bool| {
+        let json = format!(
+            r#"{{"inputs":[{{"name":"INPUT0","shape":[1,16],"datatype":"BYTES","parameters":{{"binary_data_size":{}}}}}],"parameters":{{"binary_data_output":{binary}}}}}"#,
+            tensor.len()
+        );
+        let header = format!("inference-header-content-length: {}\r\n", json.len());
+        server.ask("POST", "/v2/models/ident_str/infer", &header, &[json.as_bytes(), &tensor].concat())
+    };
+    let (status, text) = ask(false);
+    let named = text.contains("output `OUTPUT0`: element 5 is not UTF-8") && text.contains("ask for binary data");
+    assert!(status == 400 && named, "{status} {text}");
+    let (status, text) = ask(true);
+    assert!(status == 200 && text.contains(&format!("\"binary_data_size\":{}", tensor.len())), "{status} {text}");
+}
+
+#[test]
+fn an_address_in_use_is_said_once() {
+    let models = repository();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = edgeward(&["serve", models.path().to_str().unwrap(), "--insecure", "--http", &address]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.matches("Address already in use").count(), 1, "{text}");
 }

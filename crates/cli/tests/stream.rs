@@ -165,3 +165,47 @@ async fn compressed_messages_are_taken_and_given() {
     assert_eq!(answer.metadata().get("grpc-encoding").unwrap(), "gzip");
     assert_eq!(answer.into_inner().raw_output_contents[0].len(), 64 * 16 * 4);
 }
+
+#[tokio::test]
+async fn streams_end_with_a_server_that_stops_and_what_runs_is_answered() {
+    let (ident, slow) = (repository(), slow_repository());
+    let arguments = ["--engine", "rten", "--threads", "1", "--grace-seconds", "600"];
+    let mut server = Server::start(&[ident.path(), slow.path()], &arguments);
+    // Nothing sent; one answered and silent since; some that run.
+    let streams = [("", 0), ("ident", 1), ("m", 4)];
+    let mut open = Vec::new();
+    for (model, count) in streams {
+        let (sender, requests) = tokio::sync::mpsc::channel(8);
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let answers = client(&server).await.model_stream_infer(requests).await.unwrap().into_inner();
+        for id in 0..count {
+            sender.send(request(model, &id.to_string(), [1, 16])).await.unwrap();
+        }
+        open.push((count, sender, answers));
+    }
+    let (_, _, answered) = &mut open[1];
+    assert_eq!(answered.next().await.unwrap().unwrap().infer_response.unwrap().id, "0");
+    open[1].0 = 0;
+    let channel = Channel::from_shared(format!("http://{}", server.grpc)).unwrap().connect().await.unwrap();
+    let watched = tonic_health::pb::HealthCheckRequest::default();
+    let mut health =
+        tonic_health::pb::health_client::HealthClient::new(channel).watch(watched).await.unwrap().into_inner();
+    let mut states = vec![health.next().await.unwrap().unwrap().status()];
+    while metric(&server, "nv_inference_pending_request_count{model=\"m\"") < 4 {
+        tokio::task::yield_now().await;
+    }
+    let id = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    for (count, _sender, mut answers) in open {
+        for id in 0..count {
+            assert_eq!(answers.next().await.unwrap().unwrap().infer_response.unwrap().id, id.to_string());
+        }
+        assert_eq!(answers.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+    }
+    while let Some(state) = health.next().await {
+        states.push(state.unwrap().status());
+    }
+    use tonic_health::pb::health_check_response::ServingStatus::{NotServing, Serving};
+    assert_eq!(states, [Serving, NotServing]);
+    assert!(server.child.wait().unwrap().success(), "long before the grace time of ten minutes");
+}

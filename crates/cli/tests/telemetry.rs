@@ -465,3 +465,52 @@ fn log_settings_act_on_the_log() {
         assert!(status == 400 && text.contains(part), "{text}");
     }
 }
+
+/// The number after `name` in the metrics.
+fn metric(server: &Server, name: &str) -> Option<u64> {
+    let (_, _, text) = support::ask(&server.metrics, "GET", "/metrics", "", b"");
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+fn file_bytes_max(server: &Server, current: Option<u64>) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    prlimit(Some(Pid::from_child(&server.child)), Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+}
+
+#[test]
+fn a_file_that_is_full_costs_counted_lines_and_traces_and_nothing_else() {
+    let (models, files) = (repository(), tempfile::tempdir().unwrap());
+    for format in ["json", "text"] {
+        let (log, trace) = (files.path().join(format), files.path().join(format!("{format}.trace")));
+        let arguments = ["--access-log", log.to_str().unwrap(), "--access-log-format", format, "--trace-file"];
+        let traced = [trace.to_str().unwrap(), "--trace-level", "TIMESTAMPS", "--trace-rate", "1"];
+        let server = Server::start(&[models.path()], &[arguments.as_slice(), &traced].concat());
+        let ask = |count: u64| (0..count).for_each(|_| assert_eq!(server.ask("POST", INFER, "", GOOD).0, 200));
+        let lost = |sink: &str| metric(&server, &format!("edgeward_telemetry_dropped_total{{sink=\"{sink}\"}}"));
+        ask(20);
+        trace_file(&trace, 40);
+        // Neither limit is where a line or a record ends.
+        file_bytes_max(&server, Some(8_001));
+        ask(100);
+        awaited("losses of both", || {
+            Some(()).filter(|()| ["access_log", "trace_file"].iter().all(|s| lost(s) > Some(0)))
+        });
+        let whole = trace_file(&trace, 40).len();
+        assert!(whole < 240, "the array is whole, and ends where the file was full");
+        file_bytes_max(&server, None);
+        ask(30);
+        awaited("all lines and traces, or their loss", || {
+            let lines = fs::read_to_string(&log).unwrap().lines().count() as u64;
+            let traces = trace_file(&trace, 40).len() as u64 / 2;
+            (lines + lost("access_log")? == 150 && traces + lost("trace_file")? == 150).then_some(())
+        });
+        for line in fs::read_to_string(&log).unwrap().lines() {
+            let whole = match format {
+                "json" => serde_json::from_str::<Value>(line).is_ok_and(|line| line["total_us"].is_u64()),
+                _ => line.starts_with("20") && line.matches(" total_us=").count() == 1,
+            };
+            assert!(whole, "{line}");
+        }
+        assert!(server.terminate().success());
+    }
+}

@@ -7,7 +7,9 @@
 mod cancel;
 mod check;
 mod error;
+mod estimate;
 pub mod install;
+mod machine;
 mod onnxruntime;
 mod openvino;
 mod registry;

@@ -13,7 +13,8 @@ use std::{
 use edgeward_graph::Limits;
 
 use crate::{
-    Engine, EngineError, EngineInfo, ErrorKind, Provider, Session, SessionOptions, Source, TensorInfo, check, source,
+    Engine, EngineError, EngineInfo, ErrorKind, Provider, Session, SessionOptions, Source, TensorInfo, check,
+    estimate::Estimate, source,
 };
 
 mod library;
@@ -74,7 +75,8 @@ impl Engine for OpenVino {
     }
 
     fn load(&self, source: &Source, options: &SessionOptions) -> Result<Box<dyn Session>, EngineError> {
-        let (inputs, outputs) = check::interface(NAME, &source::checked(NAME, source, &Limits::default())?)?;
+        let graph = source::checked(NAME, source, &Limits::default())?;
+        let (inputs, outputs) = check::interface(NAME, &graph)?;
         for info in inputs.iter().chain(&outputs) {
             if element_type(info.dtype).is_none() {
                 let text = format!("`{}` is {}, which is not served through OpenVINO", info.name, info.dtype);
@@ -91,7 +93,19 @@ impl Engine for OpenVino {
         let idle = Mutex::default();
         // SAFETY: the model lives; the call reads it.
         let fixed = !unsafe { (self.shared.library.ov_model_is_dynamic)(model.handle) };
-        Ok(Box::new(OpenVinoRun { compiled, idle, inputs, outputs, input_names, used, output_names, fixed, profile }))
+        let estimate = Estimate::new(NAME, &graph, |dtype| dtype.byte_len(1) as u64);
+        Ok(Box::new(OpenVinoRun {
+            compiled,
+            idle,
+            inputs,
+            outputs,
+            input_names,
+            used,
+            output_names,
+            fixed,
+            profile,
+            estimate,
+        }))
     }
 }
 

@@ -14,7 +14,7 @@ use rten::{
 
 use crate::{
     Engine, EngineError, EngineInfo, ErrorKind, Outputs, Profile, Provider, RunOptions, Session, SessionOptions,
-    Source, TensorInfo, cancel, check,
+    Source, TensorInfo, cancel, check, estimate::Estimate,
 };
 use rten_tensor::Layout as _;
 
@@ -41,8 +41,24 @@ impl Engine for Rten {
             supported(info)?;
         }
         let model = load(source, &graph)?;
-        RtenSession::new(model, inputs, outputs, options).map(|s| Box::new(s) as Box<dyn Session>)
+        let estimate = Some(Estimate::new(NAME, &graph, element_bytes));
+        let session = RtenSession::new(model, (inputs, outputs), options, estimate)?;
+        Ok(Box::new(session))
     }
+}
+
+/// A session whose runs are not held against the memory that there is: for what is small.
+pub(crate) fn unguarded(source: &Source) -> Result<Box<dyn Session>, EngineError> {
+    let graph = read(source)?;
+    let interface = check::interface(NAME, &graph)?;
+    let one = SessionOptions { threads: Some(std::num::NonZeroUsize::MIN), ..SessionOptions::default() };
+    let session = RtenSession::new(load(source, &graph)?, interface, &one, None)?;
+    Ok(Box::new(session))
+}
+
+/// As rten holds them: all that is no byte in four.
+fn element_bytes(dtype: DataType) -> u64 {
+    if matches!(dtype, DataType::Int8 | DataType::UInt8) { 1 } else { 4 }
 }
 
 fn provided(wanted: &[Provider]) -> Result<(), EngineError> {
@@ -117,14 +133,15 @@ struct RtenSession {
     input_ids: Vec<NodeId>,
     output_ids: Vec<NodeId>,
     pool: Option<Arc<ThreadPool>>,
+    estimate: Option<Estimate>,
 }
 
 impl RtenSession {
     fn new(
         model: Model,
-        inputs: Vec<TensorInfo>,
-        outputs: Vec<TensorInfo>,
+        (inputs, outputs): (Vec<TensorInfo>, Vec<TensorInfo>),
         options: &SessionOptions,
+        estimate: Option<Estimate>,
     ) -> Result<Self, EngineError> {
         let ids = |infos: &[TensorInfo]| {
             let find =
@@ -133,7 +150,7 @@ impl RtenSession {
         };
         let (input_ids, output_ids) = (ids(&inputs)?, ids(&outputs)?);
         let pool = options.threads.map(|n| Arc::new(ThreadPool::with_num_threads(n.get())));
-        Ok(Self { model, inputs, outputs, input_ids, output_ids, pool })
+        Ok(Self { model, inputs, outputs, input_ids, output_ids, pool, estimate })
     }
 }
 
@@ -148,6 +165,7 @@ impl Session for RtenSession {
 
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
+        self.estimate.iter().try_for_each(|estimate| estimate.check(&self.inputs, &given))?;
         let owned = given.iter().map(|t| Operand::new(t)).collect::<Result<Vec<_>, _>>()?;
         let views = self.input_ids.iter().copied().zip(owned.iter().map(Operand::view)).collect();
         let mut ids: Vec<NodeId> = Vec::with_capacity(wanted.len());

@@ -118,12 +118,13 @@ impl<'a> Check<'a> {
         if proto.opset_import.is_empty() {
             self.add("model", "imports no operator set");
         }
-        let mut seen = HashSet::new();
+        let mut seen = HashMap::new();
         for opset in &proto.opset_import {
-            if !seen.insert(canonical(opset.domain())) {
-                self.add("model", format!("imports the operator set `{}` twice", opset.domain()));
-            }
             let version = opset.version();
+            // Converters write the default set under both of its names; the same version again says nothing new.
+            if seen.insert(canonical(opset.domain()), version).is_some_and(|told| told != version) {
+                self.add("model", format!("imports the operator set `{}` in two versions", opset.domain()));
+            }
             if canonical(opset.domain()).is_empty() && !OPSETS.contains(&version) {
                 let (first, last) = (OPSETS.start(), OPSETS.end());
                 self.unsupported(format!(

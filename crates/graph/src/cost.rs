@@ -51,6 +51,11 @@ fn counted(op: &str) -> Option<Count> {
     })
 }
 
+/// True for operators whose multiply-adds are counted: those that take time.
+pub(crate) fn is_counted(op: &str) -> bool {
+    counted(op).is_some()
+}
+
 fn input(node: &NodeProto, inferred: &Inferred, index: usize) -> Option<Vec<usize>> {
     inferred.of(node.input.get(index)?).fixed()
 }

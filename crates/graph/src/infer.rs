@@ -3,7 +3,7 @@
 //! Dimensions that stay open keep the names that the model gives them. Small integer tensors are followed by their
 //! contents as well, since exported models compute the shapes that they reshape to. Local functions are gone through at
 //! each call, bodies of loops until what is carried changes no more. Left out, and so unknown: what comes of sequences,
-//! optionals and operators of other domains. An operator without a rule leaves its outputs unknown; a contradiction is
+//! optionals, operators of other domains and `Scan` of version 8, which has a batch of its own. An operator without a rule leaves its outputs unknown; a contradiction is
 //! an error that names the node.
 
 mod arrange;
@@ -22,7 +22,7 @@ use control::{Bounds, Functions};
 use items::Item;
 
 use crate::{
-    DataType, Dimension, GraphError, Model, codec,
+    DataType, Dimension, GraphError, Model, Tensor, codec,
     node::place,
     proto::{
         GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Contents are followed up to this many elements: more than any shape has.
-const ITEMS_MAX: usize = 64;
+pub(crate) const ITEMS_MAX: usize = 64;
 
 /// What is known of one value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +82,50 @@ pub fn infer(model: &Model, sizes: &BTreeMap<String, usize>) -> Result<Inferred,
     let mut state = State::of_model(model.proto(), sizes, Trust::Declared);
     state.graph(model.graph(), Place::Main)?;
     Ok(Inferred { types: state.types })
+}
+
+/// A value of the main graph as one run has it.
+#[derive(Clone, Copy, Debug)]
+pub enum Given<'a> {
+    /// Its sizes.
+    Shape(&'a [usize]),
+    /// Its sizes, and its contents where these are few.
+    Tensor(&'a Tensor),
+}
+
+impl Given<'_> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Shape(shape) => shape,
+            Self::Tensor(tensor) => tensor.shape(),
+        }
+    }
+}
+
+/// Values by name.
+pub type GivenValues<'a> = BTreeMap<&'a str, Given<'a>>;
+
+/// Types and shapes as one run has them: `given` are its inputs, and results of nodes that are known before it.
+pub fn infer_run(model: &Model, given: &GivenValues<'_>) -> Result<Inferred, GraphError> {
+    let sizes = symbols(model, given);
+    let mut state = State::of_model(model.proto(), &sizes, Trust::Declared);
+    state.given = given.iter().map(|(name, given)| ((*name).to_owned(), *given)).collect();
+    state.graph(model.graph(), Place::Main)?;
+    Ok(Inferred { types: state.types })
+}
+
+/// What the declared symbols of the inputs stand for.
+fn symbols(model: &Model, given: &GivenValues<'_>) -> BTreeMap<String, usize> {
+    let mut sizes = BTreeMap::new();
+    for input in model.inputs() {
+        let Some(given) = given.get(input.name.as_str()) else { continue };
+        for (dim, size) in input.shape.iter().flatten().zip(given.shape()) {
+            if let Dimension::Symbol(name) = dim {
+                sizes.insert(name.clone(), *size);
+            }
+        }
+    }
+    sizes
 }
 
 /// Writes what [`infer`] finds into the graph's `value_info`, as other tools expect it.
@@ -145,12 +189,15 @@ pub(crate) struct State<'a> {
     functions: Rc<Functions<'a>>,
     opset: i64,
     bounds: Bounds,
+    /// Values of the main graph that are known from elsewhere.
+    given: HashMap<String, Given<'a>>,
 }
 
 impl<'a> State<'a> {
     fn new(sizes: &'a BTreeMap<String, usize>, trust: Trust) -> Self {
         let (types, items, floats) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { sizes, trust, types, items, floats, functions: Rc::default(), opset: 0, bounds: Bounds::default() }
+        let (functions, bounds, given) = (Rc::default(), Bounds::default(), HashMap::new());
+        Self { sizes, trust, types, items, floats, functions, opset: 0, bounds, given }
     }
 
     /// Nothing is known yet but the model's functions.
@@ -194,6 +241,9 @@ impl<'a> State<'a> {
                 Fault::Inner(error) => error,
                 Fault::Here(reason) => GraphError::invalid(place(node, index), reason),
             })?;
+            if !self.given.is_empty() {
+                node.output.iter().for_each(|name| self.take(name));
+            }
         }
         Ok(())
     }
@@ -223,6 +273,9 @@ impl<'a> State<'a> {
             let known = !proven || place == Place::Main;
             let declared = if known { self.declared(input) } else { ValueType::default() };
             self.set(input.name(), declared);
+            if place == Place::Main {
+                self.take(input.name());
+            }
         }
         // A caller may give an input another value than its default.
         let defaults: HashSet<&str> = graph.input.iter().filter(|_| proven).map(ValueInfoProto::name).collect();
@@ -246,14 +299,34 @@ impl<'a> State<'a> {
         let (dtype, shape) = codec::header(tensor)?;
         let dims = shape.into_iter().map(Dimension::Fixed).collect();
         self.set(name, ValueType { dtype: Some(dtype), shape: Some(dims) });
-        if !codec::is_external(tensor) && codec::declared_count(tensor) <= ITEMS_MAX as u64 {
-            let values = codec::decode(tensor).ok();
-            let numbers = values.as_ref().and_then(items::of_tensor);
-            self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
-            let floats = values.as_ref().and_then(|t| Some(t.values::<f32>().ok()?.into_owned()));
-            self.floats.extend(floats.map(|floats| (name.to_owned(), floats)));
+        if !codec::is_external(tensor)
+            && codec::declared_count(tensor) <= ITEMS_MAX as u64
+            && let Ok(values) = codec::decode(tensor)
+        {
+            self.contents(name, &values);
         }
         Ok(())
+    }
+
+    fn contents(&mut self, name: &str, values: &Tensor) {
+        let numbers = items::of_tensor(values);
+        self.items.extend(numbers.map(|numbers| (name.to_owned(), numbers)));
+        let floats = values.values::<f32>().ok();
+        self.floats.extend(floats.map(|floats| (name.to_owned(), floats.into_owned())));
+    }
+
+    /// What is known of a value from elsewhere replaces what the graph tells.
+    fn take(&mut self, name: &str) {
+        let Some(given) = self.given.get(name).copied() else { return };
+        let own = self.of(name);
+        let shape = Some(given.shape().iter().map(|&size| Dimension::Fixed(size)).collect());
+        let dtype = if let Given::Tensor(tensor) = given { Some(tensor.dtype()) } else { own.dtype };
+        self.set(name, ValueType { dtype, shape });
+        if let Given::Tensor(tensor) = given
+            && given.shape().iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_some_and(|n| n <= ITEMS_MAX)
+        {
+            self.contents(name, tensor);
+        }
     }
 
     /// What a node makes, from what is known of its inputs.

@@ -77,7 +77,9 @@ impl Model {
             return Err(GraphError::Malformed("the file is empty".to_owned()));
         }
         wire::scan(&bytes, limits)?;
-        let proto = ModelProto::decode(bytes).map_err(|e| GraphError::Malformed(decode_error(&e)))?;
+        let proto = ModelProto::decode(bytes.clone()).map_err(|e| {
+            wire::blame(&bytes, limits).unwrap_or_else(|| GraphError::Malformed(format!("model: {}", wire::reason(&e))))
+        })?;
         if proto.graph.is_none() {
             return Err(GraphError::Malformed("it holds no graph".to_owned()));
         }
@@ -323,11 +325,6 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), GraphError> {
         let _ = fs::remove_file(&staged);
         GraphError::Io { action: "write", path: path.to_owned(), source }
     })
-}
-
-/// Prost names the field path in its own words; keep them, they name the place.
-fn decode_error(error: &prost::DecodeError) -> String {
-    error.to_string().trim_start_matches("failed to decode Protobuf message: ").to_owned()
 }
 
 /// Reads the declaration of an input or output.

@@ -6,6 +6,8 @@
 
 use std::{mem::size_of, ops::Range};
 
+use prost::Message as _;
+
 use crate::{
     GraphError, Limits,
     limits::within,
@@ -105,8 +107,17 @@ impl Kind {
 
 /// Counts what `bytes` hold and finds the first defect of their framing.
 pub(crate) fn scan(bytes: &[u8], limits: &Limits) -> Result<(), GraphError> {
-    let mut walk = Walk { all: bytes, limits, nodes: 0, functions: 0, memory: 0 };
-    walk.message(Kind::Model, 0, bytes.len(), 0).map_err(|fault| match fault {
+    walk(bytes, limits, false)
+}
+
+/// The place of what the decoder says of `bytes`: the innermost message that does not decode. None where each does.
+pub(crate) fn blame(bytes: &[u8], limits: &Limits) -> Option<GraphError> {
+    walk(bytes, limits, true).err()
+}
+
+fn walk(bytes: &[u8], limits: &Limits, decode: bool) -> Result<(), GraphError> {
+    let mut walk = Walk { all: bytes, limits, decode, nodes: 0, functions: 0, memory: 0, claimed: None, last: None };
+    walk.message(Kind::Model, 0, bytes.len(), 0).map(drop).map_err(|fault| match fault {
         Fault::Limit(error) => error,
         Fault::Bytes { mut path, reason } => {
             path.reverse();
@@ -116,12 +127,47 @@ pub(crate) fn scan(bytes: &[u8], limits: &Limits) -> Result<(), GraphError> {
     })
 }
 
+/// What the decoder says of one message.
+fn decoded(kind: Kind, bytes: &[u8]) -> Result<(), prost::DecodeError> {
+    match kind {
+        Kind::Graph => GraphProto::decode(bytes).map(drop),
+        Kind::Node => NodeProto::decode(bytes).map(drop),
+        Kind::Attribute => AttributeProto::decode(bytes).map(drop),
+        Kind::Tensor => TensorProto::decode(bytes).map(drop),
+        Kind::Sparse => SparseTensorProto::decode(bytes).map(drop),
+        Kind::ValueInfo => ValueInfoProto::decode(bytes).map(drop),
+        Kind::Type => TypeProto::decode(bytes).map(drop),
+        Kind::Function => FunctionProto::decode(bytes).map(drop),
+        Kind::Model | Kind::Training | Kind::Leaf => Ok(()),
+    }
+}
+
+/// The decoder's reason without the types of its own that it names before.
+pub(crate) fn reason(error: &prost::DecodeError) -> String {
+    let text = error.to_string();
+    let text = text.trim_start_matches("failed to decode Protobuf message: ");
+    let field = |part: &&str| part.split('.').count() == 2 && !part.contains(' ');
+    let mut parts = text.split(": ").peekable();
+    let mut at = None;
+    while let Some(part) = parts.next_if(field) {
+        at = at.or(part.split('.').nth(1));
+    }
+    let rest = parts.collect::<Vec<_>>().join(": ");
+    at.map_or_else(|| rest.clone(), |at| format!("`{}`: {rest}", at.trim_start_matches("r#")))
+}
+
 struct Walk<'a> {
     all: &'a [u8],
     limits: &'a Limits,
+    /// Decode each message as well.
+    decode: bool,
     nodes: u64,
     functions: u64,
     memory: u64,
+    /// Where the file should end, by a message that goes beyond its end: then it is cut off, and is walked to where it ends.
+    claimed: Option<u64>,
+    /// The last message that was whole: what it is, which of its kind, and its name.
+    last: Option<(&'static str, u32, Option<Range<usize>>)>,
 }
 
 /// The decoder's own bound on messages within messages.
@@ -148,10 +194,22 @@ fn defect(reason: String) -> Fault {
 
 impl Walk<'_> {
     /// Walks one message; a defect in it, or below, gets its name.
-    fn message(&mut self, kind: Kind, start: usize, end: usize, depth: u32) -> Result<(), Fault> {
+    fn message(&mut self, kind: Kind, start: usize, end: usize, depth: u32) -> Result<Option<Range<usize>>, Fault> {
         self.admit(kind, depth)?;
         let mut name = None;
-        self.fields(kind, start..end, depth, &mut name).map_err(|fault| fault.of(self.name_at(name)))
+        let walked = self.fields(kind, start..end, depth, &mut name);
+        let decoded = |()| match self.all.get(start..end).filter(|_| self.decode) {
+            Some(bytes) => decoded(kind, bytes).map_err(|e| defect(reason(&e))),
+            None => Ok(()),
+        };
+        walked.and_then(decoded).map_err(|fault| match fault {
+            // Between two of its parts, which is all that there is to name.
+            Fault::Bytes { path, reason } if kind == Kind::Graph && path.is_empty() => {
+                defect(format!("{reason}{}", self.behind()))
+            }
+            fault => fault.of(self.name_at(name.clone())),
+        })?;
+        Ok(name)
     }
 
     fn fields(
@@ -173,14 +231,24 @@ impl Walk<'_> {
                 2 => {
                     let length = self.varint(&mut at, end)?;
                     let from = at;
-                    at = self.advance(at, length, end, before)?;
+                    let child = kind.child(field);
+                    let whole = self.advance(at, length, end, before);
+                    let cut = whole.is_err() && end == self.all.len() && child.is_some();
+                    at = if cut { self.cut_at(from as u64 + length.min(u64::MAX >> 1)) } else { whole? };
                     if kind.name_field() == Some(field) {
                         *name = Some(from..at);
                     }
-                    match kind.child(field) {
+                    match child {
                         Some((child, label)) => {
                             let ordinal = counts.get_mut(field as usize).map_or(0, |n| std::mem::replace(n, *n + 1));
-                            self.message(child, from, at, depth + 1).map_err(|fault| fault.below(label, ordinal))?;
+                            let walked = self.message(child, from, at, depth + 1);
+                            let own = walked.map_err(|fault| fault.below(label, ordinal))?;
+                            if cut {
+                                return Err(self.cut_behind().below(label, ordinal));
+                            }
+                            if child != Kind::Leaf {
+                                self.last = Some((label, ordinal, own));
+                            }
                         }
                         None => self.plain(kind, field, from, at)?,
                     }
@@ -226,9 +294,43 @@ impl Walk<'_> {
     fn advance(&self, at: usize, length: u64, end: usize, field_at: usize) -> Result<usize, Fault> {
         let left = (end - at) as u64;
         if length > left {
-            return Err(defect(format!("field at byte {field_at} claims {length} bytes, {left} are left")));
+            let reason = match self.claimed {
+                Some(_) if end == self.all.len() => self.cut_off(),
+                _ if end == self.all.len() => format!(
+                    "field at byte {field_at} claims {length} bytes, {left} are left: the file is cut off, or its length damaged"
+                ),
+                _ => format!("field at byte {field_at} claims {length} bytes, {left} are left"),
+            };
+            return Err(defect(reason));
         }
         Ok(at + length as usize)
+    }
+
+    /// The end of the file, for a message that should end at `claimed`. The outermost says best how long the file was.
+    fn cut_at(&mut self, claimed: u64) -> usize {
+        self.claimed.get_or_insert(claimed);
+        self.all.len()
+    }
+
+    /// The file ends within a message, behind a part of it that is whole.
+    fn cut_behind(&self) -> Fault {
+        defect(format!("{}{}", self.cut_off(), self.behind()))
+    }
+
+    /// The last part that was whole.
+    fn behind(&self) -> String {
+        match &self.last {
+            None => String::new(),
+            Some((label, ordinal, name)) => match self.name_at(name.clone()) {
+                Some(name) => format!(", behind {label} {ordinal} `{name}`"),
+                None => format!(", behind {label} {ordinal}"),
+            },
+        }
+    }
+
+    fn cut_off(&self) -> String {
+        let (there, claimed) = (self.all.len(), self.claimed.unwrap_or(0));
+        format!("the file is cut off: {there} bytes are there, it claims at least {claimed}")
     }
 
     fn varint(&self, at: &mut usize, end: usize) -> Result<u64, Fault> {
@@ -236,7 +338,10 @@ impl Walk<'_> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
             let byte = self.all.get(*at).filter(|_| *at < end);
-            let Some(byte) = byte else { return Err(defect(format!("number at byte {start} is cut off"))) };
+            let Some(byte) = byte else {
+                let cut = self.claimed.filter(|_| end == self.all.len()).map(|_| self.cut_off());
+                return Err(defect(cut.unwrap_or_else(|| format!("number at byte {start} is cut off"))));
+            };
             *at += 1;
             value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
             if byte & 0x80 == 0 {

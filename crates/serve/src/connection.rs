@@ -1,7 +1,8 @@
 //! One connection: how long its peer may keep it waiting, and how it ends without losing a request.
 //!
 //! The bounds cost nothing while a peer is quick: a timer is set only where a read has to wait, and an idle connection
-//! keeps the timer it has. HTTP/2 watches its own peers by pings, so only HTTP/1 and what precedes either is timed here.
+//! keeps the timer it has. HTTP/2 watches its own peers by pings, so that of what comes only HTTP/1 and what precedes either
+//! is timed here. Of what goes the socket times all that waits for it, and [`leaving`](crate::leaving) what waits in HTTP/2.
 
 use std::{
     io,
@@ -24,6 +25,8 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+use crate::leaving::Unsent;
+
 /// From the first byte of a request's head to its last.
 const HEAD_TIME_MAX: Duration = Duration::from_secs(10);
 /// Without a request; a client's own pool gives up earlier.
@@ -32,11 +35,13 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(600);
 const BODY_TIME_MAX: Duration = Duration::from_secs(20);
 const HEAD_TOO_LARGE: &[u8] =
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// Without a byte of an answer that the peer takes, once the server stops.
+const STOPPING_UNREAD_MAX: Duration = Duration::from_secs(5);
 /// How every HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// What a connection's socket and its requests tell each other; all on one task.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Link {
     /// Requests begun.
     requests: AtomicU64,
@@ -46,9 +51,46 @@ pub(crate) struct Link {
     unclaimed: AtomicBool,
     /// The server stops: what is in the socket now was accepted, what comes later was not.
     stopping: AtomicBool,
+    /// How long a peer may take nothing of an answer.
+    unread_max: Duration,
+    /// It took nothing for longer: what the system still holds for it goes at once.
+    cut: AtomicBool,
+    /// Answers within HTTP/2.
+    pub(crate) unsent: Arc<Unsent>,
 }
 
 impl Link {
+    /// A connection whose peer takes something of its answers at least this often.
+    pub(crate) fn new(unread_max: Duration) -> Self {
+        let (zero, no) = (|| AtomicU64::new(0), || AtomicBool::new(false));
+        Self {
+            requests: zero(),
+            in_flight: zero(),
+            unclaimed: no(),
+            stopping: no(),
+            unread_max,
+            cut: no(),
+            unsent: Arc::default(),
+        }
+    }
+
+    /// How long a peer may take nothing of an answer from now on.
+    fn unread_max(&self) -> Duration {
+        let stopping = self.stopping.load(Relaxed);
+        if stopping { self.unread_max.min(STOPPING_UNREAD_MAX) } else { self.unread_max }
+    }
+
+    /// Returns once the peer has not taken an answer in time over HTTP/2.
+    pub(crate) async fn unread(&self) {
+        self.unsent.lies_for(self.unread_max()).await;
+        self.cut();
+    }
+
+    fn cut(&self) {
+        tracing::debug!("a connection is cut: its peer takes no answers");
+        self.cut.store(true, Relaxed);
+    }
+
     /// A request's head is complete; until the guard is dropped it is in flight.
     pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
         self.requests.fetch_add(1, Relaxed);
@@ -82,9 +124,19 @@ enum Waits {
     Head(u64),
 }
 
-/// A socket whose peer may not keep it waiting for ever.
-pub(crate) struct Bounded {
+/// A TCP socket that is read past the readiness that the runtime knows of once the server stops: it may lag behind.
+/// Times what waits for it to be written.
+pub(crate) struct Socket {
     stream: TcpStream,
+    link: Arc<Link>,
+    /// Since when nothing could be written.
+    blocked: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// A stream, plain or over TLS, whose peer may not keep it waiting for ever.
+pub(crate) struct Bounded<S> {
+    stream: S,
     link: Arc<Link>,
     timer: Pin<Box<Sleep>>,
     waits: Waits,
@@ -102,9 +154,94 @@ struct Head {
     request: u64,
 }
 
-impl Bounded {
-    /// A socket whose heads have at most `head_bytes_max`.
-    pub(crate) fn new(stream: TcpStream, link: Arc<Link>, head_bytes_max: usize) -> Self {
+impl Socket {
+    /// A socket whose requests and end are told by `link`.
+    pub(crate) fn new(stream: TcpStream, link: Arc<Link>) -> Self {
+        Self { stream, link, blocked: None, timer: None }
+    }
+
+    /// What a write came to; of one that waits, whether the peer has had its time.
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.blocked = None;
+            return written;
+        }
+        let until = *self.blocked.get_or_insert_with(Instant::now) + self.link.unread_max();
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(Duration::ZERO)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
+        ready!(timer.as_mut().poll(cx));
+        // The system tells of room once there is much of it. A slow peer has taken something where there is any.
+        if let Ok(length @ 1..) = send(&self.stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            self.blocked = None;
+            return Poll::Ready(Ok(length));
+        }
+        self.link.cut();
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no answers")))
+    }
+
+    fn read_now(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let (_, length) = rustix::net::recv(&self.stream, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
+        buf.advance(length);
+        Ok(length)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.link.cut.load(Relaxed) {
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.link.stopping.load(Relaxed) && self.read_now(buf).is_ok_and(|length| length > 0) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(cx, buf, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or([].as_slice(), |buf| buf);
+        self.written(cx, first, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Bounded<S> {
+    /// A stream whose heads have at most `head_bytes_max`.
+    pub(crate) fn new(stream: S, link: Arc<Link>, head_bytes_max: usize) -> Self {
         let head = Head { bytes_max: head_bytes_max, bytes: 0, request: 0 };
         Self { stream, link, timer: Box::pin(sleep(IDLE_TIME_MAX)), waits: Waits::Nothing, preface: Some(0), head }
     }
@@ -122,20 +259,13 @@ impl Bounded {
     /// Reads, no more than `room`.
     fn read_within(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, room: usize) -> Poll<io::Result<()>> {
         if buf.remaining() <= room {
-            return self.read(cx, buf);
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
         }
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
-        ready!(self.read(cx, &mut part))?;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut part))?;
         let length = part.filled().len();
         buf.advance(length);
         Poll::Ready(Ok(()))
-    }
-
-    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.link.stopping.load(Relaxed) && self.read_now(buf).is_ok_and(|length| length > 0) {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 
     fn is_http2(&self) -> bool {
@@ -177,22 +307,23 @@ impl Bounded {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sent no whole request in time")))
     }
 
-    /// Reads past the readiness that the runtime knows of: it may lag behind the socket.
-    fn read_now(&self, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
-        let (_, length) = rustix::net::recv(&self.stream, buf.initialize_unfilled(), RecvFlags::DONTWAIT)?;
-        buf.advance(length);
-        Ok(length)
+    /// Writes a whole answer past the protocol, where that goes without waiting.
+    fn tell(&mut self, cx: &mut Context<'_>, answer: &[u8]) {
+        let stream = &mut self.stream;
+        if Pin::new(&mut *stream).poll_write(cx, answer).is_ready() {
+            let _ = Pin::new(stream).poll_flush(cx);
+        }
     }
 }
 
-impl AsyncRead for Bounded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Bounded<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
         let read = match this.head_room() {
-            None => this.read(cx, buf),
+            None => Pin::new(&mut this.stream).poll_read(cx, buf),
             Some(0) => {
-                tell(&this.stream, HEAD_TOO_LARGE);
+                this.tell(cx, HEAD_TOO_LARGE);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a request's head is too large")));
             }
             Some(room) => this.read_within(cx, buf, room),
@@ -210,7 +341,7 @@ impl AsyncRead for Bounded {
     }
 }
 
-impl AsyncWrite for Bounded {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

@@ -5,6 +5,7 @@
 mod batcher;
 mod cache;
 mod config;
+mod declared;
 mod ensemble;
 mod error;
 mod execute;
@@ -20,8 +21,11 @@ mod request;
 mod server;
 mod snapshot;
 mod stats;
+mod told;
 mod warmup;
 mod watch;
+
+pub(crate) use execute::classify;
 
 pub use error::{ServeError, ServeErrorKind};
 pub use model::Version;

@@ -11,14 +11,18 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::middleware::from_fn_with_state;
+use edgeward_trust::{Action, Resource, ResourceKind};
+use futures_util::{StreamExt as _, future, stream::once};
 use hyper::body::Incoming;
 use prost::Message as _;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::sync::watch;
+use tokio_stream::Stream;
 use tonic::{
     Code, Request, Response, Status, Streaming, body::Body, codec::CompressionEncoding, metadata::MetadataMap,
     service::Routes,
@@ -26,7 +30,8 @@ use tonic::{
 use tower::Service;
 
 use crate::{
-    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind, Server},
+    core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
+    gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
     proto::{
         self,
@@ -37,6 +42,7 @@ use crate::{
 
 /// Largest message either way; protobuf itself ends at 2 GiB.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+const SERVICE: &str = "inference.GRPCInferenceService";
 
 /// Every service of the gRPC listener, each call within the time that its caller gives it.
 #[derive(Clone)]
@@ -44,25 +50,55 @@ pub(crate) struct Services {
     /// None where every call must pass the router's layers.
     inference: Option<GrpcInferenceServiceServer<Inference>>,
     router: axum::Router,
+    app: App,
+    stopped: Stopped,
+}
+
+/// Tells of the end of the server.
+#[derive(Clone)]
+pub(crate) struct Stopped(pub(crate) watch::Receiver<bool>);
+
+impl Stopped {
+    async fn comes(mut self) {
+        // An error means that nobody can say so any more, which is the end as well.
+        let _ = self.0.wait_for(|stopped| *stopped).await;
+    }
 }
 
 impl Services {
-    /// The services of `app`. With an access log the router, which writes it, sees every call.
-    pub(crate) fn new(app: App) -> Self {
+    /// The services of `app`, whose streams end once they are `stopped`. With an access log the router, which writes it, sees every
+    /// call.
+    pub(crate) fn new(app: App, stopped: Stopped) -> Self {
         let inference = GrpcInferenceServiceServer::new(Inference(app.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip);
-        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.server.clone())));
+        let routes = reflection(Routes::new(inference.clone()).add_service(health(app.clone(), stopped.clone())));
         let router = routes.prepare().into_axum_router();
         if app.telemetry.access.is_some() {
-            return Self {
-                inference: None,
-                router: router.layer(from_fn_with_state((app, Protocol::Grpc), http::access)),
-            };
+            let router = router.layer(from_fn_with_state((app.clone(), Protocol::Grpc), http::access));
+            return Self { inference: None, router, app, stopped };
         }
-        Self { inference: Some(inference), router }
+        Self { inference: Some(inference), router, app, stopped }
+    }
+
+    /// The answer to a call that goes no further, with its access line.
+    fn refused(&self, request: &::http::Request<Incoming>) -> Option<::http::Response<Body>> {
+        let grpc = is_grpc(request.headers());
+        if let Some(foreign) = self.app.foreign(request) {
+            self.app.telemetry.refused(request, foreign.status());
+            return Some(match grpc {
+                true => Status::permission_denied(foreign.to_string()).into_http(),
+                false => plain(foreign.status(), format!("{foreign}\n")),
+            });
+        }
+        if grpc {
+            return None;
+        }
+        let answer = not_grpc();
+        self.app.telemetry.refused(request, answer.status());
+        Some(answer)
     }
 }
 
@@ -93,11 +129,11 @@ impl Service<::http::Request<Incoming>> for Services {
     }
 
     fn call(&mut self, request: ::http::Request<Incoming>) -> Answer {
-        if !is_grpc(request.headers()) {
-            return Box::pin(async { Ok(not_grpc()) });
+        if let Some(refused) = self.refused(&request) {
+            return Box::pin(async { Ok(refused) });
         }
         let limit = time_limit(request.headers());
-        let request = messages::Messages::body(request);
+        let request = messages::Messages::body(request, &self.stopped);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {
@@ -125,10 +161,14 @@ fn is_grpc(headers: &::http::HeaderMap) -> bool {
 /// 415, as gRPC over HTTP/2 asks for ("Requests", Content-Type).
 fn not_grpc() -> ::http::Response<Body> {
     let text = "this address speaks gRPC, expected content type `application/grpc`; REST has an address of its own\n";
+    plain(::http::StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned())
+}
+
+fn plain(status: ::http::StatusCode, text: String) -> ::http::Response<Body> {
     let mut answer = ::http::Response::new(Body::new(http_body_util::Full::from(text)));
-    *answer.status_mut() = ::http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-    let plain = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(::http::header::CONTENT_TYPE, plain);
+    *answer.status_mut() = status;
+    let kind = ::http::HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(::http::header::CONTENT_TYPE, kind);
     answer
 }
 
@@ -151,12 +191,25 @@ fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-fn health(server: Server) -> tonic_health::pb::health_server::HealthServer<Health> {
-    tonic_health::pb::health_server::HealthServer::new(Health(server))
+fn health(app: App, stopped: Stopped) -> tonic_health::pb::health_server::HealthServer<Health> {
+    tonic_health::pb::health_server::HealthServer::new(Health { app, stopped })
 }
 
 /// The standard health service, asking the core each time; service names are empty or models.
-struct Health(Server);
+#[derive(Clone)]
+struct Health {
+    app: App,
+    stopped: Stopped,
+}
+
+impl Health {
+    async fn ask<T>(&self, request: &Request<T>, service: &str) -> Result<(), Status> {
+        match service {
+            "" | SERVICE => ask_server(&self.app, request, Action::Get, ResourceKind::Endpoint, "ready").await,
+            name => ask(&self.app, request, Action::Ready, name, "").await,
+        }
+    }
+}
 
 type HealthStream = Pin<Box<dyn Stream<Item = Result<tonic_health::pb::HealthCheckResponse, Status>> + Send>>;
 
@@ -164,8 +217,8 @@ impl Health {
     fn status(&self, service: &str) -> Result<tonic_health::pb::HealthCheckResponse, Status> {
         use tonic_health::pb::health_check_response::ServingStatus;
         let ready = match service {
-            "" | "inference.GRPCInferenceService" => self.0.ready(),
-            name => self.0.model_ready(&model(name, "")?).map_err(status)?,
+            "" | SERVICE => self.app.server.ready(),
+            name => self.app.server.model_ready(&model(name, "")?).map_err(status)?,
         };
         let serving = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         Ok(tonic_health::pb::HealthCheckResponse { status: serving as i32 })
@@ -180,6 +233,7 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<tonic_health::pb::HealthCheckResponse>, Status> {
+        self.ask(&request, &request.get_ref().service).await?;
         self.status(&request.get_ref().service).map(Response::new)
     }
 
@@ -187,14 +241,18 @@ impl tonic_health::pb::health_server::Health for Health {
         &self,
         request: Request<tonic_health::pb::HealthCheckRequest>,
     ) -> Result<Response<HealthStream>, Status> {
-        let (this, service) = (Health(self.0.clone()), request.into_inner().service);
+        self.ask(&request, &request.get_ref().service).await?;
+        let (this, service) = (self.clone(), request.into_inner().service);
+        let stops = once(self.stopped.clone().comes());
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
         let mut last = None;
-        let changes = ticks.filter_map(move |_| {
+        // At the end of the server it is looked at once more.
+        let looks = ticks.map(|_| ()).take_until(self.stopped.clone().comes()).chain(stops);
+        let changes = looks.filter_map(move |()| {
             let now = this.status(&service).unwrap_or(tonic_health::pb::HealthCheckResponse {
                 status: tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown as i32,
             });
-            (last.replace(now.status) != Some(now.status)).then_some(Ok(now))
+            future::ready((last.replace(now.status) != Some(now.status)).then_some(Ok(now)))
         });
         Ok(Response::new(Box::pin(changes)))
     }
@@ -235,19 +293,58 @@ fn no_shared_memory<T>() -> Result<Response<T>, Status> {
 
 struct Inference(App);
 
+/// Asks for a call about one model, and waits until that is written down.
+async fn ask<T>(app: &App, request: &Request<T>, action: Action, name: &str, version: &str) -> Result<(), Status> {
+    let model = model(name, version)?;
+    let resource = || match action {
+        Action::Load | Action::Unload | Action::Configure => Resource::new(ResourceKind::Model, &*model.name),
+        _ => model_version(&app.server, &model.name, model.version),
+    };
+    settle(allow(app, request.extensions(), action, resource, 0).await?).await
+}
+
+/// Asks for a call about the server.
+async fn ask_server<T>(
+    app: &App,
+    request: &Request<T>,
+    action: Action,
+    kind: ResourceKind,
+    name: &str,
+) -> Result<(), Status> {
+    settle(allow(app, request.extensions(), action, || Resource::new(kind, name), 0).await?).await
+}
+
+async fn settle(grant: Option<Arc<Grant>>) -> Result<(), Status> {
+    match grant {
+        Some(grant) => Ok(grant.recorded().await?),
+        None => Ok(()),
+    }
+}
+
 async fn answer(
     app: &App,
     request: proto::ModelInferRequest,
+    (action, extensions): (Action, &::http::Extensions),
     call: Call<'_>,
     deadline: Option<Duration>,
 ) -> Result<proto::ModelInferResponse, Status> {
     let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
+    let bytes = if app.gate.is_some() { request.encoded_len() } else { 0 };
+    let grant =
+        allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes).await?;
+    if let Some(grant) = &grant {
+        grant.body(request.raw_input_contents.iter().map(|bytes| &**bytes));
+    }
+    let call = Call { grant: grant.as_deref(), ..call };
     let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
     let mut request = convert::request(request, model).map_err(status)?;
     request.timeout = request.timeout.into_iter().chain(deadline).min();
     let response = app.infer(request, call).await.map_err(status)?;
     let response = convert::response(response, raw).map_err(status)?;
+    if let Some(grant) = &grant {
+        grant.recorded().await?;
+    }
     if let Some(slot) = slot {
         slot.sized(bytes_in, response.encoded_len());
     }
@@ -286,6 +383,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Ready, name, version).await?;
         let request = request.get_ref();
         // Clients of this call expect false, not an error, for a model that is not there.
         let ready = self.0.server.model_ready(&model(&request.name, &request.version)?).unwrap_or(false);
@@ -307,6 +406,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Metadata, name, version).await?;
         let request = request.get_ref();
         self.0.server.model_metadata(&model(&request.name, &request.version)?).map(Response::new).map_err(status)
     }
@@ -316,8 +417,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::ModelInferRequest>,
     ) -> Result<Response<proto::ModelInferResponse>, Status> {
         let (metadata, extensions, message) = request.into_parts();
-        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>() };
-        answer(&self.0, message, call, deadline(&metadata)).await.map(Response::new)
+        let call = Call { parent: parent(&metadata), slot: extensions.get::<Slot>(), grant: None };
+        answer(&self.0, message, (Action::Infer, &extensions), call, deadline(&metadata)).await.map(Response::new)
     }
 
     type ModelStreamInferStream = stream::InferStream;
@@ -333,6 +434,8 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelConfigRequest>,
     ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        ask(&self.0, &request, Action::Config, name, version).await?;
         let request = request.get_ref();
         let config = self.0.server.model_config(&model(&request.name, &request.version)?).map_err(status)?;
         Ok(Response::new(proto::ModelConfigResponse { config: Some(config) }))
@@ -342,6 +445,11 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::ModelStatisticsRequest>,
     ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let (name, version) = (&request.get_ref().name, &request.get_ref().version);
+        match name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Get, ResourceKind::Endpoint, "statistics").await?,
+            name => ask(&self.0, &request, Action::Statistics, name, version).await?,
+        }
         let request = request.get_ref();
         let version = version_of(&request.version).map_err(status)?;
         let model_stats = self.0.server.statistics(&request.name, version).map_err(status)?;
@@ -367,6 +475,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelLoadRequest>,
     ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Load, name, "").await?;
         let request = request.into_inner();
         let mut overrides = LoadOverrides::default();
         for (key, value) in request.parameters {
@@ -379,7 +489,7 @@ impl GrpcInferenceService for Inference {
         overrides.within(self.0.limits.load_bytes_max).map_err(status)?;
         let name = named(&request.model_name, &request.repository_name);
         self.0.server.load(name, overrides).await.map_err(status)?;
-        Ok(Response::new(proto::RepositoryModelLoadResponse {}))
+        Ok(Response::new(proto::RepositoryModelLoadResponse { model_name: name.to_owned(), is_loaded: true }))
     }
 
     async fn repository_model_unload(
@@ -387,6 +497,8 @@ impl GrpcInferenceService for Inference {
         request: Request<proto::RepositoryModelUnloadRequest>,
     ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
         use proto::model_repository_parameter::ParameterChoice as Choice;
+        let name = named(&request.get_ref().model_name, &request.get_ref().repository_name);
+        ask(&self.0, &request, Action::Unload, name, "").await?;
         let request = request.into_inner();
         let mut dependents = false;
         for (key, value) in request.parameters {
@@ -397,7 +509,7 @@ impl GrpcInferenceService for Inference {
         }
         let name = named(&request.model_name, &request.repository_name);
         self.0.server.unload(name, dependents).await.map_err(status)?;
-        Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
+        Ok(Response::new(proto::RepositoryModelUnloadResponse { model_name: name.to_owned(), is_unloaded: true }))
     }
 
     async fn system_shared_memory_status(
@@ -448,6 +560,10 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<proto::TraceSettingRequest>,
     ) -> Result<Response<proto::TraceSettingResponse>, Status> {
+        match request.get_ref().model_name.as_str() {
+            "" => ask_server(&self.0, &request, Action::Call, ResourceKind::AdminCall, "trace").await?,
+            name => ask(&self.0, &request, Action::Configure, name, "").await?,
+        }
         settings::trace(&self.0, request.into_inner()).map(Response::new)
     }
 

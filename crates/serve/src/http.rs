@@ -65,6 +65,11 @@ impl IntoResponse for Refusal {
 
 type Answer<T> = Result<T, Refusal>;
 
+/// A refusal before the router.
+pub(crate) fn refusal(status: StatusCode, text: &str) -> Response {
+    (status, Json(json!({ "error": text }))).into_response()
+}
+
 /// A path, what the document says of it, and who answers.
 struct Route {
     operation: Operation,
@@ -158,6 +163,10 @@ pub(crate) fn router(app: App) -> Router {
         })
         .layer(map_response(as_json))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX));
+    let router = match app.gate.clone() {
+        Some(gate) => router.merge(crate::gate::routes(gate)),
+        None => router,
+    };
     let logged = app.telemetry.access.is_some();
     let router = if logged { router.layer(from_fn_with_state((app.clone(), Protocol::Rest), access)) } else { router };
     router.with_state(app)

@@ -483,8 +483,12 @@ fn data(json: &mut Vec<u8>, tensor: &Tensor) -> Result<(), String> {
             list(json, raw, |json, v| json.extend_from_slice(if v == 0 { b"false" } else { b"true" }));
         }
         DataType::String => {
-            let texts: Vec<_> =
-                tensor.strings().unwrap_or_default().iter().map(|s| String::from_utf8_lossy(s)).collect();
+            let text = |(i, bytes)| {
+                let refuse = |_| format!("element {i} is not UTF-8, which JSON cannot hold; ask for binary data");
+                std::str::from_utf8(bytes).map_err(refuse)
+            };
+            let strings = tensor.strings().unwrap_or_default().iter().map(AsRef::as_ref).enumerate();
+            let texts = strings.map(text).collect::<Result<Vec<&str>, String>>()?;
             serde_json::to_writer(json, &texts).map_err(|e| e.to_string())?;
         }
         other => return Err(format!("{} has no JSON form; ask for binary data", wire_type(other))),

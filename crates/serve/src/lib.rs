@@ -3,25 +3,32 @@
 //! Two halves that meet in [`core`]: the wire (`http`, `grpc`) turns bytes into [`core::InferRequest`]s and answers
 //! back into bytes; the core (repository, versions, statistics) decides when and where each one runs.
 
+mod ahead;
 mod connection;
 pub mod core;
 #[doc(hidden)]
 pub mod decode;
+mod gate;
 mod grpc;
 mod http;
 mod inflate;
 mod json;
+mod leaving;
 mod limits;
 mod listen;
+mod local;
 mod logging;
 mod openapi;
 mod page;
+mod ready;
 mod reflect;
 mod rest;
 mod run;
 mod telemetry;
+mod tls;
 mod types;
 
+pub use gate::{Followed, TrustConfig};
 pub use limits::Limits;
 pub use logging::{LogControl, LogLevels};
 pub use run::{Addresses, Listening, RunConfig, RunError, run};

@@ -1,5 +1,7 @@
 //! What a peer may use, where the configuration does not say otherwise.
 
+use std::time::Duration;
+
 /// Bounds of the listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -11,6 +13,8 @@ pub struct Limits {
     pub head_lines_max: usize,
     /// Bytes of all files together that a load brings along.
     pub load_bytes_max: usize,
+    /// How long a peer may take no byte of an answer that is ready.
+    pub unread_max: Duration,
 }
 
 impl Limits {
@@ -27,6 +31,12 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections_max: 20_000, head_bytes_max: 64 * 1024, head_lines_max: 100, load_bytes_max: 512 << 20 }
+        Self {
+            connections_max: 20_000,
+            head_bytes_max: 64 * 1024,
+            head_lines_max: 100,
+            load_bytes_max: 512 << 20,
+            unread_max: Duration::from_secs(60),
+        }
     }
 }

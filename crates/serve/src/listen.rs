@@ -3,11 +3,19 @@
 //! The protocol on a connection is [`hyper`]'s; this room sets its limits, which are those that a peer could otherwise
 //! use up: connections, heads, streams, and time (see [`connection`](crate::connection)).
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::extract::ConnectInfo;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{
     body::{Body as HttpBody, Incoming},
     service::service_fn,
@@ -17,15 +25,22 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustls_pki_types::CertificateDer;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tower::Service;
 
 use crate::{
-    connection::{Bounded, Link, tell},
+    ahead::{Ahead, Filled},
+    connection::{Bounded, Link, Socket, tell},
+    gate::Peer,
+    leaving::Leaving,
     limits::Limits,
+    tls::HANDSHAKE_TIME_MAX,
 };
 
 /// Open files besides connections: models, logs, the runtime.
@@ -58,6 +73,8 @@ pub(crate) struct Connections {
     limits: Limits,
     /// Requests are told whom they come from.
     named: bool,
+    /// None for plain listeners.
+    tls: Option<TlsAcceptor>,
 }
 
 impl Connections {
@@ -75,12 +92,17 @@ impl Connections {
             tracing::info!(connections = files, "fewer connections than configured: the limit of open files is low");
         }
         let max = max.min(files).clamp(1, u32::MAX as usize >> 1);
-        Self { free: Arc::new(Semaphore::new(max)), max, limits, named: false }
+        Self { free: Arc::new(Semaphore::new(max)), max, limits, named: false, tls: None }
     }
 
     /// As it is, with each request told its peer's address, as `ConnectInfo`.
     pub(crate) fn naming_peers(self) -> Self {
         Self { named: true, ..self }
+    }
+
+    /// As it is, over TLS; requests are told what the handshake has shown, as [`Peer`].
+    pub(crate) fn over_tls(self, tls: TlsAcceptor) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// Waits until all are closed.
@@ -100,17 +122,31 @@ pub(crate) async fn serve<S, B>(
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let protocol = Arc::new(protocol(&connections.limits));
     let mut pause = PAUSE;
     let one = |stream: TcpStream, peer: SocketAddr, stopped: &watch::Receiver<bool>| {
-        let Ok(permit) = connections.free.clone().try_acquire_owned() else { return refuse(&stream) };
+        let Ok(permit) = connections.free.clone().try_acquire_owned() else {
+            return refuse(&stream, connections.tls.is_some());
+        };
         // An answer is written at once; waiting for more bytes would only delay it.
         let _ = stream.set_nodelay(true);
-        let peer = connections.named.then_some(peer);
-        let stream = Accepted { stream, peer, permit, head_bytes_max: connections.limits.head_bytes() };
-        tokio::spawn(connection(stream, service.clone(), protocol.clone(), stopped.clone()));
+        let named = connections.named.then_some(peer);
+        let accepted = Accepted { named, permit, limits: connections.limits };
+        let (service, protocol, stopped) = (service.clone(), protocol.clone(), stopped.clone());
+        let link = Arc::new(Link::new(connections.limits.unread_max));
+        let socket = Socket::new(stream, link.clone());
+        let Some(tls) = connections.tls.clone() else {
+            tokio::spawn(connection(socket, link, accepted, service, protocol, stopped));
+            return;
+        };
+        tokio::spawn(async move {
+            let Some((stream, certificates)) = handshake(tls, socket, stopped.clone()).await else { return };
+            let peer = Arc::new(Peer::new(peer, certificates));
+            let service = Told { peer, service };
+            connection(Filled(stream), link, accepted, service, protocol, stopped).await;
+        });
     };
     loop {
         let accepted = tokio::select! {
@@ -141,9 +177,60 @@ pub(crate) async fn serve<S, B>(
     }
 }
 
-fn refuse(stream: &TcpStream) {
+fn refuse(stream: &TcpStream, tls: bool) {
     tracing::debug!("a connection is refused: too many are open");
-    tell(stream, FULL);
+    if !tls {
+        tell(stream, FULL);
+    }
+}
+
+/// The stream over TLS and the client's certificates; none where there is no handshake in time.
+async fn handshake(
+    tls: TlsAcceptor,
+    socket: Socket,
+    mut stopped: watch::Receiver<bool>,
+) -> Option<(TlsStream<Ahead<Socket>>, Vec<CertificateDer<'static>>)> {
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(Ahead::new(socket))) => accepted,
+        _ = stopped.wait_for(|stopped| *stopped) => return None,
+    };
+    match accepted {
+        Ok(Ok(stream)) => {
+            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let certificates = certificates.iter().map(|der| der.clone().into_owned()).collect();
+            Some((stream, certificates))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no TLS handshake");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("no TLS handshake in time");
+            None
+        }
+    }
+}
+
+/// A service whose requests are told their peer.
+#[derive(Clone)]
+struct Told<S> {
+    peer: Arc<Peer>,
+    service: S,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Told<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.peer.clone());
+        self.service.call(request)
+    }
 }
 
 fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -166,43 +253,47 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
 
 /// A connection that was let in.
 struct Accepted {
-    stream: TcpStream,
     /// Whom requests are to be told.
-    peer: Option<SocketAddr>,
+    named: Option<SocketAddr>,
+    /// Given back after all else of the connection is gone: who waits for that may open what it held.
     permit: OwnedSemaphorePermit,
-    head_bytes_max: usize,
+    limits: Limits,
 }
 
-async fn connection<S, B>(
-    Accepted { stream, peer, permit, head_bytes_max }: Accepted,
+async fn connection<T, S, B>(
+    stream: T,
+    link: Arc<Link>,
+    Accepted { named, permit: _permit, limits }: Accepted,
     service: S,
     protocol: Arc<auto::Builder<TokioExecutor>>,
     mut stopped: watch::Receiver<bool>,
 ) where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send,
-    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + 'static,
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
-    let link = Arc::new(Link::default());
     let requests = link.clone();
     let answer = service_fn(move |mut request: Request<Incoming>| {
-        if let Some(peer) = peer {
+        if let Some(peer) = named {
             request.extensions_mut().insert(ConnectInfo(peer));
         }
         let guard = requests.begin();
+        let unsent = (request.version() == Version::HTTP_2).then(|| requests.unsent.clone());
         let answer = service.clone().call(request);
         async move {
             let answer = answer.await;
             drop(guard);
-            answer
+            answer.map(|answer| answer.map(|body| Leaving::new(body, unsent)))
         }
     });
-    let mut serving =
-        pin!(protocol.serve_connection(TokioIo::new(Bounded::new(stream, link.clone(), head_bytes_max)), answer));
+    let bounded = Bounded::new(stream, link.clone(), limits.head_bytes());
+    let mut serving = pin!(protocol.serve_connection(TokioIo::new(bounded), answer));
     tokio::select! {
         biased;
         // How a peer leaves is its own business.
         _ = serving.as_mut() => return,
+        () = link.unread() => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
     // A request that is in the socket by now was accepted: it is read before the connection stops reading.
@@ -210,7 +301,10 @@ async fn connection<S, B>(
     let ended = std::future::poll_fn(|cx| std::task::Poll::Ready(serving.as_mut().poll(cx).is_ready())).await;
     if !ended {
         serving.as_mut().graceful_shutdown();
-        let _ = serving.await;
+        tokio::select! {
+            biased;
+            _ = serving => {}
+            () = link.unread() => {}
+        }
     }
-    drop(permit);
 }

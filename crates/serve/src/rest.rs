@@ -14,27 +14,33 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use tower::Service;
 
-use crate::{connection::Arriving, http::infer_at, telemetry::App};
+use crate::{
+    connection::Arriving,
+    http::{infer_at, refusal},
+    telemetry::App,
+};
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// Routes whose bodies must go on arriving, with the inferences of a server before them.
 #[derive(Clone)]
 pub(crate) struct Rest {
-    /// None where every call must pass the router's layers.
-    app: Option<App>,
+    app: App,
     router: Router,
+    /// Inferences need not pass the router's layers.
+    direct: bool,
 }
 
 impl Rest {
     /// The protocol of `app`. With an access log the router, which writes it, sees every call.
     pub(crate) fn new(app: App, router: Router) -> Self {
-        Self { app: Some(app).filter(|app| app.telemetry.access.is_none()), router }
+        let direct = app.telemetry.access.is_none();
+        Self { app, router, direct }
     }
 
     /// Routes alone.
-    pub(crate) fn plain(router: Router) -> Self {
-        Self { app: None, router }
+    pub(crate) fn plain(app: App, router: Router) -> Self {
+        Self { app, router, direct: false }
     }
 }
 
@@ -48,9 +54,14 @@ impl Service<Request<Incoming>> for Rest {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Answer {
+        if let Some(foreign) = self.app.foreign(&request) {
+            let answer = refusal(foreign.status(), &foreign.to_string());
+            self.app.telemetry.refused(&request, answer.status());
+            return Box::pin(async { Ok(answer) });
+        }
         let request = request.map(Arriving::body);
-        if let (Some(app), Some((model, version))) = (&self.app, inference(&request)) {
-            let (app, model, version) = (app.clone(), model.to_owned(), version.map(str::to_owned));
+        if let (true, Some((model, version))) = (self.direct, inference(&request)) {
+            let (app, model, version) = (self.app.clone(), model.to_owned(), version.map(str::to_owned));
             return Box::pin(async move { Ok(infer_at(app, model, version, request).await) });
         }
         let answer = self.router.call(request);

@@ -1,27 +1,23 @@
 //! Binds the listeners, says so, serves until told to stop, and drains.
 
-use std::{
-    future::Future,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get};
+use edgeward_trust::TrustError;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     core::{ServeError, Server, ServerConfig},
+    gate::{Gate, Gated, TrustConfig},
     grpc, http,
     limits::Limits,
     listen::{self, Connections},
+    ready::ReadyFile,
     rest::Rest,
     telemetry::{App, Telemetry, TelemetryConfig, TelemetryError},
 };
 
 /// Where to listen and what to serve.
-#[derive(Clone, Debug)]
 pub struct RunConfig {
     /// REST; none for no listener. Port 0 takes a free one.
     pub http: Option<SocketAddr>,
@@ -29,7 +25,7 @@ pub struct RunConfig {
     pub grpc: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: Option<SocketAddr>,
-    /// Written whole once ready: the bound addresses as JSON.
+    /// Written whole once every model that should serve does: the bound addresses as JSON. Removed at the start and at the end.
     pub ready_file: Option<PathBuf>,
     /// Models and engines.
     pub server: ServerConfig,
@@ -39,6 +35,8 @@ pub struct RunConfig {
     pub telemetry: TelemetryConfig,
     /// What a peer may use.
     pub limits: Limits,
+    /// Who may call; plain listeners on loopback, where nobody is asked, without.
+    pub trust: Option<TrustConfig>,
 }
 
 /// Why a server did not start or did not end well.
@@ -62,6 +60,9 @@ pub enum RunError {
     /// The access log or the traces have no place to go.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// The server has no certificate to answer with.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The ready file cannot be written.
     #[error("cannot write `{}`: {source}", path.display())]
     ReadyFile {
@@ -94,10 +95,11 @@ pub struct Listening {
     http: Option<TcpListener>,
     grpc: Option<TcpListener>,
     metrics: Option<TcpListener>,
-    ready_file: Option<PathBuf>,
+    ready_file: Option<ReadyFile>,
     grace: Duration,
     connections: Connections,
     limits: Limits,
+    gate: Option<Arc<Gate>>,
 }
 
 /// Serves until `shutdown` resolves, then drains. An error where it did not start or not drain in time.
@@ -108,15 +110,24 @@ pub async fn run(config: RunConfig, shutdown: impl Future<Output = ()>) -> Resul
 impl Listening {
     /// Loads the models and binds every listener.
     pub async fn open(config: RunConfig) -> Result<Self, RunError> {
-        let (http, grpc, metrics) = (bind(config.http).await?, bind(config.grpc).await?, bind(config.metrics).await?);
+        let ready_file = config.ready_file.map(ReadyFile::claim).transpose()?;
+        let (http, grpc, metrics) = {
+            let plain = config.trust.is_none();
+            (bind(config.http, plain).await?, bind(config.grpc, plain).await?, bind(config.metrics, plain).await?)
+        };
         let address = |l: &Option<TcpListener>| l.as_ref().and_then(|l| l.local_addr().ok());
         let addresses = Addresses { http: address(&http), grpc: address(&grpc), metrics: address(&metrics) };
         let telemetry = Telemetry::start(config.telemetry)?;
         let server = Server::start(config.server).await?;
-        let (ready_file, grace, limits) = (config.ready_file, config.grace, config.limits);
+        let (grace, limits) = (config.grace, config.limits);
         let connections = Connections::new(config.limits);
         let connections = if telemetry.access.is_some() { connections.naming_peers() } else { connections };
-        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace, connections, limits })
+        let gate = config.trust.map(Gate::open).transpose()?;
+        let connections = match &gate {
+            Some(gate) => connections.over_tls(gate.acceptor()?),
+            None => connections,
+        };
+        Ok(Self { addresses, server, telemetry, http, grpc, metrics, ready_file, grace, connections, limits, gate })
     }
 
     /// The bound addresses.
@@ -133,23 +144,30 @@ impl Listening {
     pub async fn serve_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let (stop, stopped) = watch::channel(false);
         let mut listeners = tokio::task::JoinSet::new();
-        let app = App { server: self.server.clone(), telemetry: self.telemetry.clone(), limits: self.limits };
-        let (server, telemetry) = (self.server.clone(), self.telemetry.clone());
-        let metrics_text = move || async move { server.metrics_text() + &telemetry.metrics_text() };
+        let app = App {
+            server: self.server.clone(),
+            telemetry: self.telemetry.clone(),
+            limits: self.limits,
+            gate: self.gate.clone(),
+        };
+        let (server, telemetry, gate) = (self.server.clone(), self.telemetry.clone(), self.gate.clone());
+        let metrics_text = move || async move {
+            let trust = gate.map(|gate| gate.metrics_text()).unwrap_or_default();
+            server.metrics_text() + &telemetry.metrics_text() + &trust
+        };
         let metrics = Router::new().route("/metrics", get(metrics_text));
         let rest = Rest::new(app.clone(), http::router(app.clone()));
-        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(metrics))] {
+        for (listener, service) in [(self.http, rest), (self.metrics, Rest::plain(app.clone(), metrics))] {
             let Some(listener) = listener else { continue };
+            let service = Gated::new(app.clone(), service);
             listeners.spawn(listen::serve(listener, service, self.connections.clone(), stopped.clone()));
         }
         if let Some(listener) = self.grpc {
-            let services = grpc::Services::new(app);
+            let services = grpc::Services::new(app.clone(), grpc::Stopped(stopped.clone()));
+            let services = Gated::new(app, services);
             listeners.spawn(listen::serve(listener, services, self.connections.clone(), stopped));
         }
-        if let Some(path) = &self.ready_file {
-            write_ready(path, &self.addresses).map_err(|source| RunError::ReadyFile { path: path.clone(), source })?;
-        }
-        shutdown.await;
+        let told = until(shutdown, self.ready_file, &self.server, &self.addresses).await;
         self.server.begin_drain();
         // Listeners close; open connections finish what they have begun.
         let _ = stop.send(true);
@@ -163,20 +181,33 @@ impl Listening {
         // The sinks' own threads are waited for: not on a thread that serves.
         let _ = tokio::task::spawn_blocking(move || telemetry.end()).await;
         // Idle connections that stayed open to the end of the grace time are no lost requests.
-        if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { Ok(()) }
+        if ended.is_err() && !drained { Err(RunError::NotDrained(self.grace)) } else { told }
     }
 }
 
-async fn bind(address: Option<SocketAddr>) -> Result<Option<TcpListener>, RunError> {
+/// Waits for `shutdown`, or that the ready file cannot be written. It is there from when the server is ready until then.
+async fn until(
+    shutdown: impl Future<Output = ()>,
+    mut file: Option<ReadyFile>,
+    server: &Server,
+    addresses: &Addresses,
+) -> Result<(), RunError> {
+    let mut shutdown = pin!(shutdown);
+    if let Some(file) = &mut file {
+        tokio::select! {
+            biased;
+            () = shutdown.as_mut() => return Ok(()),
+            written = file.write_when_ready(server, addresses) => written?,
+        }
+    }
+    shutdown.await;
+    Ok(())
+}
+
+async fn bind(address: Option<SocketAddr>, plain: bool) -> Result<Option<TcpListener>, RunError> {
     let Some(address) = address else { return Ok(None) };
-    if !address.ip().is_loopback() {
+    if plain && !address.ip().is_loopback() {
         return Err(RunError::NotLoopback(address));
     }
     TcpListener::bind(address).await.map(Some).map_err(|source| RunError::Bind { address, source })
-}
-
-fn write_ready(path: &Path, addresses: &Addresses) -> std::io::Result<()> {
-    let staged = path.with_extension(format!("partial-{}", std::process::id()));
-    std::fs::write(&staged, serde_json::to_vec(addresses)?)?;
-    std::fs::rename(staged, path)
 }

@@ -10,21 +10,28 @@ mod sink;
 mod trace_file;
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::{Instant, SystemTime},
 };
 
+use axum::{
+    extract::ConnectInfo,
+    http::{Request, StatusCode},
+};
 use edgeward_graph::Tensor;
 
-pub(crate) use access::AccessLog;
 pub use access::{AccessFormat, AccessLogConfig, AccessTarget};
+pub(crate) use access::{AccessLog, Line};
 pub use settings::TraceLevels;
 pub(crate) use settings::Update;
 
 use crate::{
     core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
+    gate::{Gate, Grant},
     limits::Limits,
+    local::{self, Foreign},
     logging::{LogControl, LogSettings},
 };
 use otlp::Otlp;
@@ -108,6 +115,8 @@ pub(crate) struct App {
     pub(crate) server: Server,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) limits: Limits,
+    /// Decides every call; none where nobody is asked.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 impl axum::extract::FromRef<App> for Server {
@@ -123,20 +132,32 @@ pub(crate) struct Call<'a> {
     pub(crate) parent: Option<&'a str>,
     /// Where the access line is filled in.
     pub(crate) slot: Option<&'a Slot>,
+    /// On what terms it was permitted.
+    pub(crate) grant: Option<&'a Grant>,
 }
 
 impl App {
+    /// Why a request is not for this server where it has no TLS. The log has it too.
+    pub(crate) fn foreign<B>(&self, request: &Request<B>) -> Option<Foreign> {
+        let foreign = self.gate.is_none().then(|| local::check(request).err()).flatten();
+        foreign.inspect(Foreign::log)
+    }
+
     /// Answers a request and tells of it.
-    pub(crate) async fn infer(&self, request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
+    pub(crate) async fn infer(&self, mut request: InferRequest, call: Call<'_>) -> Result<InferResponse, ServeError> {
         let sampled = self.telemetry.sample(&request, call.parent);
         let note = call.slot.map(|slot| (slot, request.model.name.clone(), request.id.clone()));
         let repeated = request.repeated();
-        let mut result = match request.check() {
+        let prepared = call.grant.map_or(Ok(()), |grant| grant.prepare(&mut request, &self.server));
+        let mut result = match request.check().and(prepared) {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };
         if let Ok(response) = &mut result {
             response.parameters.extend(repeated);
+            if let Some(Err(error)) = call.grant.map(|grant| grant.answered(response)) {
+                result = Err(error);
+            }
         }
         if let Some(sampled) = sampled {
             sampled.finish(&self.telemetry, &result);
@@ -245,6 +266,14 @@ impl Telemetry {
             began: Instant::now(),
             at: SystemTime::now(),
         })
+    }
+
+    /// Writes the access line of a call that was refused before it came to any handler. `status` is HTTP's.
+    pub(crate) fn refused<B>(&self, request: &Request<B>, status: StatusCode) {
+        let Some(log) = &self.access else { return };
+        let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+        let line = log.begin(peer, (request.method().as_str(), request.uri().path()), false);
+        line.answered(status.as_u16(), None, None);
     }
 
     /// The last records reach their places.

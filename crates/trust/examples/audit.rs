@@ -40,16 +40,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     let signer = LogSigner::new("audit.example/log", Arc::new(keys), "audit")?;
     let interval = Durability::Interval(Duration::from_millis(100));
     let all = [("strict", Durability::Strict), ("interval", interval), ("none", Durability::None)];
-    let mut last = None;
+    let (mut last, mut rates) = (None, Vec::new());
     for (name, durability) in all.into_iter().filter(|(name, _)| only.as_ref().is_none_or(|only| only == name)) {
         let log = folder.join(name);
-        append(&LogOptions { durability, ..LogOptions::new(&log) }, &signer, records, name)?;
+        let per_second = append(&LogOptions { durability, ..LogOptions::new(&log) }, &signer, records, name)?;
+        rates.push(format!("\"{name}_per_s\":{per_second}"));
         last = Some(log);
     }
-    check(&last.ok_or("expected `strict`, `interval` or `none`")?, &signer)
+    let (prove_us, verify_us) = check(&last.ok_or("expected `strict`, `interval` or `none`")?, &signer)?;
+    println!("{{{},\"prove_us\":{prove_us},\"verify_us\":{verify_us}}}", rates.join(","));
+    Ok(())
 }
 
-fn append(options: &LogOptions, signer: &LogSigner, records: u64, name: &str) -> Result<(), Box<dyn Error>> {
+fn append(options: &LogOptions, signer: &LogSigner, records: u64, name: &str) -> Result<f64, Box<dyn Error>> {
     let log = AuditLog::open(options, signer.clone())?;
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -70,7 +73,7 @@ fn append(options: &LogOptions, signer: &LogSigner, records: u64, name: &str) ->
         records as f64 / acknowledged,
         records as f64 / published
     );
-    Ok(())
+    Ok(records as f64 / acknowledged)
 }
 
 fn call(log: &AuditLog, caller: u64, records: u64) -> Result<(), TrustError> {
@@ -101,7 +104,7 @@ fn record(caller: u64, n: u64) -> Record {
     }
 }
 
-fn check(folder: &Path, signer: &LogSigner) -> Result<(), Box<dyn Error>> {
+fn check(folder: &Path, signer: &LogSigner) -> Result<(f64, f64), Box<dyn Error>> {
     let began = Instant::now();
     let report = verify(&Verification { folder, key: signer.key(), witnessed: &[] })?;
     let seconds = began.elapsed().as_secs_f64();
@@ -123,5 +126,5 @@ fn check(folder: &Path, signer: &LogSigner) -> Result<(), Box<dyn Error>> {
     }
     let verify_us = began.elapsed().as_secs_f64() * 1e3;
     println!("one of {size} records: proof made in {prove_us:.0} us, verified in {verify_us:.0} us (mean of 1,000)");
-    Ok(())
+    Ok((prove_us, verify_us))
 }

@@ -32,10 +32,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "{policies} policies of {scopes} scopes, {entities} entities, loaded in {:.1} s",
         start.elapsed().as_secs_f64()
     );
+    let load_s = start.elapsed().as_secs_f64();
     let callers: Vec<(Principal, Resource)> = (0..4000).map(caller).collect();
-    measure("first time", &rules, &callers);
+    let first_us = measure("first time", &rules, &callers);
     measure("again", &rules, &callers);
-    measure("again", &rules, &callers);
+    let again_us = measure("again", &rules, &callers);
+    println!("{{\"load_s\":{load_s},\"first_us\":{first_us},\"again_us\":{again_us}}}");
     Ok(())
 }
 
@@ -102,7 +104,7 @@ fn caller(number: usize) -> (Principal, Resource) {
     (principal, Resource::version(&format!("x{number}"), 1))
 }
 
-fn measure(name: &str, rules: &Rules, callers: &[(Principal, Resource)]) {
+fn measure(name: &str, rules: &Rules, callers: &[(Principal, Resource)]) -> f64 {
     let observed = Observed {
         now: SystemTime::now(),
         source: None,
@@ -124,4 +126,5 @@ fn measure(name: &str, rules: &Rules, callers: &[(Principal, Resource)]) {
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
     println!("{name}: {allowed} of {} allowed, median {:.1} µs, p99 {:.1} µs", times.len(), at(0.5), at(0.99));
+    at(0.5)
 }

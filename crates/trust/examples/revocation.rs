@@ -27,7 +27,7 @@ fn live(id: String) -> Live<()> {
         bound_to: None,
         expires_at,
     };
-    Live { principal, valid_until: expires_at, context: () }
+    Live { principal: Arc::new(principal), valid_until: expires_at, context: () }
 }
 
 #[tokio::main]

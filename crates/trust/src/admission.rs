@@ -195,6 +195,17 @@ impl Permit {
         Some(Self { account, reserved: Duration::ZERO, day: 0, compute_max: limits.compute_per_request })
     }
 
+    /// Charges further queries that came in the same request: a batch of 64 rows is 64 queries.
+    ///
+    /// # Errors
+    /// The limit that they meet; then none of them is charged.
+    pub fn more(&self, queries: u32, limits: &Limits, now: SystemTime) -> Result<(), Refusal> {
+        match queries {
+            0 => Ok(()),
+            _ => self.account.ledger.lock().charge_more(limits, queries, now),
+        }
+    }
+
     /// Ends the request and charges what it computed in place of what was expected. A request that is only dropped keeps the expected charge.
     pub fn finish(self, computed: Duration) {
         self.account.ledger.lock().settle(self.reserved, computed, self.day);

@@ -1,11 +1,17 @@
-//! Files that take the place of older ones whole.
+//! Files that take the place of older ones whole, and files that their owner alone may read.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use zeroize::Zeroizing;
+
+use crate::{ErrorKind, TrustError};
+
+const PRIVATE_BYTES_MAX: u64 = 16 << 20;
 
 /// Writes a file so that a reader, or a start after a crash, finds the old one or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8], flush: bool) -> io::Result<()> {
@@ -41,4 +47,26 @@ fn put(mut file: File, new: &Path, path: &Path, bytes: &[u8], flush: bool) -> io
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
+}
+
+/// Reads a file that its owner alone may read.
+pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
+    let unavailable =
+        |error: io::Error| TrustError::new(ErrorKind::Unavailable, format!("`{}`: {error}", path.display()));
+    let invalid = |why: String| TrustError::new(ErrorKind::Invalid, format!("`{}`: {why}", path.display()));
+    let file = File::open(path).map_err(unavailable)?;
+    let metadata = file.metadata().map_err(unavailable)?;
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        return Err(invalid(format!(
+            "others may read it (mode {mode:o}); expected 600: `chmod 600 {}`",
+            path.display()
+        )));
+    }
+    if metadata.len() > PRIVATE_BYTES_MAX {
+        return Err(invalid(format!("{} bytes; expected at most {PRIVATE_BYTES_MAX}", metadata.len())));
+    }
+    let mut bytes = Zeroizing::default();
+    file.take(PRIVATE_BYTES_MAX).read_to_end(&mut bytes).map_err(unavailable)?;
+    Ok(bytes)
 }

@@ -6,7 +6,7 @@
 pub mod aws;
 pub(crate) mod binding;
 pub mod dpop;
-mod http;
+pub(crate) mod http;
 pub mod jose;
 pub mod oidc;
 pub mod replay;

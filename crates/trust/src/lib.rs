@@ -12,10 +12,12 @@ pub mod identity;
 pub mod keys;
 pub mod policy;
 mod principal;
+mod remote;
 mod resource;
 pub mod revocation;
 pub mod score;
 pub mod session;
+pub mod tls;
 
 pub use error::{ErrorKind, TrustError};
 pub use principal::{Method, Principal, Strength, Thumbprint};

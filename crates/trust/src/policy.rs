@@ -25,7 +25,10 @@ pub use self::{
     context::Observed,
     decision::{Decision, Effect, PolicyInfo, Reason, Request, Version},
     explain::{Explanation, Nearest, Unmet},
-    hindsight::{CaseResult, Change, Simulation, past_requests, run_cases, simulate},
+    hindsight::{
+        CaseResult, Change, LIMIT, OBSERVED, PRINCIPAL, Simulation, past_requests, recorded_request, run_cases,
+        simulate,
+    },
     record::{Moment, ObservedRecord, PastRequest, PrincipalRecord, RequestRecord},
     rules::Rules,
     sources::{SourceFile, Sources},

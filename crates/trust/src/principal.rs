@@ -1,6 +1,10 @@
 //! Who asks, as an identity provider has verified it.
 
-use std::{collections::BTreeMap, fmt, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
 use sha2::{Digest as _, Sha256};
@@ -29,6 +33,22 @@ pub struct Principal {
 impl Principal {
     /// The claim that names the session of this server that a principal speaks in.
     pub const SESSION: &str = "session";
+
+    /// The claim with the serial number of a certificate, in hexadecimal.
+    pub const SERIAL: &str = "serial";
+    /// The claim that says since when the credential holds, in seconds since 1970.
+    pub const SINCE: &str = "since";
+
+    /// The serial number of the certificate that it has shown.
+    pub fn serial(&self) -> Option<&str> {
+        self.claims.get(Self::SERIAL).map(String::as_str)
+    }
+
+    /// Since when its session or certificate holds.
+    pub fn since(&self) -> Option<SystemTime> {
+        let seconds = self.claims.get(Self::SINCE)?.parse().ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
 
     /// The session of this server that it speaks in.
     pub fn session(&self) -> Option<&str> {

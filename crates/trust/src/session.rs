@@ -259,7 +259,7 @@ impl Sessions {
         let expires_at = jose::check_times(&claims, now, self.settings.clock_skew)?;
         let content = Content::deserialize(Value::Object(claims.clone()));
         let content = content.map_err(|e| unverified(format!("session: {e}")))?;
-        let verified = Arc::new(Verified { claims, principal: content.principal(expires_at) });
+        let verified = Arc::new(Verified { principal: content.principal(&claims, expires_at), claims });
         self.verified.insert(digest, Arc::clone(&verified));
         Ok(verified)
     }
@@ -274,8 +274,12 @@ impl Sessions {
 }
 
 impl Content {
-    fn principal(self, expires_at: SystemTime) -> Principal {
+    fn principal(self, token: &Claims, expires_at: SystemTime) -> Principal {
         let mut claims = self.attributes;
+        claims.remove(Principal::SINCE);
+        if let Some(since) = token.get("iat").and_then(Value::as_f64) {
+            claims.insert(Principal::SINCE.to_owned(), format!("{since:.0}"));
+        }
         claims.insert(Principal::SESSION.to_owned(), self.jti);
         Principal {
             id: self.sub,

@@ -6,22 +6,43 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use rustls::pki_types::ServerName;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 const ERRORS_KEPT: usize = 5;
 
+/// Where requests go.
+#[derive(Clone)]
+pub struct Target {
+    /// Its listener.
+    pub address: SocketAddr,
+    /// How it is spoken to where not in plain words.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+}
+
 /// One connection.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buffer: Vec<u8>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
 }
 
 /// Status and body of an answer.
@@ -34,17 +55,29 @@ pub struct Answer<'a> {
 
 impl Connection {
     /// Connects.
-    pub fn open(address: SocketAddr) -> anyhow::Result<Self> {
+    pub fn open(target: impl Into<Target>) -> anyhow::Result<Self> {
+        let Target { address, tls } = target.into();
         let stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
+        let stream = match tls {
+            None => Stream::Plain(stream),
+            Some(config) => {
+                let client = rustls::ClientConnection::new(config, ServerName::from(address.ip()))?;
+                Stream::Tls(Box::new(rustls::StreamOwned::new(client, stream)))
+            }
+        };
         Ok(Self { stream, buffer: Vec::new() })
     }
 
     /// Sends a whole request.
     pub fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
-        self.stream.write_all(request).context("the request could not be sent")
+        let sent = match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(request),
+            Stream::Tls(stream) => stream.write_all(request).and_then(|()| stream.flush()),
+        };
+        sent.context("the request could not be sent")
     }
 
     /// Reads one answer.
@@ -77,7 +110,11 @@ impl Connection {
         let at = self.buffer.len();
         self.buffer.resize(at + 64 * 1024, 0);
         let read = loop {
-            match self.stream.read(&mut self.buffer[at..]) {
+            let read = match &mut self.stream {
+                Stream::Plain(stream) => stream.read(&mut self.buffer[at..]),
+                Stream::Tls(stream) => stream.read(&mut self.buffer[at..]),
+            };
+            match read {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 other => break other,
             }
@@ -111,7 +148,7 @@ fn parse_head(head: &[u8]) -> anyhow::Result<(u16, usize)> {
 
 /// A POST request, head and body.
 pub fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
-    let head = format!("POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
@@ -155,6 +192,8 @@ pub enum Until {
 pub struct Outcome {
     /// Median time of a request.
     pub p50_ms: f64,
+    /// The time that 99 in 100 requests keep.
+    pub p99_ms: f64,
     /// Requests answered with 200 per second.
     pub per_second: f64,
     /// Requests answered with 200.
@@ -176,7 +215,8 @@ impl Outcome {
 }
 
 /// Each connection sends its next request when the last one is answered; one that fails connects anew.
-pub fn closed_loop(address: SocketAddr, request: &[u8], connections: usize, until: Until) -> Outcome {
+pub fn closed_loop(target: impl Into<Target>, request: &[u8], connections: usize, until: Until) -> Outcome {
+    let target = target.into();
     let began = Instant::now();
     let started = AtomicU64::new(0);
     let all = Mutex::new((Vec::<f64>::new(), Vec::<String>::new()));
@@ -187,7 +227,7 @@ pub fn closed_loop(address: SocketAddr, request: &[u8], connections: usize, unti
     std::thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
-                let (times, errors) = one_connection(address, request, &more);
+                let (times, errors) = one_connection(&target, request, &more);
                 let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                 all.0.extend(times);
                 all.1.extend(errors);
@@ -198,15 +238,17 @@ pub fn closed_loop(address: SocketAddr, request: &[u8], connections: usize, unti
     let (mut times, mut errors) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (answered, failed) = (times.len() as u64, errors.len() as u64);
     errors.truncate(ERRORS_KEPT);
-    Outcome { p50_ms: super::median(&mut times), per_second: answered as f64 / seconds, answered, failed, errors }
+    let p50_ms = super::median(&mut times);
+    let p99_ms = times.get((times.len() * 99 / 100).min(times.len().saturating_sub(1))).copied().unwrap_or_default();
+    Outcome { p50_ms, p99_ms, per_second: answered as f64 / seconds, answered, failed, errors }
 }
 
-fn one_connection(address: SocketAddr, request: &[u8], more: &dyn Fn() -> bool) -> (Vec<f64>, Vec<String>) {
+fn one_connection(target: &Target, request: &[u8], more: &dyn Fn() -> bool) -> (Vec<f64>, Vec<String>) {
     let (mut times, mut errors) = (Vec::new(), Vec::new());
     let mut connection = None;
     while more() {
         let began = Instant::now();
-        match attempt(address, request, &mut connection) {
+        match attempt(target, request, &mut connection) {
             Ok(()) => times.push(began.elapsed().as_secs_f64() * 1e3),
             Err(error) => {
                 errors.push(format!("{error:#}"));
@@ -217,9 +259,9 @@ fn one_connection(address: SocketAddr, request: &[u8], more: &dyn Fn() -> bool) 
     (times, errors)
 }
 
-fn attempt(address: SocketAddr, request: &[u8], connection: &mut Option<Connection>) -> anyhow::Result<()> {
+fn attempt(target: &Target, request: &[u8], connection: &mut Option<Connection>) -> anyhow::Result<()> {
     if connection.is_none() {
-        *connection = Some(Connection::open(address)?);
+        *connection = Some(Connection::open(target.clone())?);
     }
     let connection = connection.as_mut().context("no connection")?;
     let answer = connection.ask(request)?;

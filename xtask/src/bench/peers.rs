@@ -5,13 +5,19 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU16, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 
-use crate::{bench::client::Connection, python, steps};
+use crate::{
+    bench::client::{Connection, Target},
+    python, steps,
+};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -28,7 +34,19 @@ impl Running {
     /// Starts `command`, which listens on the two addresses, and waits until it is ready.
     pub fn start(command: &mut Command, http: SocketAddr, grpc: SocketAddr) -> anyhow::Result<Self> {
         let server = Self::spawn(command, http, grpc)?;
-        server.wait_ready(command)?;
+        server.wait_ready(command, &http.into())?;
+        Ok(server)
+    }
+
+    /// The same of a server that asks who calls.
+    pub fn start_verified(
+        command: &mut Command,
+        http: SocketAddr,
+        grpc: SocketAddr,
+        client: &Arc<rustls::ClientConfig>,
+    ) -> anyhow::Result<Self> {
+        let server = Self::spawn(command, http, grpc)?;
+        server.wait_ready(command, &Target { address: http, tls: Some(client.clone()) })?;
         Ok(server)
     }
 
@@ -39,11 +57,11 @@ impl Running {
         Ok(Self { child, http, grpc })
     }
 
-    fn wait_ready(&self, command: &Command) -> anyhow::Result<()> {
+    fn wait_ready(&self, command: &Command, target: &Target) -> anyhow::Result<()> {
         let began = Instant::now();
-        let request = b"GET /v2/health/ready HTTP/1.1\r\nhost: bench\r\n\r\n";
+        let request = b"GET /v2/health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
         loop {
-            let status = Connection::open(self.http).and_then(|mut c| Ok(c.ask(request)?.status));
+            let status = Connection::open(target.clone()).and_then(|mut c| Ok(c.ask(request)?.status));
             if status.as_ref().is_ok_and(|&code| code == 200) {
                 return Ok(());
             }
@@ -65,6 +83,16 @@ impl Running {
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib * 1024.0)
+    }
+
+    /// Time that its threads have computed so far.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // User and system time are the 14th and 15th field; the second may hold blanks and ends with a bracket.
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<f64>().ok());
+        let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system).context("no times")?;
+        Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
     }
 
     /// Sends SIGTERM.
@@ -174,9 +202,19 @@ impl Edgeward {
 
     /// `edgeward serve` on a folder, not yet started.
     pub fn command(&self, models: &Path, arguments: &[&str]) -> anyhow::Result<(Command, SocketAddr, SocketAddr)> {
+        self.command_as(&["--insecure"], models, arguments)
+    }
+
+    /// `edgeward serve` that asks who calls, or does not.
+    pub fn command_as(
+        &self,
+        how: &[&str],
+        models: &Path,
+        arguments: &[&str],
+    ) -> anyhow::Result<(Command, SocketAddr, SocketAddr)> {
         let (http, grpc) = (free_address()?, free_address()?);
         let mut command = Command::new(&self.binary);
-        command.current_dir(&self.work).arg("serve").arg(models).args(["--insecure", "--metrics", "127.0.0.1:0"]);
+        command.current_dir(&self.work).arg("serve").arg(models).args(how).args(["--metrics", "127.0.0.1:0"]);
         command.args(["--http", &http.to_string(), "--grpc", &grpc.to_string()]).args(arguments);
         Ok((command, http, grpc))
     }

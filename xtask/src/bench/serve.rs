@@ -29,6 +29,13 @@ pub struct Effort {
     pub divisor: usize,
 }
 
+impl Effort {
+    /// The whole, or a tenth to see that it runs.
+    pub fn new(quick: bool) -> Self {
+        if quick { Self { rounds: 1, seconds: 1, divisor: 20 } } else { Self { rounds: 3, seconds: 4, divisor: 1 } }
+    }
+}
+
 type Bar = fn(&Edgeward, Effort) -> anyhow::Result<Vec<Row>>;
 
 const BARS: [(&str, Bar); 7] = [
@@ -48,11 +55,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     if let Some(unknown) = options.only.iter().find(|only| BARS.iter().all(|(bar, _)| bar != only)) {
         anyhow::bail!("no bar `{unknown}`; there are {}", BARS.map(|(bar, _)| bar).join(", "));
     }
-    let effort = if options.quick {
-        Effort { rounds: 1, seconds: 1, divisor: 20 }
-    } else {
-        Effort { rounds: 3, seconds: 4, divisor: 1 }
-    };
+    let effort = Effort::new(options.quick);
     eprintln!("building, making models");
     let edgeward = Edgeward::prepare()?;
     let mut rows = Vec::new();

@@ -122,7 +122,7 @@ pub fn request(image: &Tensor) -> Vec<u8> {
     let values: Vec<String> = image.values::<f32>().map(|v| v.iter().map(f32::to_string).collect()).unwrap_or_default();
     let body = body(&format!("[{}]", values.join(",")));
     let length = body.len();
-    format!("POST /v2/models/digits/infer HTTP/1.1\r\nhost: demo\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!("POST /v2/models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}")
         .into_bytes()
 }
 

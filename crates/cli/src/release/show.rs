@@ -31,7 +31,7 @@ pub fn run(args: &ListArgs, context: &Context) -> Outcome {
     }
     let header = ["release", "version", "state", "variants", "id", "sequence", "size"];
     let rows = found.iter().map(|(path, release)| row(&path.display().to_string(), release)).collect();
-    print::line(&print::table(&header, rows, 5))
+    print::table(&header, rows, 5)
 }
 
 /// What object storage holds.
@@ -41,7 +41,7 @@ fn pushed(place: &str, context: &Context) -> Outcome {
         return print::json(&found);
     }
     let rows = found.into_iter().map(|listed| vec![listed.name, listed.sequence.to_string()]).collect();
-    print::line(&print::table(&["release", "sequence"], rows, 1))
+    print::table(&["release", "sequence"], rows, 1)
 }
 
 fn signed(release: &Release) -> bool {

@@ -280,7 +280,7 @@ fn query(args: &QueryArgs, context: &Context) -> Outcome {
         return print::json(&found);
     }
     let header = ["record", "time", "decision", "principal", "action", "resource", "reason"];
-    print::line(&print::table(&header, found.iter().map(row).collect(), header.len()))
+    print::table(&header, found.iter().map(row).collect(), header.len())
 }
 
 fn row(entry: &Entry) -> Vec<String> {

@@ -12,7 +12,7 @@ use std::{
 use edgeward_trust::{
     audit::LogSigner,
     authority::{Authority, AuthorityKeys, IssuedLeaf, LeafKey, LeafKind, LeafRequest, Lifetimes, State, Step, plan},
-    keys::{KeyKind, KeyProvider, SealedFile, Unlock},
+    keys::{KeyKind, KeyProvider, KeySettings, SealedFile, Unlock},
 };
 use serde_json::json;
 
@@ -23,15 +23,17 @@ use crate::{
     print,
 };
 
+/// Where the keys of intermediates are, where that is not the sealed file.
+const KEY_SETTINGS: &str = "keys.toml";
 /// The key file that `init` makes where no other way to unlock is given.
 const KEY_FILE: &str = "unlock.key";
-const KEYS: &str = "keys";
-const ROOT_KEYS: &str = "root.keys";
+pub const KEYS: &str = "keys";
+pub const ROOT_KEYS: &str = "root.keys";
 /// The key that signs the audit log's checkpoints.
-const AUDIT_KEY: &str = "audit";
+pub const AUDIT_KEY: &str = "audit";
 
 /// How sealed files are opened.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Unlocking {
     /// File with the passphrase of the sealed keys
     #[arg(long, value_name = "FILE", env = "EDGEWARD_TRUST_PASSPHRASE_FILE")]
@@ -55,6 +57,12 @@ pub struct InitArgs {
     /// Addresses of the server beside the loopback ones
     #[arg(long)]
     ip: Vec<IpAddr>,
+    /// A model that policies can be about; may be repeated
+    #[arg(long, value_name = "NAME")]
+    model: Vec<String>,
+    /// File that says which provider keeps the keys that certificates are signed with (see docs/keys.md); it is copied to the folder
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
     #[command(flatten)]
     unlock: Unlocking,
 }
@@ -127,7 +135,8 @@ struct FolderArgs {
 }
 
 impl Unlocking {
-    fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
+    /// What opens the sealed files of a folder.
+    pub fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
         if let Some(path) = &self.passphrase_file {
             let words =
                 fs::read_to_string(path).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?;
@@ -175,20 +184,55 @@ impl Unlocking {
 
 impl FolderArgs {
     fn open(&self) -> Result<Authority, Failure> {
-        let unlock = self.unlock.get(&self.folder)?;
-        let open = |path: &Path| -> Result<Arc<dyn KeyProvider>, Failure> {
-            Ok(Arc::new(SealedFile::open(path, &unlock).map_err(failure)?))
-        };
-        let root_path = self.root_keys.clone().unwrap_or_else(|| self.folder.join(ROOT_KEYS));
-        // An authority without its root is the usual case, unless the root was asked for.
-        let root = if root_path.exists() || self.root_keys.is_some() { Some(open(&root_path)?) } else { None };
-        let keys = AuthorityKeys { online: open(&self.folder.join(KEYS))?, root };
-        Authority::open(&self.folder, keys, Lifetimes::default()).map_err(failure)
+        open(&self.folder, self.root_keys.as_deref(), &self.unlock)
     }
+}
+
+/// Opens the authority of a folder, with the root's keys where they are there.
+pub fn open(folder: &Path, root_keys: Option<&Path>, unlock: &Unlocking) -> Result<Authority, Failure> {
+    let unlock = unlock.get(folder)?;
+    let open = |path: &Path| -> Result<Arc<dyn KeyProvider>, Failure> {
+        Ok(Arc::new(SealedFile::open(path, &unlock).map_err(failure)?))
+    };
+    let root_path = root_keys.map_or_else(|| folder.join(ROOT_KEYS), Path::to_owned);
+    // An authority without its root is the usual case, unless the root was asked for.
+    let root = if root_path.exists() || root_keys.is_some() { Some(open(&root_path)?) } else { None };
+    let online = issuing_keys(folder, || open(&folder.join(KEYS)))?;
+    let keys = AuthorityKeys { online, root };
+    Authority::open(folder, keys, Lifetimes::default()).map_err(failure)
+}
+
+/// The keys of intermediates: with the provider that the folder's `keys.toml` names, or else in the sealed file.
+pub fn issuing_keys(
+    folder: &Path,
+    sealed: impl FnOnce() -> Result<Arc<dyn KeyProvider>, Failure>,
+) -> Result<Arc<dyn KeyProvider>, Failure> {
+    let path = folder.join(KEY_SETTINGS);
+    if !path.exists() {
+        return sealed();
+    }
+    KeySettings::read(&path).and_then(|settings| settings.within(folder).open()).map_err(failure)
 }
 
 /// Runs `trust init`.
 pub fn init(args: &InitArgs, context: &Context) -> Outcome {
+    let (made_key_file, signer) = make(args)?;
+    let folder = &args.folder;
+    if context.json {
+        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
+    }
+    tell_made(folder, made_key_file, &signer)
+}
+
+/// Makes a folder of trust without a word of it, for a trust domain and models that policies can be about.
+pub fn make_quietly(folder: &Path, domain: &str, models: &[String]) -> Outcome {
+    let (folder, domain, model) = (folder.to_owned(), domain.to_owned(), models.to_vec());
+    let (dns, ip, unlock) = (Vec::new(), Vec::new(), Unlocking::default());
+    make(&InitArgs { folder, domain, dns, ip, model, keys: None, unlock }).map(drop)
+}
+
+/// True where a key file was made, and who signs the audit log.
+fn make(args: &InitArgs) -> Result<(bool, LogSigner), Failure> {
     let folder = &args.folder;
     if folder.join(KEYS).exists() {
         return Err(Failure::input(format!("`{}` has keys already; expected a new folder", folder.display())));
@@ -198,7 +242,11 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
     let online: Arc<dyn KeyProvider> =
         Arc::new(args.unlock.open_or_create(&folder.join(KEYS), &[(AUDIT_KEY, KeyKind::Ed25519)])?);
     let root: Arc<dyn KeyProvider> = Arc::new(args.unlock.open_or_create(&folder.join(ROOT_KEYS), &[])?);
-    let keys = AuthorityKeys { online: online.clone(), root: Some(root) };
+    if let Some(path) = &args.keys {
+        KeySettings::read(path).map_err(failure)?;
+        fs::copy(path, folder.join(KEY_SETTINGS))?;
+    }
+    let keys = AuthorityKeys { online: issuing_keys(folder, || Ok(online.clone()))?, root: Some(root) };
     let now = SystemTime::now();
     let mut authority = Authority::init(folder, &args.domain, keys, Lifetimes::default(), now).map_err(failure)?;
     let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
@@ -221,12 +269,10 @@ pub fn init(args: &InitArgs, context: &Context) -> Outcome {
         let issued = authority.issue(&request, now).map_err(failure)?;
         write_leaf(&folder.join(&request.name), &issued)?;
     }
+    crate::gate::first_policies(&folder.join("policies"), &args.domain, &args.model)?;
     let signer = LogSigner::new(&format!("{}/audit", args.domain), online, AUDIT_KEY).map_err(failure)?;
     fs::write(folder.join("audit.vkey"), format!("{}\n", signer.key()))?;
-    if context.json {
-        return print::json(&json!({ "folder": folder, "domain": args.domain, "audit_key": signer.key().to_string() }));
-    }
-    tell_made(folder, made_key_file, &signer)
+    Ok((made_key_file, signer))
 }
 
 fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome {
@@ -234,6 +280,9 @@ fn tell_made(folder: &Path, made_key_file: bool, signer: &LogSigner) -> Outcome 
     print::line(&format!("{folder}/roots.pem      what clients and servers verify with"))?;
     print::line(&format!("{folder}/server.pem     the server's certificate, with server.key; for a day"))?;
     print::line(&format!("{folder}/admin.pem      the admin's certificate, with admin.key; for a day"))?;
+    print::line(&format!(
+        "{folder}/policies/      who may do what: the admin everything, anyone verified ask for health"
+    ))?;
     print::line(&format!(
         "{folder}/root.keys      the root's sealed keys: take them offline, they are needed again in two months"
     ))?;
@@ -308,7 +357,7 @@ pub fn list(args: &ListArgs, context: &Context) -> Outcome {
         let kind = if leaf.kind == LeafKind::Server { "server" } else { "client" };
         rows.push(vec![kind.to_owned(), leaf.name.clone(), validity, time(leaf.not_after), leaf.serial.clone()]);
     }
-    print::line(&print::table(&["kind", "name", "state", "until", "serial"], rows, 5))
+    print::table(&["kind", "name", "state", "until", "serial"], rows, 5)
 }
 
 /// Runs `trust renew`.

@@ -11,9 +11,10 @@ use std::{
 use anyhow::Context as _;
 use edgeward_trust::{
     Resource,
+    audit::{Entry, Query},
     policy::{
-        Allowed, CaseResult, Change, Decision, Explanation, Observed, ObservedRecord, PrincipalRecord, Request, Rules,
-        SourceFile, Sources, past_requests, run_cases, simulate,
+        Allowed, CaseResult, Change, Decision, Explanation, Observed, ObservedRecord, PRINCIPAL, PrincipalRecord,
+        Request, Rules, Simulation, SourceFile, Sources, past_requests, recorded_request, run_cases, simulate,
     },
 };
 use serde_json::json;
@@ -84,7 +85,7 @@ enum Action {
     Simulate {
         /// Folder of policies
         dir: PathBuf,
-        /// Past requests as JSON lines; `-` for standard input
+        /// Folder of an audit log, or past requests as JSON lines; `-` for standard input
         #[arg(long, value_name = "FILE")]
         against: PathBuf,
         /// Changed decisions to show
@@ -310,20 +311,37 @@ fn who_can(allowed: &[Allowed], context: &Context) -> Outcome {
         return print::line("nobody");
     }
     let rows = allowed.iter().map(|allowed| vec![allowed.who.to_string(), because(&allowed.decision)]).collect();
-    print::line(&print::table(&["who", "by"], rows, 2))
+    print::table(&["who", "by"], rows, 2)
 }
 
 fn simulation(dir: &Path, against: &Path, changes: usize, context: &Context) -> Outcome {
     let rules = rules(dir)?;
+    if against.is_dir() {
+        let (mut past, mut unread) = (Vec::new(), 0u64);
+        let keep = |entry: Entry| {
+            let request = recorded_request(&entry.record);
+            unread += u64::from(request.is_none() && entry.record.context.contains_key(PRINCIPAL));
+            past.extend(request.map(Ok));
+            true
+        };
+        Query::default().run(against, keep).or_input()?;
+        if unread > 0 {
+            eprintln!("{unread} records are left out: what they tell of their callers was too long to be kept whole");
+        }
+        return show_simulation(&simulate(&rules, past, changes, SystemTime::now()).or_input()?, context);
+    }
     let reader: Box<dyn BufRead> = if against == Path::new("-") {
         Box::new(stdin().lock())
     } else {
         let file = File::open(against).with_context(|| format!("cannot read past requests `{}`", against.display()));
         Box::new(BufReader::new(file.or_input()?))
     };
-    let simulation = simulate(&rules, past_requests(reader), changes, SystemTime::now()).or_input()?;
+    show_simulation(&simulate(&rules, past_requests(reader), changes, SystemTime::now()).or_input()?, context)
+}
+
+fn show_simulation(simulation: &Simulation, context: &Context) -> Outcome {
     if context.json {
-        return print::json(&simulation);
+        return print::json(simulation);
     }
     let row = |change: &Change| {
         let request = &change.request;
@@ -337,7 +355,7 @@ fn simulation(dir: &Path, against: &Path, changes: usize, context: &Context) -> 
     };
     if !simulation.changes.is_empty() {
         let rows = simulation.changes.iter().map(row).collect();
-        print::line(&print::table(&["principal", "action", "resource", "decision", "because"], rows, 5))?;
+        print::table(&["principal", "action", "resource", "decision", "because"], rows, 5)?;
     }
     print::line(&format!(
         "{} requests: {} newly allowed, {} newly denied",

@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod trust;
+
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
@@ -116,7 +118,6 @@ pub struct Server {
     pub http: String,
     pub grpc: String,
     pub metrics: String,
-    _files: tempfile::TempDir,
 }
 
 impl Server {
@@ -134,28 +135,50 @@ impl Server {
         Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |_| {})
     }
 
+    /// A server whose log, details included, goes to a file.
+    pub fn start_logging_details(models: &[&Path], arguments: &[&str], log: &Path) -> Self {
+        Self::spawn(models, arguments, fs::File::create(log).unwrap().into(), |command| {
+            command.env("EDGEWARD_LOG", "edgeward_serve=trace");
+        })
+    }
+
+    /// A server that asks who calls, by a folder of `trust init`.
+    pub fn start_trusted(models: &[&Path], trust: &Path, arguments: &[&str], log: &Path) -> Self {
+        let log = fs::File::create(log).unwrap().into();
+        Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, |_| {})
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
-        let files = tempfile::tempdir().unwrap();
-        let ready = files.path().join("ready.json");
+        Self::spawn_as(&["--insecure"], models, arguments, log, environment)
+    }
+
+    fn spawn_as(
+        how: &[&str],
+        models: &[&Path],
+        arguments: &[&str],
+        log: Stdio,
+        environment: impl FnOnce(&mut Command),
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
         environment(&mut command);
         let mut child = command
             .arg("serve")
             .args(models)
-            .args(["--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
-            .arg("--ready-file")
-            .arg(&ready)
+            .args(how)
+            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .arg("--json")
             .args(arguments)
+            .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
             .unwrap();
-        while !ready.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the server ended before it was ready");
-            std::thread::yield_now();
-        }
-        let text: serde_json::Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
+        // Printed once the models have loaded, well or not.
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the server ended before it listened");
+        let text: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = |key: &str| text[key].as_str().unwrap().to_owned();
-        Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics"), _files: files }
+        Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics") }
     }
 
     /// A line of the system's account of the process, in kB: `VmHWM` is the most memory so far, `VmPeak` the most asked for.
@@ -211,7 +234,7 @@ pub fn send(address: &str, method: &str, path: &str, headers: &str, body: &[u8])
     let mut stream = TcpStream::connect(address).unwrap();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     stream.write_all(head.as_bytes()).unwrap();
     // A server that refuses early may close before it has read all.

@@ -16,7 +16,7 @@ use std::{
 use ort_sys::{OrtAllocator, OrtAllocatorType, OrtMemType, OrtMemoryInfo};
 
 use super::{Runtime, call};
-use crate::EngineError;
+use crate::{EngineError, machine};
 
 /// What the runtime's kernels expect, and the room before each block for its size.
 const ALIGNMENT: usize = 64;
@@ -29,7 +29,8 @@ struct Allocator {
     memory: *const OrtMemoryInfo,
     /// The runtime's own, which throws.
     throws: *mut OrtAllocator,
-    /// A larger block is refused.
+    /// A larger block is refused. The process's allocator maps without asking the system to keep the memory: it would be granted, and
+    /// end the process once it is filled.
     block_bytes_max: usize,
 }
 
@@ -62,16 +63,8 @@ pub(super) fn register(runtime: &Runtime) -> Result<(), EngineError> {
     functions.Info = Some(info);
     // Sessions may live as long as the process, as the library does.
     let allocator: &'static mut Allocator =
-        Box::leak(Box::new(Allocator { functions, memory, throws, block_bytes_max: machine_bytes() }));
+        Box::leak(Box::new(Allocator { functions, memory, throws, block_bytes_max: machine::bytes_max() }));
     call!(runtime, RegisterAllocator(runtime.env, ptr::from_mut(allocator).cast()))
-}
-
-/// All memory and swap of the machine. The system refuses a mapping of more, but the process's allocator maps without asking it to
-/// keep the memory: such a block would be granted, and end the process once it is filled.
-fn machine_bytes() -> usize {
-    let info = rustix::system::sysinfo();
-    let bytes = u128::from(info.totalram + info.totalswap) * u128::from(info.mem_unit);
-    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 fn layout(size: usize) -> Option<Layout> {

@@ -47,9 +47,7 @@ impl<'a> Value<'a> {
             let mut allocator = ptr::null_mut();
             call!(runtime, GetAllocatorWithDefaultOptions(&mut allocator))?;
             call!(runtime, CreateTensorAsOrtValue(allocator, shape.as_ptr(), shape.len(), dtype, &mut value.pointer))?;
-            let texts = strings.iter().map(|s| super::c_string(s.to_vec())).collect::<Result<Vec<_>, _>>()?;
-            let pointers: Vec<_> = texts.iter().map(|t| t.as_ptr()).collect();
-            call!(runtime, FillStringTensor(value.pointer, pointers.as_ptr(), pointers.len()))?;
+            strings.iter().enumerate().try_for_each(|(index, text)| value.fill(index, text))?;
             return Ok(value);
         }
         let bytes = tensor.raw().map(|raw| raw.as_ref()).unwrap_or_default();
@@ -59,6 +57,15 @@ impl<'a> Value<'a> {
         }
         value.lay_over(bytes.as_ptr().cast_mut(), bytes.len(), &shape, dtype)?;
         Ok(value)
+    }
+
+    /// Sets one string, which may hold any bytes: the call that takes all at once ends each at its first zero.
+    fn fill(&mut self, index: usize, text: &[u8]) -> Result<(), EngineError> {
+        let mut buffer = ptr::null_mut();
+        call!(self.runtime, GetResizedStringTensorElementBuffer(self.pointer, index, text.len(), &mut buffer))?;
+        // SAFETY: the string was made to hold as many bytes.
+        unsafe { ptr::copy_nonoverlapping(text.as_ptr(), buffer.cast::<u8>(), text.len()) };
+        Ok(())
     }
 
     /// A value that a run writes straight into `buffer`; none where length, type or alignment do not allow it.

@@ -19,6 +19,7 @@ use crate::{
     Cancel, EngineError, NodeTime, Outputs, Profile, RunOptions, Session, TensorInfo,
     cancel::{self, Interrupt},
     check,
+    estimate::Estimate,
 };
 
 /// A compiled model with the requests that run it.
@@ -35,6 +36,7 @@ pub(super) struct OpenVinoRun {
     /// ended half-way leaves it with those of half a run: the next run fails. Such runs are not ended.
     pub fixed: bool,
     pub profile: Option<Mutex<(u64, HashMap<String, NodeTime>)>>,
+    pub estimate: Estimate,
 }
 
 /// One run at a time, which any thread may end.
@@ -207,6 +209,7 @@ impl Session for OpenVinoRun {
 
     fn run(&self, inputs: &[(&str, &Tensor)], options: RunOptions<'_>) -> Result<Outputs, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
+        self.estimate.check(&self.inputs, &given)?;
         let request = self.request()?;
         self.infer(&request, &given, options.cancel)?;
         let outputs = self.read(&request, &wanted)?;
@@ -221,6 +224,7 @@ impl Session for OpenVinoRun {
         buffers: &mut [&mut [u8]],
     ) -> Result<Vec<Vec<usize>>, EngineError> {
         let (given, wanted) = check::request(NAME, (&self.inputs, &self.outputs), inputs, &options)?;
+        self.estimate.check(&self.inputs, &given)?;
         if let Some(targets) = self.targets(&given, &wanted, buffers)? {
             // What the library refuses of a buffer (the model may declare what is not so) it says in many ways, so that
             // any failure is left to the run with memory of its own.

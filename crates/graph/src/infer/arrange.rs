@@ -341,9 +341,16 @@ pub(super) fn range(view: &View<'_>) -> Vec<ValueType> {
             Fixed(usize::try_from(steps.max(0)).unwrap_or(0))
         }
         (Some(Item::Number(0)), Some(end), Some(Item::Number(1))) => end.dimension(),
-        _ => Unknown,
+        _ => float_steps(view).map_or(Unknown, Fixed),
     };
     vec![of(view.dtype(0), Some(vec![count]))]
+}
+
+fn float_steps(view: &View<'_>) -> Option<usize> {
+    let one = |i| view.floats(i)?.first().copied().map(f64::from);
+    let steps = ((one(1)? - one(0)?) / one(2)?).ceil();
+    // A cast of floats saturates, and makes 0 of what is no number.
+    Some(steps as usize)
 }
 
 pub(super) fn one_hot(view: &View<'_>) -> Types {

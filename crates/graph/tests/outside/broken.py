@@ -78,7 +78,7 @@ RULES = {
     "model_without_graph": lambda m: m.ClearField("graph"),
     "model_ir_version_of_the_future": lambda m: put(m, ir_version=99),
     "model_metadata_twice": lambda m: m.metadata_props.extend([onnx.StringStringEntryProto(key="k", value="v")] * 2),
-    "model_opset_twice": lambda m: m.opset_import.extend([helper.make_opsetid("", 17)]),
+    "model_opset_twice": lambda m: m.opset_import.extend([helper.make_opsetid("", 16)]),
     "graph_without_name": lambda m: m.graph.ClearField("name"),
     "graph_input_without_name": lambda m: m.graph.input[2].ClearField("name"),
     "graph_input_twice": lambda m: m.graph.input.append(m.graph.input[0]),

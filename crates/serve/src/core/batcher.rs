@@ -6,7 +6,10 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,7 +36,50 @@ type Reply = Result<(Ran, Duration), ServeError>;
 struct Job {
     request: InferRequest,
     reply: oneshot::Sender<Reply>,
-    gone: Arc<Cancel>,
+    caller: Arc<Caller>,
+}
+
+/// Who waits for an answer.
+#[derive(Default)]
+struct Caller(Mutex<Stage>);
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Queued,
+    Running(Arc<Together>),
+    Gone,
+}
+
+/// The callers of one run. Once all are gone nobody needs it.
+struct Together {
+    left: AtomicUsize,
+    cancel: Cancel,
+}
+
+impl Caller {
+    /// Its request runs now, in the run of these.
+    fn runs(&self, together: &Arc<Together>) {
+        let mut stage = self.0.lock();
+        match *stage {
+            Stage::Gone => together.leave(),
+            _ => *stage = Stage::Running(together.clone()),
+        }
+    }
+
+    fn leave(&self) {
+        if let Stage::Running(together) = std::mem::replace(&mut *self.0.lock(), Stage::Gone) {
+            together.leave();
+        }
+    }
+}
+
+impl Together {
+    fn leave(&self) {
+        if self.left.fetch_sub(1, SeqCst) == 1 {
+            self.cancel.cancel();
+        }
+    }
 }
 
 /// The queue of a version.
@@ -102,7 +148,7 @@ impl Batcher {
     }
 
     /// Answers a request of `size` inferences, with the time that it waited. Dropping the future takes it out of the
-    /// queue, or ends its run where it runs alone and the engine can.
+    /// queue, or ends its run where the engine can and all whose requests are in it have gone.
     pub(super) async fn infer(&self, mut request: InferRequest, size: usize) -> Reply {
         // Where requests run alone, each is one run, however many inferences it holds.
         let size = if self.shared.max_batch > 1 { size } else { 1 };
@@ -118,9 +164,9 @@ impl Batcher {
         request.inputs.sort_by(|(a, _), (b, _)| a.cmp(b));
         let (reply, answer) = oneshot::channel();
         let name = request.model.name.clone();
-        let gone = Arc::new(Cancel::default());
-        let ticket = self.enter(Job { request, reply, gone: gone.clone() }, size)?;
-        let mut waiting = Waiting { shared: &self.shared, ticket: Some(ticket), gone };
+        let caller = Arc::new(Caller::default());
+        let ticket = self.enter(Job { request, reply, caller: caller.clone() }, size)?;
+        let mut waiting = Waiting { shared: &self.shared, ticket: Some(ticket), caller };
         self.shared.pump();
         let mut answer = std::pin::pin!(answer);
         let received = match ticket.refused_at {
@@ -175,7 +221,7 @@ fn signature(request: &InferRequest) -> u64 {
 struct Waiting<'a> {
     shared: &'a Shared,
     ticket: Option<Ticket>,
-    gone: Arc<Cancel>,
+    caller: Arc<Caller>,
 }
 
 impl Waiting<'_> {
@@ -191,7 +237,7 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.ticket.is_some() && !self.leave() {
-            self.gone.cancel();
+            self.caller.leave();
         }
     }
 }
@@ -312,17 +358,16 @@ impl Shared {
     /// Runs a batch, answers its requests, and takes the next.
     fn run(self: &Arc<Self>, batch: Batch) -> Option<Batch> {
         let began = Instant::now();
-        let (mut waited, mut replies, mut requests, mut gone) = (Vec::new(), Vec::new(), Vec::new(), None);
+        let together = Arc::new(Together { left: AtomicUsize::new(batch.entries.len()), cancel: Cancel::default() });
+        let (mut waited, mut replies, mut requests) = (Vec::new(), Vec::new(), Vec::new());
         for entry in batch.entries {
             waited.push(began.saturating_duration_since(entry.arrived));
             replies.push(entry.payload.reply);
             requests.push(entry.payload.request);
-            gone = Some(entry.payload.gone);
+            entry.payload.caller.runs(&together);
         }
-        let results = match (requests.as_slice(), gone) {
-            ([alone], Some(gone)) => vec![self.executor.run(alone, Some(&gone))],
-            (together, _) => self.executor.run_together(together),
-        };
+        tracing::trace!(model = &*self.executor.name, requests = requests.len(), "a run begins");
+        let results = self.executor.run_together(&requests, &together.cancel);
         let answers = results.into_iter().zip(waited).map(|(result, waited)| result.map(|ran| (ran, waited)));
         self.answer(batch.number, replies.into_iter().zip(answers).collect());
         self.next(Some(batch.size))

@@ -74,8 +74,19 @@ const THREADS_KEY: &str = "intra_op_thread_count";
 
 /// Reads the text form. The error names the field, or the place in the text.
 pub fn parse(text: &str) -> Result<ModelConfig, String> {
-    let message = DynamicMessage::parse_text_format(descriptor()?, &with_colons(text)).map_err(|e| e.to_string())?;
+    let text = with_colons(text);
+    let message = DynamicMessage::parse_text_format(descriptor()?, &text).map_err(|e| at_line(&e, &text))?;
     checked(message)
+}
+
+/// The parser knows where it failed, and says it only to who asks.
+fn at_line(error: &prost_reflect::text_format::ParseError, text: &str) -> String {
+    let place = miette::Diagnostic::labels(error).and_then(|mut labels| labels.next());
+    let before = place.and_then(|label| text.get(..label.offset().min(text.len())));
+    // What is wrong with the end of the text has no place.
+    let line = before.unwrap_or(text).lines().count().max(1);
+    let opened = before.is_some_and(|before| before.ends_with('\n'));
+    format!("line {}: {error}", line + usize::from(opened))
 }
 
 /// The text format allows `input [ … ]` for `input: [ … ]`, and most files are written so; the parser wants the colon.
@@ -263,6 +274,14 @@ pub fn wanted(config: &ModelConfig, mut versions: Vec<u64>) -> Vec<u64> {
     }
 }
 
+/// The versions that the policy names one by one.
+pub fn named(config: &ModelConfig) -> Vec<i64> {
+    match config.version_policy.as_ref().and_then(|p| p.policy_choice.as_ref()) {
+        Some(PolicyChoice::Specific(specific)) => specific.versions.clone(),
+        _ => Vec::new(),
+    }
+}
+
 fn keep_last(mut versions: Vec<u64>, count: usize) -> Vec<u64> {
     versions.split_off(versions.len().saturating_sub(count))
 }
@@ -292,7 +311,10 @@ mod tests {
             ("parameters { key: \"enable_mem_arena\" value { string_value: \"0\" } }", "`enable_mem_arena`"),
             ("parameters { key: \"intra_op_thread_count\" value { string_value: \"-1\" } }", "`-1`"),
             ("optimization { cuda { graphs: true } }", "`optimization.cuda`"),
-            ("name: ", "expected"),
+            ("name: ", "line 1: expected"),
+            ("name: \"m\"\n\n  max_batch_size: x", "line 3: expected"),
+            ("name: \"m\"\nmax_batch: 4", "line 2: field 'max_batch'"),
+            ("input [\n  { name: \"x\" }\n", "line 2: "),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -12,11 +12,13 @@ use std::{
 use bytes::Bytes;
 use edgeward_engine::{Cancel, EngineError, ErrorKind, RunOptions, Session, TensorInfo};
 use edgeward_graph::{DataType, Tensor};
+use half::{bf16, f16};
 
 use crate::core::{
     InferRequest, ServeError, ServeErrorKind,
     health::{Health, Sample},
     stats::Stats,
+    told,
 };
 
 /// Runs this short are cheaper on the caller's thread than a hand-over to another.
@@ -103,23 +105,27 @@ impl Executor {
 
     /// Runs requests of one signature as one batch. Where that fails, each runs alone: a request that the engine
     /// refuses must not take others with it.
-    pub(super) fn run_together(&self, requests: &[InferRequest]) -> Vec<Result<Ran, ServeError>> {
+    pub(super) fn run_together(&self, requests: &[InferRequest], cancel: &Cancel) -> Vec<Result<Ran, ServeError>> {
         if let [_, _, ..] = requests {
-            match self.batch(requests) {
+            match self.batch(requests, cancel) {
                 Ok(all) => return all,
+                Err(error) if error.kind == ServeErrorKind::Cancelled => {
+                    tracing::debug!(model = &*self.name, "a batch ends early: all its callers have gone");
+                    return requests.iter().map(|_| Err(error.clone())).collect();
+                }
                 Err(error) => tracing::debug!(model = &*self.name, %error, "a batch fails, its requests run alone"),
             }
         }
-        requests.iter().map(|request| self.run(request, None)).collect()
+        requests.iter().map(|request| self.run(request, Some(cancel))).collect()
     }
 
-    fn batch(&self, requests: &[InferRequest]) -> Result<Vec<Result<Ran, ServeError>>, ServeError> {
+    fn batch(&self, requests: &[InferRequest], cancel: &Cancel) -> Result<Vec<Result<Ran, ServeError>>, ServeError> {
         let Some(first) = requests.first() else { return Ok(Vec::new()) };
         let began = Instant::now();
         let joined = joined(requests)?;
         let input = began.elapsed();
         let inputs: Vec<(&str, &Tensor)> = joined.iter().map(|(name, tensor)| (*name, tensor)).collect();
-        let (tensors, infer) = self.timed(&inputs, &first.outputs, None)?;
+        let (tensors, infer) = self.timed(&inputs, &first.outputs, Some(cancel))?;
         let began = Instant::now();
         let sizes: Vec<usize> = requests.iter().map(|request| self.size(request)).collect();
         let parts = self.split(first, tensors, &sizes)?;
@@ -166,35 +172,54 @@ impl Executor {
         // An engine that panics must neither end the server nor keep an instance for ever.
         let ran = catch_unwind(AssertUnwindSafe(|| self.session.run(inputs, options)));
         let infer = began.elapsed();
+        let mut doubtful = false;
         let result = match ran {
-            Ok(result) => result.map_err(|e| self.refusal(&e)),
+            Ok(result) => result.map_err(|e| {
+                let (error, failed) = self.refusal(&e);
+                doubtful = failed;
+                error
+            }),
             Err(_) => {
+                doubtful = true;
                 let text = format!("model `{}`: the engine panicked", self.name);
                 Err(ServeError::new(ServeErrorKind::Internal, text))
             }
         };
-        self.learn(infer, result.as_ref().err());
+        self.learn(infer, result.is_ok(), doubtful);
         result.map(|tensors| (tensors, infer))
     }
 
-    fn refusal(&self, error: &EngineError) -> ServeError {
-        let kind = match error.kind() {
-            ErrorKind::InvalidInput | ErrorKind::Unsupported => ServeErrorKind::InvalidArgument,
-            ErrorKind::Cancelled => ServeErrorKind::Cancelled,
-            _ => ServeErrorKind::Internal,
+    /// What a caller is told, and whether the engine is to be doubted. The log has what the engine says.
+    fn refusal(&self, error: &EngineError) -> (ServeError, bool) {
+        let failed = match error.kind() {
+            ErrorKind::InvalidInput | ErrorKind::Unsupported => None,
+            ErrorKind::Cancelled => return (self.error(ServeErrorKind::Cancelled, error.message()), false),
+            _ => Some(told::of_values(error.message())),
         };
-        ServeError::new(kind, format!("model `{}`: {}", self.name, error.message()))
+        let told = told::told(error.message());
+        if failed.is_some() || told != error.message() {
+            tracing::warn!(model = &*self.name, engine = error.engine(), error = error.message(), "a run fails");
+        }
+        match failed {
+            None | Some(true) => (self.error(ServeErrorKind::InvalidArgument, &told), failed.is_some()),
+            Some(false) => {
+                let text = "the engine failed; the log of the server says why";
+                (self.error(ServeErrorKind::Internal, text), true)
+            }
+        }
     }
 
-    fn learn(&self, infer: Duration, error: Option<&ServeError>) {
-        match error {
-            None => {
-                self.health.answered();
-                let (old, new) = (self.run_us.load(Relaxed), infer.as_micros() as u64);
-                self.run_us.store(if old == u64::MAX { new } else { (7 * old + new) / 8 }, Relaxed);
-            }
-            Some(e) if e.kind == ServeErrorKind::Internal => self.health.doubt(&self.session),
-            Some(_) => {}
+    fn error(&self, kind: ServeErrorKind, text: &str) -> ServeError {
+        ServeError::new(kind, format!("model `{}`: {text}", self.name))
+    }
+
+    fn learn(&self, infer: Duration, answered: bool, doubtful: bool) {
+        if answered {
+            self.health.answered();
+            let (old, new) = (self.run_us.load(Relaxed), infer.as_micros() as u64);
+            self.run_us.store(if old == u64::MAX { new } else { (7 * old + new) / 8 }, Relaxed);
+        } else if doubtful {
+            self.health.doubt(&self.session);
         }
     }
 }
@@ -226,11 +251,13 @@ fn joined(requests: &[InferRequest]) -> Result<Vec<(&str, Tensor)>, ServeError> 
 }
 
 /// The `count` highest values of each row as `value:index` strings, as the classification extension asks.
-fn classify(tensor: &Tensor, count: usize) -> Result<Tensor, ServeError> {
+pub(crate) fn classify(tensor: &Tensor, count: usize) -> Result<Tensor, ServeError> {
     let refuse = |text: String| ServeError::new(ServeErrorKind::InvalidArgument, text);
     let values: Vec<f64> = match tensor.dtype() {
         DataType::Float32 => tensor.values::<f32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
         DataType::Float64 => tensor.values::<f64>().map(|v| v.to_vec()),
+        DataType::Float16 => tensor.values::<f16>().map(|v| v.iter().map(|x| x.to_f64()).collect()),
+        DataType::BFloat16 => tensor.values::<bf16>().map(|v| v.iter().map(|x| x.to_f64()).collect()),
         DataType::Int32 => tensor.values::<i32>().map(|v| v.iter().map(|&x| f64::from(x)).collect()),
         DataType::Int64 => tensor.values::<i64>().map(|v| v.iter().map(|&x| x as f64).collect()),
         other => {

@@ -1,6 +1,12 @@
 //! Loading and unloading: first a plan of what a model needs, then each model of it under a lock of its own.
 
-use std::{collections::HashSet, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use edgeward_engine::{Dim, Session, SessionOptions, Source, TensorInfo};
 use tokio::sync::OwnedMutexGuard;
@@ -8,9 +14,10 @@ use tokio::sync::OwnedMutexGuard;
 use crate::{
     core::{
         LoadOverrides, ServeError, ServeErrorKind, Server, config,
+        declared::completed,
         ensemble::{self, Ensemble},
         history::Doing,
-        model::{Version, wire_dims},
+        model::Version,
         overrides, repository,
         server::{Tuned, Versions},
         snapshot::Snapshot,
@@ -92,7 +99,7 @@ impl Server {
         let given = overrides::Files::of(name, overrides)?;
         let path = match &given {
             Some(files) => files.folder().to_owned(),
-            None => repository::find(&self.config().repositories, name).ok_or_else(|| not_found(name))?,
+            None => repository::find(&self.config().repositories, name)?.ok_or_else(|| not_found(name))?,
         };
         let snapshot = overrides.is_empty().then(|| Snapshot::of(&path));
         let entry = repository::read(name, &path, overrides.config_json.as_deref())?;
@@ -263,9 +270,9 @@ impl Plan<'_> {
     fn needs(&self, name: &str, overrides: Option<&LoadOverrides>) -> Result<Vec<String>, ServeError> {
         let json = overrides.and_then(|o| o.config_json.as_deref());
         let given = overrides.is_some_and(|o| !o.files.is_empty());
-        let path = repository::find(&self.server.config().repositories, name);
-        let path = if given { Path::new("") } else { path.as_deref().ok_or_else(|| not_found(name))? };
-        let config = repository::configuration(name, path, json)?;
+        let found = || repository::find(&self.server.config().repositories, name)?.ok_or_else(|| not_found(name));
+        let path = if given { PathBuf::new() } else { found()? };
+        let config = repository::configuration(name, &path, json)?;
         Ok(config::ensembling(&config).map(ensemble::members).unwrap_or_default())
     }
 }
@@ -299,40 +306,4 @@ fn schedule(config: &mut proto::ModelConfig, tuned: &Tuned, session: &dyn Sessio
         let batching = proto::ModelDynamicBatching::default();
         config.scheduling_choice = Some(proto::model_config::SchedulingChoice::DynamicBatching(batching));
     }
-}
-
-/// Fills what the file leaves open from the model, and checks what it says against it.
-fn completed(name: &str, mut config: proto::ModelConfig, session: &dyn Session) -> Result<proto::ModelConfig, String> {
-    config.name = name.to_owned();
-    let batched = config.max_batch_size > 0;
-    let dims = |info: &TensorInfo| wire_dims(info).into_iter().skip(usize::from(batched)).collect::<Vec<_>>();
-    for declared in config.input.iter().map(|i| &i.name) {
-        if session.inputs().iter().all(|i| i.name != *declared) {
-            return Err(format!("config.pbtxt declares input `{declared}`, which the model does not have"));
-        }
-    }
-    for declared in config.output.iter().map(|o| &o.name) {
-        if session.outputs().iter().all(|o| o.name != *declared) {
-            return Err(format!("config.pbtxt declares output `{declared}`, which the model does not have"));
-        }
-    }
-    if config.input.is_empty() {
-        let input = |i: &TensorInfo| proto::ModelInput {
-            name: i.name.clone(),
-            data_type: crate::config_type(i.dtype) as i32,
-            dims: dims(i),
-            ..proto::ModelInput::default()
-        };
-        config.input = session.inputs().iter().map(input).collect();
-    }
-    if config.output.is_empty() {
-        let output = |o: &TensorInfo| proto::ModelOutput {
-            name: o.name.clone(),
-            data_type: crate::config_type(o.dtype) as i32,
-            dims: dims(o),
-            ..proto::ModelOutput::default()
-        };
-        config.output = session.outputs().iter().map(output).collect();
-    }
-    Ok(config)
 }

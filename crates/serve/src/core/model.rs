@@ -137,6 +137,11 @@ impl Version {
         }
     }
 
+    /// True where other models answer for it.
+    pub fn is_ensemble(&self) -> bool {
+        matches!(self.work, Work::Ensemble(..))
+    }
+
     /// What it has done.
     pub fn stats(&self) -> &Stats {
         &self.stats

@@ -54,16 +54,39 @@ pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
     Ok(found)
 }
 
-/// The folder or file of a model; the first repository that has the name wins, and in it the folder.
-pub fn find(repositories: &[PathBuf], name: &str) -> Option<PathBuf> {
-    let in_one = |repository: &PathBuf| {
-        if repository.is_file() {
-            return (onnx_name(repository).as_deref() == Some(name)).then(|| repository.clone());
+/// The folder or file of a model. A name that two of the repositories have, or one of them as folder and as file, is refused.
+pub fn find(repositories: &[PathBuf], name: &str) -> Result<Option<PathBuf>, ServeError> {
+    if !is_name(name) {
+        return Ok(None);
+    }
+    let mut found: Vec<PathBuf> = Vec::new();
+    for path in repositories.iter().flat_map(|repository| places(repository, name)) {
+        // One place may be named in two ways.
+        if found.iter().all(|other| !same(other, &path)) {
+            found.push(path);
         }
-        let (folder, file) = (repository.join(name), repository.join(format!("{name}.onnx")));
-        if folder.is_dir() { Some(folder) } else { file.is_file().then_some(file) }
-    };
-    if is_name(name) { repositories.iter().find_map(in_one) } else { None }
+    }
+    if let [first, second, ..] = found.as_slice() {
+        let (first, second) = (first.display(), second.display());
+        let text = format!("model `{name}` is there twice, in `{first}` and in `{second}`; rename or remove one");
+        return Err(invalid(text));
+    }
+    Ok(found.pop())
+}
+
+/// Where one repository has a model of that name.
+fn places(repository: &Path, name: &str) -> Vec<PathBuf> {
+    if repository.is_file() {
+        let own = onnx_name(repository).as_deref() == Some(name);
+        return own.then(|| repository.to_owned()).into_iter().collect();
+    }
+    let (folder, file) = (repository.join(name), repository.join(format!("{name}.onnx")));
+    let (folder, file) = (folder.is_dir().then_some(folder), file.is_file().then_some(file));
+    folder.into_iter().chain(file).collect()
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn onnx_name(path: &Path) -> Option<String> {
@@ -109,20 +132,62 @@ pub fn read(name: &str, path: &Path, config_json: Option<&str>) -> Result<Entry,
     };
     let ensemble = config::ensembling(&config).is_some();
     let entries = fs::read_dir(path).map_err(|e| invalid(format!("model `{name}`: {e}")))?;
-    let numbers = entries.flatten().take(MODELS_MAX).filter_map(|e| number(e.file_name().to_str()?));
+    let folders: Vec<u64> =
+        entries.flatten().take(MODELS_MAX).filter_map(|e| number(e.file_name().to_str()?)).collect();
     // A folder that is still to be filled is no version yet.
-    let numbers = numbers.filter(|v| ensemble || path.join(v.to_string()).join(file).is_file());
-    let wanted = config::wanted(&config, numbers.collect());
+    let filled = |v: &u64| ensemble || path.join(v.to_string()).join(file).is_file();
+    let numbers: Vec<u64> = folders.into_iter().filter(filled).collect();
+    let wanted = config::wanted(&config, numbers.clone());
     let mut versions: BTreeMap<u64, PathBuf> =
         wanted.into_iter().map(|v| (v, path.join(v.to_string()).join(file))).collect();
+    let missing: Vec<i64> = config::named(&config).into_iter().filter(|v| !is_one_of(&numbers, *v)).collect();
     if ensemble && versions.is_empty() {
         // It has no files of its own, and its version folder may have been left out.
         versions.insert(1, path.to_owned());
     }
-    if versions.is_empty() {
-        return Err(invalid(format!("model `{name}`: no version of it holds `{file}` (expected `{name}/1/{file}`)")));
+    match (versions.is_empty(), missing.as_slice()) {
+        (true, []) => Err(invalid(format!("model `{name}`: {}", no_version(name, path, file)))),
+        (true, missing) => {
+            let there =
+                if numbers.is_empty() { no_version(name, path, file) } else { format!("there are {numbers:?}") };
+            Err(invalid(format!("model `{name}`: `version_policy` asks for the versions {missing:?}; {there}")))
+        }
+        (false, []) => Ok(Entry { config, versions }),
+        (false, missing) => {
+            tracing::warn!(model = name, ?missing, "versions that `version_policy` asks for are not there");
+            Ok(Entry { config, versions })
+        }
     }
-    Ok(Entry { config, versions })
+}
+
+fn is_one_of(numbers: &[u64], version: i64) -> bool {
+    u64::try_from(version).is_ok_and(|version| numbers.contains(&version))
+}
+
+/// What lies in a model's folder in the place of a version.
+fn no_version(name: &str, path: &Path, file: &str) -> String {
+    let listed = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten().take(MODELS_MAX);
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    let shown = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_onnx = |path: &&PathBuf| path.extension().is_some_and(|e| e == "onnx");
+    let expected = format!("no version of it holds `{file}` (expected `{name}/1/{file}`)");
+    for entry in listed(path) {
+        let own = shown(&entry);
+        let found = if is_onnx(&&entry) { Some(entry.clone()) } else { listed(&entry).iter().find(is_onnx).cloned() };
+        let Some(found) = found.map(|found| shown(&found)) else { continue };
+        if number(&own).is_some() {
+            return format!("{expected}; `{own}` holds `{found}`: rename it, or set `default_model_filename` to it");
+        }
+        if entry.is_dir() {
+            return format!("{expected}; the folder `{own}` is no version, which is a number of 1 or more");
+        }
+        return format!("{expected}; `{own}` lies beside the versions");
+    }
+    expected
 }
 
 /// The number of a version folder's name.

@@ -296,7 +296,7 @@ impl Server {
         Ok(proto::ModelMetadataResponse {
             name: version.name.to_string(),
             versions: models.get(&model.name).map(|v| v.keys().map(u64::to_string).collect()).unwrap_or_default(),
-            platform: "onnxruntime_onnx".to_owned(),
+            platform: if version.is_ensemble() { "ensemble" } else { "onnxruntime_onnx" }.to_owned(),
             inputs: tensors(version.inputs()),
             outputs: tensors(version.outputs()),
         })
@@ -413,7 +413,7 @@ impl Server {
 
     /// True where the model is an ensemble, by its configuration in the repository.
     pub(super) fn is_ensemble(&self, name: &str) -> bool {
-        let Some(path) = repository::find(&self.config().repositories, name) else { return false };
+        let Ok(Some(path)) = repository::find(&self.config().repositories, name) else { return false };
         repository::configuration(name, &path, None).is_ok_and(|config| config::ensembling(&config).is_some())
     }
 

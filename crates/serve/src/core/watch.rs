@@ -25,7 +25,11 @@ pub(super) type Look = BTreeMap<String, Snapshot>;
 pub(super) fn look(repositories: &[PathBuf], before: &Look) -> Look {
     let names = repository::names(repositories).unwrap_or_default();
     let found = |name: String| {
-        let path = repository::find(repositories, &name)?;
+        let Ok(path) = repository::find(repositories, &name) else {
+            // It is there twice by now: what serves goes on.
+            return before.get(&name).cloned().map(|snapshot| (name, snapshot));
+        };
+        let path = path?;
         let snapshot = Snapshot::after(&path, before.get(&name));
         Some((name, snapshot))
     };

@@ -81,7 +81,47 @@ fn parameter(parameter: &proto::InferParameter) -> Option<Parameter> {
     })
 }
 
+/// The field that holds elements of a type; none where they have no typed form.
+fn field(dtype: DataType) -> Option<&'static str> {
+    Some(match dtype {
+        DataType::Bool => "bool_contents",
+        DataType::Int8 | DataType::Int16 | DataType::Int32 => "int_contents",
+        DataType::Int64 => "int64_contents",
+        DataType::UInt8 | DataType::UInt16 | DataType::UInt32 => "uint_contents",
+        DataType::UInt64 => "uint64_contents",
+        DataType::Float32 => "fp32_contents",
+        DataType::Float64 => "fp64_contents",
+        DataType::String => "bytes_contents",
+        _ => return None,
+    })
+}
+
+/// An error where another field is filled than the type's.
+fn only(expected: &str, dtype: DataType, contents: &InferTensorContents) -> Result<(), String> {
+    let lengths = [
+        ("bool_contents", contents.bool_contents.len()),
+        ("int_contents", contents.int_contents.len()),
+        ("int64_contents", contents.int64_contents.len()),
+        ("uint_contents", contents.uint_contents.len()),
+        ("uint64_contents", contents.uint64_contents.len()),
+        ("fp32_contents", contents.fp32_contents.len()),
+        ("fp64_contents", contents.fp64_contents.len()),
+        ("bytes_contents", contents.bytes_contents.len()),
+    ];
+    match lengths.into_iter().find(|(name, length)| *length > 0 && *name != expected) {
+        None => Ok(()),
+        Some((name, length)) => Err(format!(
+            "`{name}` is filled ({length} values), expected `{expected}` alone for {}, or raw_input_contents",
+            wire_type(dtype)
+        )),
+    }
+}
+
 fn typed(dtype: DataType, shape: Vec<usize>, contents: InferTensorContents) -> Result<Tensor, String> {
+    let Some(expected) = field(dtype) else {
+        return Err(format!("{} has no typed form; send it in raw_input_contents", wire_type(dtype)));
+    };
+    only(expected, dtype, &contents)?;
     fn narrow<T: edgeward_graph::Element + Send + Sync, W: Copy + TryInto<T> + std::fmt::Display>(
         shape: Vec<usize>,
         values: &[W],

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -15,7 +16,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tonic::Status;
 
-use super::MESSAGE_BYTES_MAX;
+use super::{MESSAGE_BYTES_MAX, Stopped};
 use crate::{
     connection::{Arriving, Paused},
     inflate::{Form, inflate},
@@ -36,7 +37,11 @@ pub(super) struct Messages {
     /// To be handed on.
     out: VecDeque<Bytes>,
     state: State,
+    /// Of a stream: resolves when the server stops, once.
+    stop: Option<Stop>,
 }
+
+type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum State {
     /// What has come of a head.
@@ -48,15 +53,16 @@ enum State {
 }
 
 impl Messages {
-    /// The body of a call. That of a unary one must go on arriving; a stream may rest.
-    pub(super) fn body(request: http::Request<Incoming>) -> http::Request<Body> {
+    /// The body of a call. That of a unary one must go on arriving; a stream may rest until `stopped` says so.
+    pub(super) fn body(request: http::Request<Incoming>, stopped: &Stopped) -> http::Request<Body> {
         let path = request.uri().path();
         let streams = path.ends_with("/ModelStreamInfer") || path.ends_with("/ServerReflectionInfo");
         let form = request.headers().get("grpc-encoding").is_some_and(|v| v == "gzip").then_some(Form::Gzip);
         request.map(|body| {
             let body = if streams { Body::new(body) } else { Arriving::body(body) };
             let state = State::Head(BytesMut::new());
-            Body::new(Self { body, form, next: Bytes::new(), out: VecDeque::new(), state })
+            let stop = streams.then(|| -> Stop { Box::pin(stopped.clone().comes()) });
+            Body::new(Self { body, form, next: Bytes::new(), out: VecDeque::new(), state, stop })
         })
     }
 
@@ -156,7 +162,13 @@ impl HttpBody for Messages {
                     Err(status) => return Poll::Ready(Some(Err(status))),
                 }
             }
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            let frame = Pin::new(&mut this.body).poll_frame(cx);
+            if frame.is_pending() && this.stop.as_mut().is_some_and(|stop| stop.as_mut().poll(cx).is_ready()) {
+                this.stop = None;
+                // What came before is answered before the status goes out.
+                return Poll::Ready(Some(Err(Status::unavailable("the server stops; call another, or again later"))));
+            }
+            match ready!(frame) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) => this.next = bytes,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),

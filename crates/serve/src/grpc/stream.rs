@@ -4,10 +4,12 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use axum::extract::ConnectInfo;
+use edgeward_trust::Action;
 use futures_util::StreamExt as _;
 use tokio::task::JoinHandle;
 use tokio_stream::Stream;
@@ -31,13 +33,16 @@ pub(super) type InferStream = Pin<Box<dyn Stream<Item = Result<proto::ModelStrea
 
 /// The answers. Dropping the stream, as happens when the caller goes away, ends the requests that still run.
 pub(super) fn run(app: App, request: Request<Streaming<proto::ModelInferRequest>>) -> InferStream {
+    let extensions = Arc::new(request.extensions().clone());
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let parent = parent(request.metadata()).map(str::to_owned);
     let answers = request.into_inner().map(move |request| {
-        let (app, parent) = (app.clone(), parent.clone());
+        let (app, parent, extensions) = (app.clone(), parent.clone(), extensions.clone());
         // What cannot be decoded ends the stream, with its own status.
         let run = request.map(|request| {
-            Running(tokio::spawn(async move { stream_answer(&app, request, peer, parent.as_deref()).await }))
+            Running(tokio::spawn(
+                async move { stream_answer(&app, request, &extensions, peer, parent.as_deref()).await },
+            ))
         });
         async move { run?.await }
     });
@@ -64,6 +69,7 @@ impl Drop for Running {
 async fn stream_answer(
     app: &App,
     request: proto::ModelInferRequest,
+    extensions: &http::Extensions,
     peer: Option<SocketAddr>,
     parent: Option<&str>,
 ) -> proto::ModelStreamInferResponse {
@@ -72,7 +78,9 @@ async fn stream_answer(
     let wants_final = matches!(wants_final, Some(proto::infer_parameter::ParameterChoice::BoolParam(true)));
     let line = app.telemetry.access.as_ref().map(|log| log.begin(peer, ("POST", PATH), true));
     let slot = line.as_ref().map(|line| line.slot());
-    let result = answer(app, request, Call { parent, slot: slot.as_ref() }, None).await;
+    let result =
+        answer(app, request, (Action::Stream, extensions), Call { parent, slot: slot.as_ref(), grant: None }, None)
+            .await;
     let (status, error_message, mut response) = match result {
         Ok(response) => (0, String::new(), response),
         Err(e) => {

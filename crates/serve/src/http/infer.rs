@@ -1,5 +1,7 @@
 //! `POST …/infer`: the body into a request, the answer into a body.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     body::{Body, HttpBody as _},
@@ -16,6 +18,7 @@ use super::{
 };
 use crate::{
     core::{ServeError, ServeErrorKind},
+    gate::Grant,
     inflate::{Form, inflate},
     json as codec,
     telemetry::{App, Call, Slot},
@@ -31,10 +34,19 @@ pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, re
         Ok(body) => inflated(headers, body)?,
         Err(e) => return Ok(unread(&e)),
     };
+    let grant = parts.extensions.get::<Arc<Grant>>();
+    if let Some(grant) = grant {
+        grant.body(std::iter::once(&*body));
+    }
     let decoded = codec::decode(&body, json_length, target.model()?)?;
     let (binary_default, binary) = (decoded.binary_default, decoded.binary);
     let parent = headers.get("traceparent").and_then(|v| v.to_str().ok());
-    let response = app.infer(decoded.request, Call { parent, slot: parts.extensions.get::<Slot>() }).await?;
+    let response = app
+        .infer(
+            decoded.request,
+            Call { parent, slot: parts.extensions.get::<Slot>(), grant: grant.map(|grant| &**grant) },
+        )
+        .await?;
     let raw_only = |i: usize| {
         use edgeward_graph::DataType::{BFloat16, Float16};
         response.outputs.get(i).is_some_and(|(_, t)| matches!(t.dtype(), Float16 | BFloat16))

@@ -2,8 +2,9 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, BufWriter, Write as _},
+    io::{self, Seek as _, SeekFrom, Write as _},
     net::SocketAddr,
+    os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
@@ -11,7 +12,7 @@ use std::{
 
 use super::{
     Slot, TelemetryError,
-    sink::{Sink, Write},
+    sink::{Lost, Sink, Write},
 };
 
 /// Where lines go and how they look.
@@ -79,8 +80,8 @@ impl AccessLog {
             AccessTarget::Stdout => PathBuf::from("-"),
         };
         let start = || {
-            let out = BufWriter::new(Out::open(&target)?);
-            Sink::start("access-log", Writer { target: target.clone(), format, out })
+            let out = open(&target)?;
+            Sink::start("access-log", Writer { target: target.clone(), format, out, lines: Vec::new(), torn: false })
         };
         let sink = Arc::new(start().map_err(|source| TelemetryError::AccessLog { path, source })?);
         if matches!(target, AccessTarget::File(_)) {
@@ -137,6 +138,11 @@ impl Line<'_> {
         self.slot.clone()
     }
 
+    /// Another line tells of the request.
+    pub(crate) fn leave(mut self) {
+        self.record = None;
+    }
+
     /// The request was answered. gRPC statuses are as gRPC numbers them.
     pub(crate) fn answered(mut self, status: u16, bytes_in: Option<u64>, bytes_out: Option<u64>) {
         if let Some(record) = &mut self.record {
@@ -154,58 +160,95 @@ impl Drop for Line<'_> {
     }
 }
 
-enum Out {
-    File(File),
-    Stdout,
-}
-
-impl Out {
-    fn open(target: &AccessTarget) -> io::Result<Self> {
-        match target {
-            AccessTarget::Stdout => Ok(Self::Stdout),
-            AccessTarget::File(path) => OpenOptions::new().create(true).append(true).open(path).map(Self::File),
-        }
+/// Standard output is a file as well: one that knows nothing of lines, so that what is written of them is known here.
+fn open(target: &AccessTarget) -> io::Result<File> {
+    match target {
+        AccessTarget::Stdout => io::stdout().as_fd().try_clone_to_owned().map(File::from),
+        AccessTarget::File(path) => OpenOptions::new().create(true).append(true).open(path),
     }
 }
 
-impl io::Write for Out {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::File(file) => file.write(bytes),
-            Self::Stdout => io::stdout().write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.flush(),
-            Self::Stdout => io::stdout().flush(),
-        }
-    }
+/// Takes the last bytes away again; an error where that cannot be, as in a pipe.
+fn cut_back(file: &mut File, bytes: usize) -> io::Result<()> {
+    let end = file.stream_position()?;
+    // Where others append too, what lies at the end is theirs.
+    let start = end.checked_sub(bytes as u64).filter(|_| file.metadata().is_ok_and(|of| of.len() == end));
+    let start = start.ok_or(io::ErrorKind::Unsupported)?;
+    file.set_len(start)?;
+    file.seek(SeekFrom::Start(start)).map(drop)
 }
+
+/// Bytes of lines that are gathered before they are written.
+const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
 struct Writer {
     target: AccessTarget,
     format: AccessFormat,
-    out: BufWriter<Out>,
+    out: File,
+    /// Lines on their way.
+    lines: Vec<u8>,
+    /// A part of a line is the last that was written.
+    torn: bool,
 }
 
 impl Write<Record> for Writer {
-    fn write(&mut self, record: Record) -> io::Result<()> {
-        match self.format {
-            AccessFormat::Json => record.json(&mut self.out),
-            AccessFormat::Text => record.text(&mut self.out),
+    fn write(&mut self, record: Record) -> Result<(), Lost> {
+        let before = self.lines.len();
+        let made = match self.format {
+            AccessFormat::Json => record.json(&mut self.lines),
+            AccessFormat::Text => record.text(&mut self.lines),
+        };
+        if let Err(error) = made {
+            self.lines.truncate(before);
+            return Err(Lost { records: 1, error });
         }
+        if self.lines.len() < GATHERED_BYTES_MAX { Ok(()) } else { self.flush() }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+    fn flush(&mut self) -> Result<(), Lost> {
+        let lines = std::mem::take(&mut self.lines);
+        let (written, result) = self.put(&lines);
+        let (_, missing) = lines.split_at(written);
+        let lost = memchr::memchr_iter(b'\n', missing).count() as u64;
+        result.map_err(|error| Lost { records: lost, error })?;
+        self.lines = lines;
+        self.lines.clear();
+        Ok(())
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        self.out.flush()?;
-        self.out = BufWriter::new(Out::open(&self.target)?);
+        self.out = open(&self.target)?;
+        self.torn = false;
         Ok(())
+    }
+}
+
+impl Writer {
+    /// Writes lines, as many as go, and leaves no part of one. Also returns the bytes of those that were written.
+    fn put(&mut self, lines: &[u8]) -> (usize, io::Result<()>) {
+        if self.torn && !lines.is_empty() {
+            if let Err(error) = self.out.write(b"\n") {
+                return (0, Err(error));
+            }
+            self.torn = false;
+        }
+        let (mut left, mut result) = (lines, Ok(()));
+        while !left.is_empty() {
+            match self.out.write(left) {
+                Ok(0) => result = Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => {
+                    left = left.get(length..).unwrap_or_default();
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => result = Err(error),
+            }
+            break;
+        }
+        let written = lines.len() - left.len();
+        let whole = memchr::memrchr(b'\n', lines.get(..written).unwrap_or_default()).map_or(0, |at| at + 1);
+        self.torn = written > whole && cut_back(&mut self.out, written - whole).is_err();
+        (whole, result)
     }
 }
 

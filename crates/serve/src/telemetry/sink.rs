@@ -18,12 +18,18 @@ const CAPACITY: usize = 16_384;
 /// Between two rounds of a busy writer, so that records come in groups and their senders wake nobody.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// Records that did not reach their place, and why. They are not tried again: the buffer of a full disk must not grow.
+pub(super) struct Lost {
+    pub(super) records: u64,
+    pub(super) error: io::Error,
+}
+
 /// What the thread does with the records.
 pub(super) trait Write<T>: Send + 'static {
     /// Takes one record; it may stay in a buffer.
-    fn write(&mut self, record: T) -> io::Result<()>;
+    fn write(&mut self, record: T) -> Result<(), Lost>;
     /// No record waits: what is in the buffer goes out.
-    fn flush(&mut self) -> io::Result<()>;
+    fn flush(&mut self) -> Result<(), Lost>;
     /// Begins anew where the file may have been moved away.
     fn reopen(&mut self) -> io::Result<()> {
         Ok(())
@@ -105,13 +111,10 @@ impl<T> Shared<T> {
             let mut wrote = false;
             while let Some(record) = self.queue.pop() {
                 wrote = true;
-                if let Err(error) = writer.write(record) {
-                    self.dropped.fetch_add(1, SeqCst);
-                    result = Err(error);
-                }
+                result = result.and(self.counted(writer.write(record)));
             }
             if wrote || ending {
-                result = result.and(writer.flush());
+                result = result.and(self.counted(writer.flush()));
             }
             // Said once, not per record: a full disk must not fill the log as well.
             match result {
@@ -119,7 +122,10 @@ impl<T> Shared<T> {
                     failing = true;
                     tracing::error!(sink = name, %error, "cannot write, records are lost");
                 }
-                Ok(()) if failing && wrote => failing = false,
+                Ok(()) if failing && wrote => {
+                    failing = false;
+                    tracing::info!(sink = name, lost = self.dropped.load(SeqCst), "writes again");
+                }
                 _ => {}
             }
             if ending {
@@ -136,5 +142,12 @@ impl<T> Shared<T> {
             }
             self.asleep.store(false, SeqCst);
         }
+    }
+
+    fn counted(&self, written: Result<(), Lost>) -> io::Result<()> {
+        written.map_err(|Lost { records, error }| {
+            self.dropped.fetch_add(records, SeqCst);
+            error
+        })
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     TelemetryError, Trace,
-    sink::{Sink, Write},
+    sink::{Lost, Sink, Write},
 };
 
 /// Where traces are handed over.
@@ -33,7 +33,10 @@ impl TraceFile {
             // Made now, so that a path that cannot be written is known before the first request.
             let file = File::create(&path)?;
             let path = path.clone();
-            Sink::start("trace-file", Writer { path, file, index: 0, traces: 0, buffer: Vec::new(), end: 0 })
+            Sink::start(
+                "trace-file",
+                Writer { path, file, index: 0, traces: 0, buffer: Vec::new(), buffered: 0, end: 0 },
+            )
         };
         let sink = start().map_err(|source| TelemetryError::TraceFile { path: path.clone(), source })?;
         Ok(Self { sink, next_id: AtomicU64::new(1) })
@@ -91,45 +94,78 @@ struct Writer {
     /// In the present file.
     traces: u64,
     buffer: Vec<u8>,
+    /// Traces in the buffer.
+    buffered: u64,
     /// Where the array's last record ends in the file.
     end: u64,
 }
 
+/// What closes the array; overwritten by the next record.
+const CLOSING: &[u8] = b"\n]\n";
+/// Bytes of records that are gathered before they are written.
+const GATHERED_BYTES_MAX: usize = 1 << 20;
+
 impl Write<Record> for Writer {
-    fn write(&mut self, record: Record) -> io::Result<()> {
+    fn write(&mut self, record: Record) -> Result<(), Lost> {
+        let before = self.buffer.len();
         for entry in &record.entries {
             let first = self.end == 0 && self.buffer.is_empty();
             self.buffer.extend_from_slice(if first { b"[\n" } else { b",\n" });
-            serde_json::to_writer(&mut self.buffer, entry)?;
+            if let Err(error) = serde_json::to_writer(&mut self.buffer, entry) {
+                self.buffer.truncate(before);
+                return Err(Lost { records: 1, error: error.into() });
+            }
         }
-        self.traces += 1;
-        if record.frequency > 0 && self.traces >= record.frequency {
-            return self.cut();
+        self.buffered += 1;
+        if record.frequency > 0 && self.traces + self.buffered >= record.frequency {
+            self.flush()?;
+            // The traces are in the file; that it is not cut loses none.
+            return self.cut().map_err(|error| Lost { records: 0, error });
         }
-        Ok(())
+        if self.buffer.len() < GATHERED_BYTES_MAX { Ok(()) } else { self.flush() }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    fn flush(&mut self) -> Result<(), Lost> {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(&self.buffer)?;
-        self.end += self.buffer.len() as u64;
-        self.buffer.clear();
-        // Overwritten by the next record.
-        self.file.write_all(b"\n]\n")
+        let (mut buffer, records) = (std::mem::take(&mut self.buffer), std::mem::take(&mut self.buffered));
+        let end = self.end + buffer.len() as u64;
+        buffer.extend_from_slice(CLOSING);
+        let written = self.file.seek(SeekFrom::Start(self.end)).and_then(|_| self.file.write_all(&buffer));
+        if let Err(error) = written {
+            self.close_again();
+            return Err(Lost { records, error });
+        }
+        buffer.clear();
+        (self.buffer, self.end, self.traces) = (buffer, end, self.traces + records);
+        Ok(())
     }
 }
 
 impl Writer {
+    /// After a write that failed: the file ends where it did before. It has had these bytes, so that there is room for them.
+    fn close_again(&mut self) {
+        let closing = if self.end == 0 { b"" } else { CLOSING };
+        let closed = self.file.seek(SeekFrom::Start(self.end)).and_then(|_| self.file.write_all(closing));
+        if let Err(error) = closed.and_then(|()| self.file.set_len(self.end + closing.len() as u64)) {
+            tracing::error!(path = %self.path.display(), %error, "the trace file is not a whole array until it is written again");
+        }
+    }
+
     /// As many traces as one file takes: they become `FILE.INDEX`.
     fn cut(&mut self) -> io::Result<()> {
-        self.flush()?;
         let mut numbered = self.path.clone().into_os_string();
         numbered.push(format!(".{}", self.index));
-        std::fs::rename(&self.path, numbered)?;
-        self.file = File::create(&self.path)?;
+        std::fs::rename(&self.path, &numbered)?;
+        match File::create(&self.path) {
+            Ok(file) => self.file = file,
+            Err(error) => {
+                // It stays the present one, and is cut later.
+                let _ = std::fs::rename(&numbered, &self.path);
+                return Err(error);
+            }
+        }
         (self.index, self.traces, self.end) = (self.index + 1, 0, 0);
         Ok(())
     }

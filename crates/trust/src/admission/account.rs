@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Limit, Refusal};
-use crate::policy::{Limits, Window};
+use crate::policy::{Limits, Rate, Window};
 
 const WINDOWS: [Window; 4] = [Window::Second, Window::Minute, Window::Hour, Window::Day];
 
@@ -45,6 +45,29 @@ impl Ledger {
         Ok((compute, self.day))
     }
 
+    /// Charges so many queries more, which came in one request, or says which limit they meet and charges nothing.
+    pub(super) fn charge_more(&mut self, limits: &Limits, queries: u32, now: SystemTime) -> Result<(), Refusal> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let due_ns = match limits.rate {
+            // They come at once: as many as the burst has room for.
+            Some(rate) => self.due_after(rate, limits, queries, now)?,
+            None => self.due_ns,
+        };
+        for (slot, window) in self.windows.into_iter().zip(WINDOWS) {
+            let used = in_window(slot, window, now).saturating_add(queries);
+            if limits.query_budgets.get(&window).is_some_and(|&budget| used > budget) {
+                return Err(Refusal { limit: Limit::QueryBudget(window), retry_after: Some(until_next(window, now)) });
+            }
+        }
+        self.due_ns = due_ns;
+        for (place, window) in WINDOWS.iter().enumerate() {
+            if let (true, Some(slot)) = (limits.query_budgets.contains_key(window), self.windows.get_mut(place)) {
+                *slot = (slot.0.max(number(*window, now)), in_window(*slot, *window, now).saturating_add(queries));
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces what was reserved by what was computed, unless the day is over.
     pub(super) fn settle(&mut self, reserved: Duration, computed: Duration, day: u64) {
         if day == self.day {
@@ -55,6 +78,11 @@ impl Ledger {
     /// When the request after this one is due.
     fn due(&mut self, limits: &Limits, now: Duration) -> Result<u64, Refusal> {
         let Some(rate) = limits.rate else { return Ok(self.due_ns) };
+        self.due_after(rate, limits, 1, now)
+    }
+
+    /// When the next request is due after so many queries.
+    fn due_after(&mut self, rate: Rate, limits: &Limits, queries: u32, now: Duration) -> Result<u64, Refusal> {
         let interval_ns = nanos(rate.interval());
         let in_a_second = nanos(Duration::from_secs(1)).checked_div(interval_ns).unwrap_or(u64::MAX).max(1);
         let burst = limits.burst.map_or(in_a_second, u64::from);
@@ -63,7 +91,7 @@ impl Ledger {
         // A due time beyond the burst is left by a clock that was set back or a limit that was raised: it becomes an empty bucket, which
         // fills from now on.
         self.due_ns = self.due_ns.min(latest_ns);
-        let due_ns = self.due_ns.max(now_ns).saturating_add(interval_ns);
+        let due_ns = self.due_ns.max(now_ns).saturating_add(interval_ns.saturating_mul(queries.into()));
         if due_ns > latest_ns {
             let retry_after = Some(Duration::from_nanos(due_ns - latest_ns));
             return Err(Refusal { limit: Limit::Rate, retry_after });

@@ -1,9 +1,9 @@
-//! The one HTTP client that identity providers ask with: bounded in time and size, without redirects, over TLS.
+//! The one HTTP client that identity and key providers ask with: bounded in time and size, without redirects, over TLS.
 
 use std::time::Duration;
 
 use reqwest::{
-    Certificate, Client, StatusCode, Url,
+    Certificate, Client, Method, StatusCode, Url,
     header::{HeaderMap, HeaderName, HeaderValue},
     redirect::Policy,
 };
@@ -26,6 +26,14 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self { connect_timeout: Duration::from_secs(2), timeout: Duration::from_secs(5), roots_pem: None }
     }
+}
+
+/// What is asked.
+pub(crate) struct Request<'a> {
+    pub method: Method,
+    pub url: &'a Url,
+    pub headers: &'a [(&'static str, &'a str)],
+    pub body: Option<Vec<u8>>,
 }
 
 /// A client; clones share its connections.
@@ -67,13 +75,31 @@ impl Http {
         headers: &[(&'static str, &str)],
         bytes_max: usize,
     ) -> Result<(StatusCode, Vec<u8>), TrustError> {
+        self.send(Request { method: Method::GET, url, headers, body: None }, bytes_max).await
+    }
+
+    /// The status and body that a request is answered with. An answer longer than `bytes_max` is refused.
+    ///
+    /// # Errors
+    /// `Unavailable` where there is no such answer in time.
+    pub(crate) async fn send(
+        &self,
+        request: Request<'_>,
+        bytes_max: usize,
+    ) -> Result<(StatusCode, Vec<u8>), TrustError> {
+        let url = request.url;
         let failed = |e: reqwest::Error| unavailable(format!("`{}` did not answer: {}", origin(url), chain(&e)));
         let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            let value = HeaderValue::from_str(value).map_err(|_| invalid(format!("value of header `{name}`")))?;
+        for (name, value) in request.headers {
+            let mut value = HeaderValue::from_str(value).map_err(|_| invalid(format!("value of header `{name}`")))?;
+            value.set_sensitive(true);
             map.insert(HeaderName::from_static(name), value);
         }
-        let mut response = self.client.get(url.clone()).headers(map).send().await.map_err(failed)?;
+        let mut builder = self.client.request(request.method, url.clone()).headers(map);
+        if let Some(body) = request.body {
+            builder = builder.body(body);
+        }
+        let mut response = builder.send().await.map_err(failed)?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > bytes_max {

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod id;
+mod workload;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,11 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage};
 use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 
-pub use self::{bundle::TrustBundles, id::SpiffeId};
+pub use self::{
+    bundle::TrustBundles,
+    id::SpiffeId,
+    workload::{ENDPOINT_VARIABLE, WorkloadApi, WorkloadApiSettings, WorkloadKeys},
+};
 use super::{
     Connection, Credential, IdentityProvider, Verification,
     jose::{expired, unverified},
@@ -76,7 +81,8 @@ impl Spiffe {
             claims: BTreeMap::from([
                 ("trust_domain".to_owned(), svid.id.trust_domain().to_owned()),
                 ("path".to_owned(), svid.id.path().to_owned()),
-                ("serial".to_owned(), svid.serial),
+                (Principal::SERIAL.to_owned(), svid.serial),
+                (Principal::SINCE.to_owned(), svid.since.to_string()),
             ]),
             id: svid.id.to_string(),
             method: settings.method,
@@ -138,6 +144,8 @@ fn refused(error: &webpki::Error) -> TrustError {
 struct Svid {
     id: SpiffeId,
     serial: String,
+    /// Seconds since 1970.
+    since: u64,
     expires_at: SystemTime,
 }
 
@@ -187,6 +195,7 @@ impl Svid {
         Ok(Self {
             id,
             serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            since: u64::try_from(certificate.validity().not_before.timestamp()).unwrap_or(0),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(expires_at),
         })
     }

@@ -6,9 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, SystemTime},
@@ -27,15 +25,14 @@ use zeroize::Zeroizing;
 
 use crate::{
     error::{ErrorKind, TrustError},
-    file::write_private,
+    file::{read_private, write_private},
     keys::{
-        KeyInfo, KeyKind, KeyProvider, KeyVersion, Secret, check_data_key, check_key_name, not_found, not_unwrapped,
-        wrong_kind,
+        KeyInfo, KeyKind, KeyProvider, KeyVersion, Secret, aad, check_data_key, check_key_name, exists_already,
+        not_found, not_unwrapped, wrong_kind,
     },
 };
 
 const FORMAT: &str = "edgeward-keys-1";
-const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Memory and passes of Argon2id: the second choice that RFC 9106 section 4 recommends (64 MiB, 3 passes, 4 lanes).
 const ARGON2: (u32, u32, u32) = (64 << 10, 3, 4);
 /// The most that a file may ask for, so that opening a stranger's file ends.
@@ -209,8 +206,7 @@ impl KeyProvider for SealedFile {
         check_key_name(id)?;
         let add = |keys: &mut BTreeMap<String, Key>| {
             if keys.contains_key(id) {
-                let text = format!("key `{id}` exists already; rotate it, or take another name");
-                return Err(TrustError::new(ErrorKind::Invalid, text));
+                return Err(exists_already(id));
             }
             keys.insert(id.to_owned(), Key { kind, versions: vec![Material::generate(kind)?] });
             Ok(())
@@ -352,12 +348,6 @@ impl Material {
     }
 }
 
-/// What binds a wrapped data key to its key, version and context.
-fn aad(id: &str, version: u32, context: &[u8]) -> Vec<u8> {
-    let id_bytes = [id.len() as u8];
-    [id_bytes.as_slice(), id.as_bytes(), &version.to_be_bytes(), context].concat()
-}
-
 /// Opens `nonce || ciphertext || tag`.
 fn open_sealed(seal: &RandomizedNonceKey, aad: &[u8], sealed: &[u8]) -> Option<Secret> {
     let (nonce, rest) = sealed.split_first_chunk::<NONCE_LEN>()?;
@@ -398,24 +388,6 @@ pub fn random_bytes<const N: usize>() -> Result<[u8; N], TrustError> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes)
         .map_err(|_| TrustError::new(ErrorKind::Unavailable, "the operating system gives no random bytes"))?;
-    Ok(bytes)
-}
-
-/// Reads a file that its owner alone may read.
-fn read_private(path: &Path) -> Result<Secret, TrustError> {
-    let file = File::open(path).map_err(|error| unavailable(path, &error))?;
-    let metadata = file.metadata().map_err(|error| unavailable(path, &error))?;
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o777;
-        let text = format!("others may read it (mode {mode:o}); expected 600: `chmod 600 {}`", path.display());
-        return Err(invalid(path, &text));
-    }
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(invalid(path, &format!("{} bytes; expected at most {FILE_BYTES_MAX}", metadata.len())));
-    }
-    let mut bytes = Secret::default();
-    io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut bytes)
-        .map_err(|error| unavailable(path, &error))?;
     Ok(bytes)
 }
 

@@ -10,7 +10,17 @@ use super::{
     rules::Rules,
     sources::{SourceFile, invalid, line_column},
 };
-use crate::TrustError;
+use crate::{
+    TrustError,
+    audit::{Record, Verdict},
+};
+
+/// What a record of the audit log calls the caller as the decision saw it, what was observed, and the limit that was met.
+pub const PRINCIPAL: &str = "principal";
+/// See [`PRINCIPAL`].
+pub const OBSERVED: &str = "observed";
+/// See [`PRINCIPAL`].
+pub const LIMIT: &str = "limit";
 
 /// Longest line of a log.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -142,6 +152,17 @@ pub fn past_requests(reader: impl BufRead) -> impl Iterator<Item = Result<PastRe
         }
         None
     })
+}
+
+/// The past request that a record of the audit log tells of; `None` where nobody was recognised, or nothing was decided by policy.
+pub fn recorded_request(record: &Record) -> Option<PastRequest> {
+    let principal = serde_json::from_str(record.context.get(PRINCIPAL)?).ok()?;
+    let observed = serde_json::from_str(record.context.get(OBSERVED)?).ok()?;
+    let (action, resource) = (record.action.parse().ok()?, record.resource.parse().ok()?);
+    // The policy had permitted what then met a limit.
+    let permitted = record.decision == Verdict::Allow || record.context.contains_key(LIMIT);
+    let effect = if permitted { Effect::Allow } else { Effect::Deny };
+    Some(PastRequest { request: RequestRecord { principal, action, resource, observed }, effect })
 }
 
 /// A past request that would be decided otherwise.

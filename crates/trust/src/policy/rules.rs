@@ -225,6 +225,11 @@ impl Rules {
         self.warnings.dedup();
     }
 
+    /// True where a resource is listed, so that policies can be about it.
+    pub fn is_listed(&self, resource: &Resource) -> bool {
+        self.resource(resource).is_ok_and(|found| found.is_some())
+    }
+
     /// Decides: yes only where a policy permits, none forbids, and nothing went wrong.
     pub fn decide(&self, request: &Request<'_>, observed: &Observed) -> Decision {
         if request.principal.expires_at <= observed.now {

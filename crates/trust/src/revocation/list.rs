@@ -23,6 +23,8 @@ pub enum Revoked {
     Session(String),
     /// Whatever is bound to a key: a lost device.
     Key(Thumbprint),
+    /// A certificate by its serial number in hexadecimal, as its authority publishes it.
+    Serial(String),
 }
 
 /// The revocations in force. Reading takes no lock; writing copies one of 64 parts.
@@ -96,7 +98,8 @@ impl Revocations {
         }
         let session = principal.session().map(|id| Revoked::Session(id.to_owned()));
         let key = principal.bound_to.map(Revoked::Key);
-        for what in [Some(Revoked::Principal(principal.id.clone())), session, key].into_iter().flatten() {
+        let serial = principal.serial().map(|serial| Revoked::Serial(serial.to_owned()));
+        for what in [Some(Revoked::Principal(principal.id.clone())), session, key, serial].into_iter().flatten() {
             if self.holds(&what, now) {
                 return Err(TrustError::new(ErrorKind::Denied, format!("{what} was revoked")));
             }
@@ -129,6 +132,7 @@ impl std::fmt::Display for Revoked {
             Self::Principal(id) => write!(f, "principal `{id}`"),
             Self::Session(id) => write!(f, "session `{id}`"),
             Self::Key(key) => write!(f, "key `{key:?}`"),
+            Self::Serial(serial) => write!(f, "certificate `{serial}`"),
         }
     }
 }

@@ -39,7 +39,7 @@ impl Default for RegistrySettings {
 #[derive(Debug)]
 pub struct Live<C> {
     /// Who has it.
-    pub principal: Principal,
+    pub principal: Arc<Principal>,
     /// When its permission ends by itself: its credential's end, or an attestation's.
     pub valid_until: SystemTime,
     /// What a new decision needs.
@@ -188,6 +188,7 @@ impl<C> Registry<C> {
             Revoked::Principal(id) => cut(self.of_principal(id)),
             Revoked::Session(id) => cut(self.matching(|live| live.principal.session() == Some(id))),
             Revoked::Key(key) => cut(self.matching(|live| live.principal.bound_to == Some(*key))),
+            Revoked::Serial(serial) => cut(self.matching(|live| live.principal.serial() == Some(serial))),
         };
         added.map(|()| affected)
     }

@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     contract::{self, Case, Maker, Shown},
     oidc::{http, seconds},
-    parts::part,
+    part::part,
 };
 
 const SECRET: &str = "a secret of tests";

@@ -8,7 +8,12 @@ mod dpop;
 mod issuer;
 mod keys;
 mod oidc;
+#[path = "../parts/part.rs"]
+mod part;
 mod parts;
 mod revocation;
 mod session;
 mod spiffe;
+mod spire;
+#[path = "../parts/spire.rs"]
+mod spire_part;

@@ -27,17 +27,8 @@ use super::{
     dpop::proof,
     keys::Key,
     oidc::{AUDIENCE, URL, dpop},
+    part::part,
 };
-
-/// The folder of a part, or none where the test is to be skipped.
-pub fn part(variable: &str, what: &str) -> Option<std::path::PathBuf> {
-    let found = std::env::var_os(variable).map(Into::into);
-    if found.is_none() {
-        assert!(std::env::var_os("EDGEWARD_ALL_PARTS").is_none(), "{what} is missing: set {variable}");
-        println!("skipped: {variable} is not set, it names {what}");
-    }
-    found
-}
 
 struct Provider {
     issuer: String,

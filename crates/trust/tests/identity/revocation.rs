@@ -32,7 +32,7 @@ fn principal(id: &str, session: &str, key: u8) -> Principal {
 }
 
 fn live(id: &str, session: &str, key: u8) -> Live<&'static str> {
-    Live { principal: principal(id, session, key), valid_until: at(1000), context: "infer" }
+    Live { principal: Arc::new(principal(id, session, key)), valid_until: at(1000), context: "infer" }
 }
 
 fn registry(settings: RegistrySettings) -> Arc<Registry<&'static str>> {

@@ -46,6 +46,19 @@ impl TrustBundles {
     /// # Errors
     /// `Invalid` where the name is no trust domain or the bundle holds no authority.
     pub fn set(&self, trust_domain: &str, bundle: &[u8]) -> Result<(), TrustError> {
+        let wrong = |e: String| invalid(format!("bundle of trust domain `{}`: {e}", trust_domain.escape_debug()));
+        self.set_certificates(trust_domain, &certificates(bundle).map_err(wrong)?)
+    }
+
+    /// Replaces the roots of a domain by these certificates. Where one cannot be read the old ones stay.
+    ///
+    /// # Errors
+    /// Those of [`TrustBundles::set`].
+    pub fn set_certificates(
+        &self,
+        trust_domain: &str,
+        certificates: &[CertificateDer<'static>],
+    ) -> Result<(), TrustError> {
         if !is_trust_domain(trust_domain) {
             return Err(invalid(format!(
                 "trust domain `{}`: expected `a-z`, `0-9`, `.`, `-`, `_`",
@@ -53,7 +66,6 @@ impl TrustBundles {
             )));
         }
         let wrong = |e: String| invalid(format!("bundle of trust domain `{trust_domain}`: {e}"));
-        let certificates = certificates(bundle).map_err(wrong)?;
         if certificates.is_empty() {
             return Err(wrong("no certificate in it".to_owned()));
         }

@@ -1,0 +1,187 @@
+//! All drills, in the order in which they are played.
+
+use super::{
+    Stage, evasion, extraction, files, load, network,
+    outcome::{Drill, Verdict},
+    policy, privacy, token,
+};
+use crate::failure::Failure;
+
+/// Every drill. Techniques are those of MITRE ATLAS 5.6.
+pub const CATALOGUE: &[Drill] = &[
+    Drill {
+        id: "plaintext",
+        title: "Plaintext probe",
+        atlas: &["AML.T0025"],
+        tried: "HTTP/1.1, HTTP/2 and TLS 1.2 are spoken to each listener",
+        defence: "TLS 1.3 on every listener: serve with `--trust`, not `--insecure`",
+    },
+    Drill {
+        id: "foreign",
+        title: "Certificates of a wrong authority",
+        atlas: &["AML.T0012"],
+        tried: "no certificate, and certificates in the administrator's name by authorities of the attacker's own",
+        defence: "client certificates are verified against the roots of their trust domain",
+    },
+    Drill {
+        id: "expired",
+        title: "Expired certificate",
+        atlas: &["AML.T0012"],
+        tried: "a certificate is used after its end, over a connection that was open and over a new one",
+        defence: "each call looks at the certificate anew",
+    },
+    Drill {
+        id: "stolen",
+        title: "Stolen credential",
+        atlas: &["AML.T0012", "AML.T0040"],
+        tried: "sessions and a certificate of the insider are used without the keys that they are bound to",
+        defence: "sessions are bound to the client's key (RFC 8705, RFC 9449)",
+    },
+    Drill {
+        id: "algorithms",
+        title: "Algorithm confusion",
+        atlas: &["AML.T0049", "AML.T0012"],
+        tried: "tokens and proofs without signature, with shared secrets, with keys that they bring along",
+        defence: "asymmetric algorithms only, and each key for its own",
+    },
+    Drill {
+        id: "audience",
+        title: "Audience confusion",
+        atlas: &["AML.T0012"],
+        tried: "tokens and proofs that were made for other servers",
+        defence: "sessions and proofs are for this server alone; `hosts` in `[trust]` names it and no other",
+    },
+    Drill {
+        id: "replay",
+        title: "Replay",
+        atlas: &["AML.T0012"],
+        tried: "proofs are used again, late, early and for other requests",
+        defence: "a proof counts once, for a minute, for one method and address",
+    },
+    Drill {
+        id: "traversal",
+        title: "Path traversal in model names",
+        atlas: &["AML.T0049", "AML.T0007"],
+        tried: "paths that look like an open route and lead to the model, and names of models that are paths of files",
+        defence: "a path is decided as it is routed, and models have the names that were found at load",
+    },
+    Drill {
+        id: "cross-segment",
+        title: "Cross-segment access",
+        atlas: &["AML.T0040", "AML.T0007"],
+        tried: "a verified caller of another segment tries each operation on the model",
+        defence: "policies permit by segment; what no policy permits is denied, and denied alike whether it exists or not",
+    },
+    Drill {
+        id: "policy-down",
+        title: "Policy engine down",
+        atlas: &["AML.T0049"],
+        tried: "sets of policies that cannot be read, and a policy that fails while it is evaluated",
+        defence: "a bad set does not replace a good one; what cannot be decided is denied",
+    },
+    Drill {
+        id: "revoked",
+        title: "Revoked mid-stream",
+        atlas: &["AML.T0012"],
+        tried: "a certificate is revoked while its holder has a connection and a stream open",
+        defence: "the server follows `revocations.json` of the trust folder and cuts what is open",
+    },
+    Drill {
+        id: "extraction",
+        title: "Extraction",
+        atlas: &["AML.T0024.002"],
+        tried: "the insider trains a surrogate on the model's answers",
+        defence: "`@query_budget` with `@request_bytes` (a request may hold many rows); `@output` and `@round` make each answer worth less",
+    },
+    Drill {
+        id: "inversion",
+        title: "Inversion",
+        atlas: &["AML.T0024.001"],
+        tried: "the insider seeks the input of which the model is surest, and compares it with the data",
+        defence: "`@output(\"top_k=1,labels\")`, `@round`, `@query_budget`",
+    },
+    Drill {
+        id: "membership",
+        title: "Membership inference",
+        atlas: &["AML.T0024.000"],
+        tried: "the insider tells by confidence who was in the training data",
+        defence: "`@output(\"top_k=1,labels\")`, `@round`; training with differential privacy",
+    },
+    Drill {
+        id: "evasion",
+        title: "Evasion",
+        atlas: &["AML.T0043", "AML.T0015"],
+        tried: "the insider changes inputs a little, by what the scores tell, until the answer is another",
+        defence: "`@output(\"top_k=1,labels\")`, `@query_budget`, `@rate`; adversarial training",
+    },
+    Drill {
+        id: "sponge",
+        title: "Sponge",
+        atlas: &["AML.T0029", "AML.T0034.001"],
+        tried: "the insider seeks the request that costs most, and sends it while others call",
+        defence: "`@request_bytes`, `@compute_per_request`, `@compute_per_day`, `@concurrent`",
+    },
+    Drill {
+        id: "flood",
+        title: "Flood",
+        atlas: &["AML.T0046", "AML.T0029"],
+        tried: "idle connections, half requests, and one caller's requests as fast as they go",
+        defence: "`@rate`, `@burst`, `@concurrent`; bounds of the listeners in `[serve]`",
+    },
+    Drill {
+        id: "poisoned",
+        title: "Poisoned client",
+        atlas: &["AML.T0020", "AML.T0018.000"],
+        tried: "a client of a federated job hands in updates that do harm",
+        defence: "robust aggregation",
+    },
+    Drill {
+        id: "swapped",
+        title: "Swapped model",
+        atlas: &["AML.T0010.003", "AML.T0018.002"],
+        tried: "a copy of the models is changed and served",
+        defence: "signed releases, whose signature and digests are checked at load",
+    },
+    Drill {
+        id: "at-rest",
+        title: "Weights at rest",
+        atlas: &["AML.T0025", "AML.T0048.004"],
+        tried: "the models' files are read as whoever copies the disk does",
+        defence: "sealed releases: a copied disk holds ciphertext",
+    },
+    Drill {
+        id: "log",
+        title: "Log tampering",
+        atlas: &[],
+        tried: "copies of the audit log are changed, cut and set back",
+        defence: "the signed Merkle log; its checkpoints cosigned by a second party (`trust audit witness`)",
+    },
+];
+
+/// Plays one.
+pub async fn play(id: &str, stage: &Stage<'_>) -> Result<Verdict, Failure> {
+    match id {
+        "plaintext" => network::plaintext(stage).await,
+        "foreign" => network::foreign(stage).await,
+        "expired" => network::expired(stage).await,
+        "stolen" => token::stolen(stage).await,
+        "algorithms" => token::algorithms(stage).await,
+        "audience" => token::audience(stage).await,
+        "replay" => token::replay(stage).await,
+        "traversal" => network::traversal(stage).await,
+        "cross-segment" => policy::cross_segment(stage).await,
+        "policy-down" => policy::engine_down(stage).await,
+        "revoked" => policy::revoked(stage).await,
+        "extraction" => extraction::play(stage).await,
+        "inversion" => privacy::inversion(stage).await,
+        "membership" => privacy::membership(stage).await,
+        "evasion" => evasion::play(stage).await,
+        "sponge" => load::sponge(stage).await,
+        "flood" => load::flood(stage).await,
+        "poisoned" => Ok(Verdict::not_applicable("there are no federated jobs yet")),
+        "swapped" => files::swapped(stage),
+        "at-rest" => files::at_rest(stage),
+        "log" => files::log(stage),
+        other => Ok(Verdict::not_applicable(format!("`{other}` is not built"))),
+    }
+}

@@ -1,0 +1,213 @@
+//! `edgeward trust drill` against servers that are well configured, and against ones with a defence switched off each.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+use support::{Server, repository, trust::Trust};
+
+use crate::gateway::Gateway;
+
+#[path = "drill/gateway.rs"]
+mod gateway;
+mod support;
+
+/// What a run of drills came to.
+struct Run {
+    code: i32,
+    report: Value,
+    told: String,
+}
+
+impl Run {
+    fn outcomes(&self) -> BTreeMap<&str, &str> {
+        let drills = self.report["drills"].as_array().unwrap_or_else(|| panic!("{}", self.told));
+        drills.iter().map(|drill| (drill["id"].as_str().unwrap(), drill["outcome"].as_str().unwrap())).collect()
+    }
+
+    fn drill(&self, id: &str) -> &Value {
+        let drills = self.report["drills"].as_array().unwrap_or_else(|| panic!("{}", self.told));
+        drills.iter().find(|drill| drill["id"] == id).unwrap()
+    }
+
+    /// Ends with the exit code that goes with these outcomes.
+    fn expect(&self, expected: &[(&str, &str)]) {
+        for (id, outcome) in expected {
+            assert_eq!(self.drill(id)["outcome"], *outcome, "{id}: {:#}", self.drill(id));
+        }
+        let through = self.outcomes().values().any(|outcome| *outcome == "got_through");
+        assert_eq!(self.code, i32::from(through), "{}", self.told);
+    }
+}
+
+/// Runs the drills `only` against a REST listener.
+fn drill(server: &str, trust: &Path, only: &str, more: &[&str]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+        .args(["trust", "drill", "--json", "--server", server, "--only", only, "--trust"])
+        .arg(trust)
+        .args(more)
+        .output()
+        .unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let report = told.lines().next().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
+    Run { code: output.status.code().unwrap(), report, told }
+}
+
+fn https(server: &Server) -> String {
+    format!("https://{}", server.http)
+}
+
+/// A trust folder in which `ward` may use `ident` on some terms.
+fn trust(terms: &str) -> Trust {
+    let trust = Trust::init(&["ident"]);
+    trust.policy("ward.cedar", &permit("ward", terms));
+    trust
+}
+
+fn permit(name: &str, terms: &str) -> String {
+    format!(
+        "@id(\"{name}\")\n{terms}\npermit (principal == Workload::\"spiffe://edgeward.local/{name}\", \
+         action in [Action::\"use\", Action::\"inspect\"], resource in Model::\"ident\");\n\
+         permit (principal == Workload::\"spiffe://edgeward.local/{name}\", action == Action::\"get\", resource == Endpoint::\"live\");\n"
+    )
+}
+
+/// Drills at the door and inside it.
+const ACCESS: &str =
+    "plaintext,foreign,expired,stolen,algorithms,audience,replay,traversal,cross-segment,policy-down,revoked";
+
+#[test]
+fn a_server_that_asks_who_calls_holds_at_the_door() {
+    let (models, trust) = (repository(), trust(""));
+    let server = trust.serve(&[models.path()]);
+    let (grpc, metrics) = (format!("https://{}", server.grpc), format!("https://{}", server.metrics));
+    let run =
+        drill(&https(&server), &trust.folder(), ACCESS, &["--grpc", &grpc, "--metrics", &metrics, "--model", "ident"]);
+    let all: Vec<(&str, &str)> = ACCESS.split(',').map(|id| (id, "held")).collect();
+    run.expect(&all);
+    let revoked = run.drill("revoked").to_string();
+    assert!(revoked.contains("cut with PermissionDenied"), "{revoked}");
+    // The policies are the operator's own again.
+    let after = trust.curl("admin", &format!("{}/v2/trust/policies", https(&server)), &[]);
+    assert_eq!(after.json()["policies"], 4, "{}", after.body);
+    server.terminate();
+    let denied = trust.audit().iter().filter(|record| record["decision"] == "deny").count();
+    assert!(denied > 80, "each attempt is on the record: {denied}");
+}
+
+#[test]
+fn without_tls_and_identities_everything_gets_through() {
+    let (models, trust) = (repository(), trust(""));
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let (http, grpc) = (format!("http://{}", server.http), format!("http://{}", server.grpc));
+    let run = drill(&http, &trust.folder(), ACCESS, &["--grpc", &grpc, "--model", "ident"]);
+    run.expect(&[
+        ("plaintext", "got_through"),
+        ("foreign", "got_through"),
+        ("expired", "got_through"),
+        ("stolen", "got_through"),
+        ("algorithms", "got_through"),
+        ("audience", "got_through"),
+        ("replay", "got_through"),
+        ("cross-segment", "got_through"),
+        ("policy-down", "got_through"),
+        ("revoked", "got_through"),
+    ]);
+}
+
+#[test]
+fn tls_in_front_of_a_server_that_asks_nobody_is_no_defence() {
+    let (models, trust) = (repository(), trust(""));
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let gateway = Gateway::start(&trust.folder(), &server.http, gateway::as_it_is);
+    let run = drill(
+        &gateway.url(),
+        &trust.folder(),
+        "plaintext,foreign,stolen,algorithms,replay,cross-segment",
+        &["--model", "ident"],
+    );
+    run.expect(&[
+        ("plaintext", "held"),
+        ("foreign", "got_through"),
+        ("stolen", "got_through"),
+        ("algorithms", "got_through"),
+        ("replay", "got_through"),
+        ("cross-segment", "got_through"),
+    ]);
+}
+
+#[test]
+fn a_gateway_that_tidies_paths_opens_the_way_to_the_model() {
+    let (models, trust) = (repository(), trust(""));
+    let server = Server::start(&[models.path()], &["--engine", "rten"]);
+    let tidy = Gateway::start(&trust.folder(), &server.http, gateway::tidied);
+    drill(&tidy.url(), &trust.folder(), "traversal", &["--model", "ident"]).expect(&[("traversal", "got_through")]);
+}
+
+#[test]
+fn a_policy_without_segments_lets_anyone_in() {
+    let (models, trust) = (repository(), trust(""));
+    trust.policy("open.cedar", "permit (principal, action, resource);\n");
+    let server = trust.serve(&[models.path()]);
+    drill(&https(&server), &trust.folder(), "cross-segment,foreign", &["--model", "ident"])
+        .expect(&[("cross-segment", "got_through"), ("foreign", "held")]);
+}
+
+#[test]
+fn a_server_that_answers_to_another_name_takes_what_was_made_for_that() {
+    let (models, trust) = (repository(), trust(""));
+    let config = trust.files.path().join("hosts.toml");
+    fs::write(&config, "[trust]\nhosts = [\"other.invalid\"]\n").unwrap();
+    let arguments = ["--config", config.to_str().unwrap()];
+    let server = Server::start_trusted(&[models.path()], &trust.folder(), &arguments, &trust.log());
+    drill(&https(&server), &trust.folder(), "audience,replay", &["--model", "ident"])
+        .expect(&[("audience", "got_through"), ("replay", "held")]);
+}
+
+#[test]
+fn a_server_that_follows_another_folder_does_not_hear_of_revocations() {
+    let (models, trust) = (repository(), trust(""));
+    let copy = trust.files.path().join("copy");
+    copy_folder(&trust.folder(), &copy);
+    let server = Server::start_trusted(&[models.path()], &copy, &["--engine", "rten"], &trust.log());
+    let grpc = format!("https://{}", server.grpc);
+    let run = drill(&https(&server), &trust.folder(), "revoked,expired", &["--grpc", &grpc, "--model", "ident"]);
+    run.expect(&[("revoked", "got_through"), ("expired", "held")]);
+    assert!(run.drill("revoked").to_string().contains("still open after"), "{:#}", run.drill("revoked"));
+}
+
+fn copy_folder(from: &Path, to: &PathBuf) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_drilled_is_refused_by_name() {
+    let trust = trust("");
+    let folder = trust.folder();
+    let unknown = drill("https://127.0.0.1:1", &folder, "plaintext,nosuch", &[]);
+    assert_eq!(unknown.code, 2);
+    assert!(unknown.told.contains("no drill `nosuch`") && unknown.told.contains("`plaintext`"), "{}", unknown.told);
+    let nobody = drill("https://127.0.0.1:1", &folder, "plaintext", &[]);
+    assert_eq!(nobody.code, 1);
+    assert!(nobody.told.contains("`https://127.0.0.1:1` does not answer"), "{}", nobody.told);
+    let elsewhere = drill("https://127.0.0.1:1", &folder.join("nowhere"), "plaintext", &[]);
+    assert_eq!(elsewhere.code, 2, "{}", elsewhere.told);
+    let (models, trust) = (repository(), self::trust(""));
+    let server = trust.serve(&[models.path()]);
+    let unlisted = drill(&https(&server), &trust.folder(), "plaintext", &["--model", "nothing"]);
+    assert_eq!(unlisted.code, 2);
+    assert!(unlisted.told.contains("model `nothing`"), "{}", unlisted.told);
+}

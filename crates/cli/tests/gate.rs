@@ -1,0 +1,390 @@
+//! A server that asks who calls: each way to be recognised and each way to be refused, through the binary, `curl` and Triton's clients.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64URL};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use support::{Server, repository, trust::Trust};
+
+mod support;
+
+const INFER: &str = "/v2/models/ident/infer";
+
+/// A request to `ident` with one row.
+fn row(values: [f32; 16]) -> String {
+    json!({ "inputs": [{ "name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "data": values }] }).to_string()
+}
+
+fn some_row() -> String {
+    row(std::array::from_fn(|n| n as f32))
+}
+
+fn url(server: &Server, path: &str) -> String {
+    format!("https://{}{path}", server.http)
+}
+
+/// A policy that lets `NAME` use `ident` on these terms.
+fn permit(name: &str, terms: &str) -> String {
+    format!(
+        "@id(\"{name}\")\n{terms}\npermit (principal == Workload::\"spiffe://edgeward.local/{name}\", \
+         action in [Action::\"use\", Action::\"inspect\"], resource in Model::\"ident\") when {{ principal.strength >= 2 }};\n"
+    )
+}
+
+/// Waits until `state` holds.
+fn until(what: &str, mut state: impl FnMut() -> bool) {
+    for _ in 0..400 {
+        if state() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(25));
+    }
+    panic!("{what} did not come about");
+}
+
+#[test]
+fn who_is_not_recognised_learns_nothing() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    let mut answers = Vec::new();
+    for path in
+        ["/", "/v2", "/v2/health/live", "/v2/models/ident", "/v2/models/nothing", "/nowhere", "/v2/trust/policies"]
+    {
+        let answer = trust.curl("", &url(&server, path), &[]);
+        answers.push((answer.status, answer.body));
+    }
+    let metrics = trust.curl("", &format!("https://{}/metrics", server.metrics), &[]);
+    answers.push((metrics.status, metrics.body));
+    answers.dedup();
+    assert_eq!(answers, [(401, r#"{"error":"not authenticated"}"#.to_owned())]);
+
+    // A caller who is verified but may nothing cannot tell what exists either.
+    trust.issue("guest");
+    let mut answers: Vec<_> =
+        ["/v2/models/ident", "/v2/models/nothing", "/v2/models/ident/versions/7", "/nowhere", "/v2/trust/audit"]
+            .map(|path| trust.curl("guest", &url(&server, path), &[]))
+            .map(|answer| (answer.status, answer.body))
+            .to_vec();
+    answers.dedup();
+    assert_eq!(answers, [(403, r#"{"error":"denied"}"#.to_owned())]);
+    assert_eq!(trust.curl("guest", &url(&server, "/v2/health/ready"), &[]).status, 200);
+
+    // Plain HTTP finds nobody.
+    let plain = Command::new("curl").args(["-sS", &format!("http://{}/v2/health/live", server.http)]).output().unwrap();
+    assert!(!plain.status.success() && plain.stdout.is_empty());
+    server.terminate();
+    let records = trust.audit();
+    let denied = records.iter().filter(|record| record["decision"] == "deny").count();
+    assert_eq!(denied, 8 + 5, "{records:#?}");
+}
+
+#[test]
+fn only_tls_1_3_is_spoken() {
+    let (models, trust) = (repository(), Trust::init(&[]));
+    let server = trust.serve(&[models.path()]);
+    let roots = trust.folder().join("roots.pem");
+    for (address, protocol) in [(&server.http, "h2"), (&server.grpc, "h2"), (&server.metrics, "http/1.1")] {
+        let handshake = |version: &str| {
+            let mut command = Command::new("openssl");
+            command.args([
+                "s_client",
+                "-connect",
+                address,
+                version,
+                "-alpn",
+                protocol,
+                "-verify_return_error",
+                "-CAfile",
+            ]);
+            let output = command.arg(&roots).stdin(Stdio::null()).output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (done, text) = handshake("-tls1_3");
+        assert!(
+            done && text.contains("Verify return code: 0") && text.contains(&format!("ALPN protocol: {protocol}")),
+            "{text}"
+        );
+        assert!(!handshake("-tls1_2").0, "TLS 1.2 on {address}");
+    }
+}
+
+#[test]
+fn certificates_of_others_and_ended_ones_are_refused() {
+    let (models, trust, other) = (repository(), Trust::init(&["ident"]), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    // The same name, of another authority with the same trust domain.
+    for end in ["pem", "key"] {
+        fs::copy(other.folder().join(format!("admin.{end}")), trust.folder().join(format!("foreign.{end}"))).unwrap();
+    }
+    let answer = trust.curl("foreign", &url(&server, "/v2/models/ident"), &[]);
+    assert_eq!((answer.status, answer.body.as_str()), (401, r#"{"error":"not authenticated"}"#));
+    // A certificate that ends while the connection is there: each call looks anew.
+    let (folder, out) = (trust.folder(), trust.folder().join("short"));
+    let arguments =
+        ["trust", "issue", folder.to_str().unwrap(), "short", "--lifetime", "2s", "--out", out.to_str().unwrap()];
+    support::trust::edgeward(&arguments);
+    assert_eq!(trust.curl("short", &url(&server, "/v2/health/live"), &[]).status, 200);
+    until("the end of the certificate", || trust.curl("short", &url(&server, "/v2/health/live"), &[]).status == 401);
+}
+
+#[test]
+fn tritons_clients_come_in_with_a_certificate_and_are_cut_when_it_is_revoked() {
+    let Some(python) = std::env::var_os("EDGEWARD_TEST_PYTHON") else {
+        println!("skipped: EDGEWARD_TEST_PYTHON names no interpreter with tritonclient (`cargo xtask test` sets it)");
+        return;
+    };
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    trust.issue("ward");
+    trust.policy("ward.cedar", &permit("ward", ""));
+    let server = trust.serve(&[models.path()]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/clients/trusted.py");
+    let mut client = Command::new(python)
+        .arg(script)
+        .args([&server.http, &server.grpc])
+        .arg(trust.folder())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The script holds a stream open and says so; then its certificate is revoked.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(client.stdout.take().unwrap()));
+    let open = lines.next().unwrap().unwrap();
+    assert_eq!(open, "stream is open");
+    let folder = trust.folder();
+    support::trust::edgeward(&["trust", "revoke", folder.to_str().unwrap(), "ward", "--reason", "lost"]);
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(client.wait().unwrap().success(), "{rest:?}");
+    assert_eq!(rest, ["cut: denied"]);
+    assert_eq!(trust.curl("ward", &url(&server, "/v2/health/live"), &[]).status, 403);
+    server.terminate();
+    let records = trust.audit();
+    let cut = records.iter().find(|record| record["action"] == "cut").unwrap();
+    assert_eq!((&cut["principal"], &cut["reason"]), (&json!("spiffe://edgeward.local/ward"), &json!("revoked")));
+}
+
+#[test]
+fn terms_of_a_policy_hold() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    for (name, terms) in [
+        ("rounded", "@round(\"1\")"),
+        ("top", "@output(\"top_k=2\")"),
+        ("labels", "@output(\"top_k=1,labels\")"),
+        ("budget", "@query_budget(\"2/day\")"),
+        ("small", "@request_bytes(\"100\")"),
+        ("batch", "@query_budget(\"2/day\")"),
+    ] {
+        trust.issue(name);
+        trust.policy(&format!("{name}.cedar"), &permit(name, terms));
+    }
+    let server = trust.serve(&[models.path()]);
+    let mut values = [0.0; 16];
+    (values[3], values[7], values[9]) = (0.333, 0.911, 0.1);
+    let body = row(values);
+    let ask = |who: &str| trust.curl(who, &url(&server, INFER), &["-d", &body]);
+    let output = |who: &str| ask(who).json()["outputs"][0].clone();
+    assert_eq!(output("admin")["data"][7].as_f64().unwrap() as f32, 0.911);
+    assert_eq!(output("rounded")["data"][7].as_f64().unwrap() as f32, 0.9);
+    let top = output("top");
+    assert_eq!((&top["datatype"], &top["data"]), (&json!("BYTES"), &json!(["0.911000:7", "0.333000:3"])));
+    assert_eq!(output("labels")["data"], json!(["7"]));
+    assert_eq!([ask("budget").status, ask("budget").status], [200, 200]);
+    let spent = ask("budget");
+    assert_eq!(spent.status, 429, "{}", spent.body);
+    assert!(spent.head.to_lowercase().contains("retry-after: "), "{}", spent.head);
+    assert_eq!(ask("small").status, 429);
+    // Rows of one request are queries too.
+    let rows = json!({ "inputs": [{ "name": "INPUT0", "shape": [3, 16], "datatype": "FP32", "data": vec![0.5; 48] }] });
+    let batch = trust.curl("batch", &url(&server, INFER), &["-d", &rows.to_string()]);
+    assert_eq!(batch.status, 429, "{}", batch.body);
+    assert_eq!(ask("batch").status, 200, "a batch that is refused counts as one");
+}
+
+#[test]
+fn changed_policies_are_in_force_at_once_and_broken_ones_are_not() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    trust.issue("ward");
+    let server = trust.serve(&[models.path()]);
+    let status = |path: &str| trust.curl("ward", &url(&server, path), &[]).status;
+    assert_eq!(status("/v2/models/ident"), 403);
+    trust.policy("ward.cedar", &permit("ward", ""));
+    until("the new policy", || status("/v2/models/ident") == 200);
+    trust.policy("ward.cedar", "permit (principal, action");
+    let log = || fs::read_to_string(trust.log()).unwrap();
+    until("the word of the broken policy", || log().contains("those before stay in force"));
+    assert_eq!(status("/v2/models/ident"), 200);
+    // By the API: a wrong set is refused with its place, a right one holds at once.
+    let post = |set: Value| trust.curl("admin", &url(&server, "/v2/trust/policies"), &["-d", &set.to_string()]);
+    let refused =
+        post(json!({ "policies": { "a.cedar": "permit (principal, action == Action::\"nothing\", resource);" } }));
+    assert_eq!(refused.status, 400);
+    assert!(refused.body.contains("a.cedar:1"), "{}", refused.body);
+    let admin = "permit (principal == Workload::\"spiffe://edgeward.local/admin\", action, resource);";
+    assert_eq!(post(json!({ "policies": { "a.cedar": admin } })).status, 200);
+    assert_eq!(status("/v2/models/ident"), 403);
+}
+
+/// A key for proofs of possession (RFC 9449).
+struct Prover {
+    key: EcdsaKeyPair,
+    jwk: Value,
+}
+
+impl Prover {
+    fn new() -> Self {
+        let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let point = key.public_key().as_ref();
+        let (x, y) = (BASE64URL.encode(&point[1..33]), BASE64URL.encode(&point[33..]));
+        let jwk = json!({ "kty": "EC", "crv": "P-256", "x": x, "y": y });
+        Self { key, jwk }
+    }
+
+    fn proof(&self, method: &str, url: &str, token: Option<&str>, id: &str) -> String {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let head = json!({ "typ": "dpop+jwt", "alg": "ES256", "jwk": self.jwk });
+        let mut claims = json!({ "htm": method, "htu": url, "iat": now, "jti": id });
+        if let Some(token) = token {
+            claims["ath"] = json!(BASE64URL.encode(Sha256::digest(token)));
+        }
+        let text = format!("{}.{}", BASE64URL.encode(head.to_string()), BASE64URL.encode(claims.to_string()));
+        let signature = self.key.sign(&SystemRandom::new(), text.as_bytes()).unwrap();
+        format!("{text}.{}", BASE64URL.encode(signature))
+    }
+}
+
+/// The form of an exchange of the connection's certificate.
+fn exchange(trust: &Trust, who: &str) -> [String; 6] {
+    let pem = fs::read(trust.folder().join(format!("{who}.pem"))).unwrap();
+    let output =
+        Command::new("openssl").args(["x509", "-outform", "DER"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = output.unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), &pem).unwrap();
+    let thumbprint = BASE64URL.encode(Sha256::digest(child.wait_with_output().unwrap().stdout));
+    [
+        "--data-urlencode".to_owned(),
+        "grant_type=urn:ietf:params:oauth:grant-type:token-exchange".to_owned(),
+        "--data-urlencode".to_owned(),
+        "subject_token_type=urn:edgeward:params:token-type:client-certificate".to_owned(),
+        "--data-urlencode".to_owned(),
+        format!("subject_token={thumbprint}"),
+    ]
+}
+
+#[test]
+fn a_session_is_of_use_to_the_key_that_it_is_bound_to() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    trust.issue("thief");
+    let server = trust.serve(&[models.path()]);
+    let token_url = url(&server, "/v2/trust/token");
+    let form = exchange(&trust, "admin");
+    let form: Vec<&str> = form.iter().map(String::as_str).collect();
+    let opened = trust.curl("admin", &token_url, &form);
+    assert_eq!(opened.status, 200, "{}", opened.body);
+    assert!(opened.head.to_lowercase().contains("cache-control: no-store"));
+    let opened = opened.json();
+    assert_eq!(opened["token_type"], "Bearer");
+    let token = opened["access_token"].as_str().unwrap().to_owned();
+    let bearer = format!("authorization: Bearer {token}");
+    let ask = |who: &str, headers: &[&str]| {
+        let arguments: Vec<&str> = headers.iter().flat_map(|header| ["-H", header]).collect();
+        trust.curl(who, &url(&server, "/v2/models/ident"), &arguments).status
+    };
+    assert_eq!(ask("admin", &[&bearer]), 200);
+    // Stolen: by somebody with a certificate of their own, by somebody with none, and with a proof of another key.
+    assert_eq!(ask("thief", &[&bearer]), 401);
+    assert_eq!(ask("", &[&bearer]), 401);
+    let thief = Prover::new();
+    let resource = url(&server, "/v2/models/ident");
+    let dpop = |token: &str| format!("authorization: DPoP {token}");
+    let proof = |prover: &Prover, method: &str, url: &str, token: Option<&str>, id: &str| {
+        format!("dpop: {}", prover.proof(method, url, token, id))
+    };
+    assert_eq!(ask("", &[&dpop(&token), &proof(&thief, "GET", &resource, Some(&token), "1")]), 401);
+
+    // The same with a key that the client proves with each request, over connections without a certificate.
+    let prover = Prover::new();
+    let opening = proof(&prover, "POST", &token_url, None, "2");
+    let opened = trust.curl("admin", &token_url, &[&["-H", &opening][..], &form].concat());
+    assert_eq!((opened.status, &opened.json()["token_type"]), (200, &json!("DPoP")));
+    let token = opened.json()["access_token"].as_str().unwrap().to_owned();
+    let used = proof(&prover, "GET", &resource, Some(&token), "3");
+    assert_eq!(ask("", &[&dpop(&token), &used]), 200);
+    assert_eq!(ask("", &[&dpop(&token), &used]), 401, "a proof counts once");
+    assert_eq!(ask("", &[&dpop(&token), &proof(&thief, "GET", &resource, Some(&token), "4")]), 401);
+    let elsewhere = proof(&prover, "GET", "https://other.example/v2/models/ident", Some(&token), "5");
+    assert_eq!(ask("", &[&dpop(&token), &elsewhere]), 401);
+    assert_eq!(ask("", &[&format!("authorization: Bearer {token}")]), 401, "a token without its proof");
+    // A proof for another server, whose name the caller puts into `Host`.
+    let lured = proof(&prover, "GET", "https://other.example/v2/models/ident", Some(&token), "6");
+    assert_eq!(ask("", &[&dpop(&token), &lured, "host: other.example"]), 401);
+
+    let revoke = |what: Value| trust.curl("admin", &url(&server, "/v2/trust/revocations"), &["-d", &what.to_string()]);
+    assert_eq!(revoke(json!({ "everything": true })).status, 400);
+    assert_eq!(revoke(json!({ "principal": "spiffe://edgeward.local/nobody" })).status, 200);
+    let answer = revoke(json!({ "principal": "spiffe://edgeward.local/admin" }));
+    // The revocation cuts whoever makes it, too.
+    assert!([200, 403].contains(&answer.status), "{}", answer.body);
+    assert_eq!(ask("admin", &[]), 403);
+    server.terminate();
+    let records = trust.audit();
+    assert!(records.iter().any(|record| record["action"] == "exchange" && record["decision"] == "allow"));
+    let text = serde_json::to_string(&records).unwrap();
+    assert!(!text.contains(&token) && !text.contains("eyJ"), "a token stands in the log");
+}
+
+#[test]
+fn the_log_tells_of_each_call_by_digest() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    let body = some_row();
+    assert_eq!(trust.curl("admin", &url(&server, INFER), &["-d", &body]).status, 200);
+    assert_eq!(trust.curl("admin", &url(&server, "/v2/repository/models/ident/unload"), &["-X", "POST"]).status, 200);
+    server.terminate();
+    let records = trust.audit();
+    let digest: String = Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let infer = &records[0];
+    assert_eq!(infer["digests"]["request"], json!(digest));
+    assert_eq!(infer["resource"], "ModelVersion::ident/1");
+    assert_eq!(infer["policies"], json!(["admin"]));
+    assert_eq!((&records[1]["kind"], &records[1]["action"]), (&json!("admin"), &json!("unload")));
+    // What another policy would have said of the same calls.
+    trust.policy("no.cedar", "forbid (principal, action == Action::\"unload\", resource);");
+    let (policies, log) = (trust.folder().join("policies"), trust.folder().join("audit"));
+    let arguments =
+        ["trust", "policy", "simulate", policies.to_str().unwrap(), "--against", log.to_str().unwrap(), "--json"];
+    let simulated: Value = serde_json::from_slice(&support::trust::edgeward(&arguments).stdout).unwrap();
+    assert_eq!((&simulated["requests"], &simulated["newly_denied"]), (&json!(2), &json!(1)));
+    assert_eq!(simulated["changes"][0]["request"]["action"], "unload");
+}
+
+#[test]
+fn wrong_starts_say_what_to_mend() {
+    let (models, trust) = (repository(), Trust::init(&[]));
+    let start = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+        let output = command.arg("serve").arg(models.path()).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = start(&[]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("edgeward trust init DIR") && text.contains("--insecure"), "{text}");
+    let (code, text) = start(&["--trust", "nowhere"]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains("nowhere") && text.contains("trust init"), "{text}");
+    let folder: PathBuf = trust.folder();
+    let (code, text) = start(&["--trust", folder.to_str().unwrap(), "--insecure"]);
+    assert_eq!(code, Some(2), "{text}");
+    fs::write(folder.join("policies/first.cedar"), "permit (principal,").unwrap();
+    let (code, text) = start(&["--trust", folder.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("first.cedar:1"), "{text}");
+}

@@ -1,0 +1,147 @@
+//! The enforcement point: whoever calls is verified, what they ask is decided, and both are written down before they have an answer.
+//!
+//! One pass: connection → principal → session and revocations → policy → admission → the call → what is done to its outputs. Callers
+//! learn yes or no ([`Refused`]); the audit log and the server's log learn why. Without a gate ([`TrustConfig`]) nobody is asked, which is
+//! for loopback only.
+
+mod admin;
+mod ask;
+mod familiar;
+mod follow;
+mod harden;
+mod layer;
+mod peer;
+mod record;
+mod route;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use edgeward_trust::{
+    admission::Admission,
+    audit::AuditLog,
+    identity::{Identities, dpop::Dpop, spiffe::Spiffe},
+    policy::Policies,
+    revocation::{Registry, RegistrySettings, Revocations},
+    score::Scorer,
+    session::{Exchange, Sessions},
+    tls::ServerKeySource,
+};
+
+pub(crate) use self::{
+    admin::routes,
+    ask::{Grant, allow},
+    layer::Gated,
+    peer::Peer,
+    route::model_version,
+};
+use self::{ask::Asked, familiar::Familiar, record::Counters};
+
+/// Whom a server believes, what it permits and where it writes that down.
+pub struct TrustConfig {
+    /// The server's certificate.
+    pub keys: Box<dyn ServerKeySource>,
+    /// Who is believed; sessions of this server among them.
+    pub identities: Identities,
+    /// Makes sessions.
+    pub sessions: Arc<Sessions>,
+    /// Checks proofs, the same as those of identities and sessions.
+    pub dpop: Arc<Dpop>,
+    /// Who is believed no more.
+    pub revocations: Arc<Revocations>,
+    /// The rules.
+    pub policies: Arc<Policies>,
+    /// Scores requests.
+    pub scorer: Scorer,
+    /// Counts what is used.
+    pub admission: Admission,
+    /// Every decision.
+    pub audit: Arc<AuditLog>,
+    /// An answer waits until its record is on the disk.
+    pub waits_for_disk: bool,
+    /// The digest of a request's body stands in its record up to this size, in bytes; of larger ones their size alone.
+    pub digest_bytes_max: u64,
+    /// Where this server runs, for policies.
+    pub site: String,
+    /// Further host names by which clients know this server, beside those of its certificate.
+    pub hosts: Vec<String>,
+    /// Open streams are decided again this often, and at once when something changes.
+    pub review_every: Duration,
+    /// Files that are followed.
+    pub followed: Followed,
+}
+
+/// Files whose changes take effect while the server runs.
+#[derive(Default)]
+pub struct Followed {
+    /// Folder of policies.
+    pub policies: Option<PathBuf>,
+    /// `revocations.json` of a local authority.
+    pub revocations: Option<PathBuf>,
+    /// Roots of trust domains, each with its file.
+    pub bundles: Vec<(String, PathBuf)>,
+    /// Who verifies by these roots.
+    pub spiffe: Option<Arc<Spiffe>>,
+}
+
+/// The gate of one server.
+pub(crate) struct Gate {
+    identities: Identities,
+    exchange: Exchange,
+    policies: Arc<Policies>,
+    scorer: Scorer,
+    admission: Admission,
+    audit: Arc<AuditLog>,
+    waits_for_disk: bool,
+    digest_bytes_max: u64,
+    site: String,
+    hosts: Vec<String>,
+    familiar: Familiar,
+    registry: Arc<Registry<Arc<Asked>>>,
+    identity: Arc<crate::tls::Identity>,
+    policy_folder: Option<PathBuf>,
+    counters: Counters,
+}
+
+impl Gate {
+    /// Opens the gate: the certificate is taken, followers run as long as the runtime does.
+    pub(crate) fn open(config: TrustConfig) -> Result<Arc<Self>, edgeward_trust::TrustError> {
+        let now = std::time::SystemTime::now();
+        let identity = Arc::new(crate::tls::Identity::open(config.keys, now)?);
+        let registry = Arc::new(Registry::new(config.revocations.clone(), RegistrySettings::default()));
+        let exchange = Exchange {
+            identities: config.identities.clone(),
+            sessions: config.sessions,
+            dpop: config.dpop,
+            revocations: config.revocations,
+        };
+        let gate = Arc::new(Self {
+            identities: config.identities,
+            exchange,
+            policies: config.policies,
+            scorer: config.scorer,
+            admission: config.admission,
+            audit: config.audit,
+            waits_for_disk: config.waits_for_disk,
+            digest_bytes_max: config.digest_bytes_max,
+            site: config.site,
+            hosts: config.hosts,
+            familiar: Familiar::default(),
+            registry,
+            identity,
+            policy_folder: config.followed.policies.clone(),
+            counters: Counters::default(),
+        });
+        follow::start(&gate, config.followed, config.review_every, now);
+        Ok(gate)
+    }
+
+    /// What listeners accept connections with.
+    pub(crate) fn acceptor(&self) -> Result<tokio_rustls::TlsAcceptor, edgeward_trust::TrustError> {
+        self.identity.acceptor()
+    }
+
+    /// What it counted, as Prometheus reads it.
+    pub(crate) fn metrics_text(&self) -> String {
+        self.counters.text(&self.audit.status(), self.registry.open())
+    }
+}

@@ -1,0 +1,241 @@
+//! The gate's own routes: sessions for credentials, policies, revocations, and the state of the audit log.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use edgeward_trust::{
+    ErrorKind, Thumbprint, TrustError,
+    audit::Sha256Digest,
+    identity::Connection,
+    policy::{SourceFile, Sources},
+    revocation::{Change, Revoked},
+    session::{ExchangeRequest, oauth_error},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Gate, Peer, ask, record};
+use crate::telemetry::App;
+
+/// Largest set of policies by the API.
+const BODY_BYTES_MAX: usize = 64 << 20;
+
+/// The routes of a gate.
+pub(crate) fn routes(gate: Arc<Gate>) -> Router<App> {
+    Router::new()
+        .route("/v2/trust/token", post(token))
+        .route("/v2/trust/keys", get(keys))
+        .route("/v2/trust/policies", get(policies).post(replace_policies))
+        .route("/v2/trust/revocations", post(revoke).delete(lift))
+        .route("/v2/trust/audit", get(audit))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(gate)
+}
+
+/// What an administrator is told of an error of its own.
+fn refuse(error: &TrustError) -> Response {
+    let status = match error.kind() {
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, Json(json!({ "error": error.to_string() }))).into_response()
+}
+
+/// Exchanges a credential for a session (RFC 8693).
+async fn token(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+    let now = SystemTime::now();
+    let (parts, body) = request.into_parts();
+    let Some(peer) = parts.extensions.get::<Arc<Peer>>().cloned() else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    let exchanged = match axum::body::to_bytes(body, 64 * 1024).await {
+        Ok(body) => exchange(&gate, &parts, &peer, &body, now).await,
+        Err(_) => Err(TrustError::new(ErrorKind::Invalid, "the body is larger than 64 KiB, or did not come whole")),
+    };
+    let asked = ("exchange", "session".to_owned());
+    let (mut record, answer) = match exchanged {
+        Ok((answer, principal)) => {
+            let mut record =
+                record::refused(Some(&principal), asked, peer.address, "a session was opened".to_owned(), now);
+            record.decision = edgeward_trust::audit::Verdict::Allow;
+            let token = Sha256Digest::of(answer.access_token.as_bytes());
+            record.digests.insert("token".to_owned(), token);
+            (record, Ok(answer))
+        }
+        Err(error) => {
+            tracing::info!(peer = %peer.address, %error, "no session");
+            (record::refused(None, asked, peer.address, error.to_string(), now), Err(error))
+        }
+    };
+    record.kind = edgeward_trust::audit::Kind::Session;
+    if gate.write(&record).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    let mut response = match answer {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => {
+            let unavailable = error.kind() == ErrorKind::Unavailable;
+            let status = if unavailable { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_REQUEST };
+            (status, Json(json!({ "error": oauth_error(&error) }))).into_response()
+        }
+    };
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(nonce) = gate.exchange.dpop.nonce(now).and_then(|nonce| HeaderValue::try_from(nonce).ok()) {
+        response.headers_mut().insert("dpop-nonce", nonce);
+    }
+    response
+}
+
+async fn exchange(
+    gate: &Gate,
+    parts: &http::request::Parts,
+    peer: &Peer,
+    body: &[u8],
+    now: SystemTime,
+) -> Result<(edgeward_trust::session::ExchangeResponse, edgeward_trust::Principal), TrustError> {
+    let form = ExchangeRequest::parse(body)?;
+    let (url, proof) = (gate.url(parts), ask::proof(parts)?);
+    let connection = Connection { certificates: &peer.certificates, method: parts.method.as_str(), url: &url };
+    gate.exchange.run(&form, proof, connection, now).await
+}
+
+/// The keys that sign sessions, for servers that share them.
+async fn keys(State(gate): State<Arc<Gate>>) -> Response {
+    Json(gate.exchange.sessions.jwks()).into_response()
+}
+
+async fn policies(State(gate): State<Arc<Gate>>) -> Response {
+    let rules = gate.policies.current();
+    let (policies, scopes, entities) = rules.counts();
+    let version = rules.version();
+    Json(json!({
+        "version": version.number,
+        "digest": version.digest,
+        "policies": policies,
+        "scopes": scopes,
+        "entities": entities,
+        "warnings": rules.warnings(),
+    }))
+    .into_response()
+}
+
+/// A set of policies as the API takes it: files by name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Set {
+    policies: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    entities: std::collections::BTreeMap<String, String>,
+}
+
+/// Puts another set in force: that of the body, or without one what is in the folder now.
+async fn replace_policies(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+    let replaced = tokio::task::spawn_blocking({
+        let gate = gate.clone();
+        move || gate.policies.replace(&sources(&gate, &body)?)
+    });
+    match replaced.await {
+        Ok(Ok(version)) => {
+            gate.registry.push(Change::Policy);
+            tracing::info!(%version, "other policies are in force");
+            Json(json!({ "version": version.number, "digest": version.digest })).into_response()
+        }
+        Ok(Err(error)) => refuse(&error),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn sources(gate: &Gate, body: &[u8]) -> Result<Sources, TrustError> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        let folder = gate.policy_folder.as_ref().ok_or_else(|| {
+            TrustError::new(
+                ErrorKind::Invalid,
+                "this server has no folder of policies; send them: {\"policies\":{\"NAME.cedar\":\"…\"}}",
+            )
+        })?;
+        return Sources::read(folder);
+    }
+    let set: Set = serde_json::from_slice(body).map_err(|error| {
+        TrustError::new(ErrorKind::Invalid, format!("the body: {error}; expected {{\"policies\":{{\"NAME.cedar\":\"…\"}},\"entities\":{{\"entities.toml\":\"…\"}}}}"))
+    })?;
+    if set.policies.is_empty() {
+        return Err(TrustError::new(ErrorKind::Invalid, "the set has no policies; everything would be denied"));
+    }
+    let files = |files: std::collections::BTreeMap<String, String>| {
+        files.into_iter().map(|(name, text)| SourceFile { name, text }).collect()
+    };
+    Ok(Sources { policies: files(set.policies), entities: files(set.entities) })
+}
+
+/// What to revoke: one of the four.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct What {
+    principal: Option<String>,
+    session: Option<String>,
+    /// Thumbprint as tokens spell it: base64url of SHA-256.
+    key: Option<String>,
+    serial: Option<String>,
+    /// For so many seconds; for ever where none.
+    seconds: Option<u64>,
+}
+
+impl What {
+    fn read(body: &[u8]) -> Result<(Revoked, Option<Duration>), TrustError> {
+        let wrong = |text: String| TrustError::new(ErrorKind::Invalid, text);
+        let expected = "expected one of `principal`, `session`, `key`, `serial`, and perhaps `seconds`";
+        let what: Self =
+            serde_json::from_slice(body).map_err(|error| wrong(format!("the body: {error}; {expected}")))?;
+        let key = what.key.map(|key| {
+            let read = Thumbprint::from_base64url(&key);
+            read.map(Revoked::Key).ok_or_else(|| wrong(format!("key `{key}`; expected SHA-256 in base64url")))
+        });
+        let mut all = [
+            what.principal.map(Revoked::Principal).map(Ok),
+            what.session.map(Revoked::Session).map(Ok),
+            key,
+            what.serial.map(Revoked::Serial).map(Ok),
+        ]
+        .into_iter()
+        .flatten();
+        match (all.next(), all.next()) {
+            (Some(revoked), None) => Ok((revoked?, what.seconds.map(Duration::from_secs))),
+            _ => Err(wrong(expected.to_owned())),
+        }
+    }
+}
+
+/// Revokes, and cuts what is open.
+async fn revoke(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+    let now = SystemTime::now();
+    let revoked = What::read(&body).and_then(|(what, time)| {
+        tracing::info!(%what, "revoked");
+        gate.registry.revoke(what, time.and_then(|time| now.checked_add(time)), now)
+    });
+    match revoked {
+        Ok(cut) => Json(json!({ "cut": cut })).into_response(),
+        Err(error) => refuse(&error),
+    }
+}
+
+async fn lift(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+    match What::read(&body) {
+        Ok((what, _)) => Json(json!({ "lifted": gate.registry.revocations().lift(&what) })).into_response(),
+        Err(error) => refuse(&error),
+    }
+}
+
+async fn audit(State(gate): State<Arc<Gate>>) -> Response {
+    Json(gate.audit.status()).into_response()
+}

@@ -1,0 +1,408 @@
+//! A caller that was recognised, and what it is granted.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
+};
+
+use edgeward_engine::Dim;
+use edgeward_trust::{
+    Action, Principal, Resource, TrustError,
+    admission::{Demand, Permit, Refusal},
+    audit::{Record, Sha256Digest, Ticket},
+    identity::Credential,
+    policy::{Observed, Request, Terms},
+    score::Signals,
+};
+use http::{Method, header::AUTHORIZATION, request::Parts};
+use parking_lot::Mutex;
+
+use super::{Gate, Peer, familiar::Habit, harden, record};
+use crate::{
+    core::{InferRequest, InferResponse, ServeError, ServeErrorKind, Server},
+    telemetry::App,
+};
+
+/// Why a call has no answer, as far as its caller may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Nobody who is believed was recognised.
+    Unauthenticated,
+    /// It may not. Whether what it asked for exists is not said.
+    Denied,
+    /// It has used what it may; the same call may succeed later, where a time is given.
+    Limited(Option<Duration>),
+    /// The decision, or its record, could not be made.
+    Unavailable,
+}
+
+impl Refused {
+    /// What callers are told.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "not authenticated",
+            Self::Denied => "denied",
+            Self::Limited(_) => "as much as is permitted has been used",
+            Self::Unavailable => "cannot be decided at present",
+        }
+    }
+}
+
+/// What an open call is about, for deciding it again.
+pub(crate) struct Asked {
+    peer: Arc<Peer>,
+    /// What was permitted last, and how large it was.
+    last: Mutex<Option<(Action, Resource, u64)>>,
+}
+
+/// A call's caller.
+pub(crate) struct Caller {
+    gate: Arc<Gate>,
+    principal: Arc<Principal>,
+    /// Digest of its token, where it has one.
+    token: Option<Sha256Digest>,
+    asked: Arc<Asked>,
+    decided: AtomicBool,
+}
+
+/// What was granted: the terms, and the record that is still to be completed.
+pub(crate) struct Grant {
+    gate: Arc<Gate>,
+    /// On what terms.
+    terms: Terms,
+    /// Whose, for noise that is the same each time.
+    principal: Arc<Principal>,
+    pending: Mutex<Pending>,
+}
+
+#[derive(Default)]
+struct Pending {
+    record: Option<Record>,
+    ticket: Option<Result<Ticket, TrustError>>,
+    permit: Option<Permit>,
+    computed: Duration,
+    classes: harden::Classes,
+}
+
+impl Gate {
+    /// Recognises the caller of a request.
+    pub(super) async fn recognise(
+        self: &Arc<Self>,
+        parts: &Parts,
+        peer: &Arc<Peer>,
+        now: SystemTime,
+    ) -> Result<Caller, TrustError> {
+        let (principal, token) = match self.token(parts)? {
+            None => (self.by_certificate(peer, now).await?, None),
+            Some(credential) => {
+                let url = self.url(parts);
+                let connection = connection(peer, &parts.method, &url);
+                let token = credential.token().map(|token| Sha256Digest::of(token.as_bytes()));
+                let principal = self.identities.verify(credential, connection, now).resolve().await?;
+                (Arc::new(principal), token)
+            }
+        };
+        self.registry.revocations().check(&principal, now)?;
+        let asked = Arc::new(Asked { peer: peer.clone(), last: Mutex::default() });
+        Ok(Caller { gate: self.clone(), principal, token, asked, decided: AtomicBool::new(false) })
+    }
+
+    /// The token of a request; none leaves the certificate.
+    fn token<'a>(&self, parts: &'a Parts) -> Result<Option<Credential<'a>>, TrustError> {
+        let wrong = |text: &str| Err(TrustError::new(edgeward_trust::ErrorKind::Unverified, text));
+        let mut values = parts.headers.get_all(AUTHORIZATION).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return wrong("`Authorization` is there twice");
+        }
+        let split = value.to_str().ok().and_then(|value| value.split_once(' '));
+        let Some((scheme, token)) = split else { return wrong("`Authorization` has no scheme and token") };
+        let token = token.trim();
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(Some(Credential::Bearer(token)));
+        }
+        if !scheme.eq_ignore_ascii_case("dpop") {
+            return wrong("`Authorization` is of a scheme that is not spoken here; expected `Bearer` or `DPoP`");
+        }
+        match proof(parts)? {
+            Some(proof) => Ok(Some(Credential::Dpop { token, proof })),
+            None => wrong("`Authorization: DPoP` comes without the header `DPoP`"),
+        }
+    }
+
+    async fn by_certificate(&self, peer: &Peer, now: SystemTime) -> Result<Arc<Principal>, TrustError> {
+        if peer.certificates.is_empty() {
+            let text = "neither a token nor a client certificate";
+            return Err(TrustError::new(edgeward_trust::ErrorKind::Unverified, text));
+        }
+        if let Some(principal) = peer.principal(now) {
+            return Ok(principal);
+        }
+        let connection = connection(peer, &Method::GET, "");
+        let principal = self.identities.verify(Credential::Certificate, connection, now).resolve().await?;
+        let principal = Arc::new(principal);
+        peer.verified(principal.clone(), now);
+        Ok(principal)
+    }
+
+    /// The address of a request as its client sees it; empty where it names another server.
+    pub(super) fn url(&self, parts: &Parts) -> String {
+        let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let Some(authority) = parts.uri.authority().map(|a| a.as_str()).or(host) else { return String::new() };
+        let name = match authority.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => authority,
+        };
+        if !self.identity.is_named(name) && !self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) {
+            return String::new();
+        }
+        format!("https://{authority}{}", parts.uri.path())
+    }
+
+    /// What is known of a call beside who asks for what.
+    fn observe(&self, principal: &Principal, peer: &Peer, habit: &Habit, bytes: u64, now: SystemTime) -> Observed {
+        let (hour, weekday) = Observed::hour_and_weekday(now);
+        let source = Some(peer.address.ip());
+        let age = principal.since().and_then(|since| now.duration_since(since).ok());
+        let attested_age = age.filter(|_| principal.strength == edgeward_trust::Strength::Attested);
+        let score = self.scorer.score(&Signals {
+            strength: principal.strength,
+            attested_age,
+            posture: &[],
+            source,
+            hour,
+            weekday,
+            rate_ratio: habit.rate_ratio,
+            known_for: habit.known_for,
+            detectors: &[],
+        });
+        let (network, site) = (self.scorer.network(source), self.site.clone());
+        Observed {
+            now,
+            source,
+            network,
+            site,
+            session_age: age.unwrap_or_default(),
+            attested_age,
+            request_bytes: bytes,
+            score,
+        }
+    }
+
+    /// Decides an open call again.
+    pub(super) fn review(&self, principal: &Principal, asked: &Asked) -> Result<(), TrustError> {
+        let Some((action, resource, bytes)) = asked.last.lock().clone() else { return Ok(()) };
+        let now = SystemTime::now();
+        let habit = self.familiar.look(principal, &resource, now);
+        let observed = self.observe(principal, &asked.peer, &habit, bytes, now);
+        let decision = self.policies.decide(&Request { principal, action, resource: &resource }, &observed);
+        if decision.allowed() {
+            return Ok(());
+        }
+        Err(TrustError::new(edgeward_trust::ErrorKind::Denied, decision.reason.to_string()))
+    }
+
+    /// Writes a record of a refusal; an error where it has no place.
+    pub(super) async fn write(&self, record: &Record) -> Result<(), Refused> {
+        let written = match self.audit.append(record) {
+            Ok(ticket) if self.waits_for_disk => ticket.await.map(drop),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        written.map_err(|error| self.unrecorded(&error))
+    }
+
+    fn unrecorded(&self, error: &TrustError) -> Refused {
+        self.counters.unavailable.fetch_add(1, Relaxed);
+        tracing::error!(%error, "a call is refused: its record has no place");
+        Refused::Unavailable
+    }
+}
+
+fn connection<'a>(peer: &'a Peer, method: &'a Method, url: &'a str) -> edgeward_trust::identity::Connection<'a> {
+    edgeward_trust::identity::Connection { certificates: &peer.certificates, method: method.as_str(), url }
+}
+
+/// The header `DPoP`, of which there may be one (RFC 9449 section 4.3).
+pub(super) fn proof(parts: &Parts) -> Result<Option<&str>, TrustError> {
+    let wrong =
+        || TrustError::new(edgeward_trust::ErrorKind::Unverified, "the header `DPoP` is damaged or there twice");
+    let mut values = parts.headers.get_all("dpop").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(wrong());
+    }
+    value.to_str().map(Some).map_err(|_| wrong())
+}
+
+impl Caller {
+    /// Who it is.
+    pub(super) fn principal(&self) -> &Arc<Principal> {
+        &self.principal
+    }
+
+    pub(super) fn asked(&self) -> &Arc<Asked> {
+        &self.asked
+    }
+
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.asked.peer
+    }
+
+    /// True once something was decided.
+    pub(super) fn decided(&self) -> bool {
+        self.decided.load(Relaxed)
+    }
+
+    /// Decides a call of `bytes`, and admits it.
+    pub(crate) async fn ask(&self, action: Action, resource: Resource, bytes: u64) -> Result<Arc<Grant>, Refused> {
+        let (gate, principal, now) = (&self.gate, &self.principal, SystemTime::now());
+        self.decided.store(true, Relaxed);
+        let habit = gate.familiar.note(principal, &resource, now);
+        let observed = gate.observe(principal, self.peer(), &habit, bytes, now);
+        let decision = gate.policies.decide(&Request { principal, action, resource: &resource }, &observed);
+        let mut record = record::decided(principal, (action, &resource), &observed, &decision);
+        record.digests.extend(self.token.map(|token| ("token".to_owned(), token)));
+        if !decision.allowed() {
+            gate.counters.denied.fetch_add(1, Relaxed);
+            tracing::info!(principal = principal.id, %action, %resource, reason = record.reason, "denied");
+            gate.write(&record).await?;
+            return Err(Refused::Denied);
+        }
+        let model = resource.model().unwrap_or(&resource.id);
+        let demand = Demand { principal: &principal.id, model, request_bytes: bytes, compute: Duration::ZERO };
+        let permit = match gate.admission.admit(&demand, &decision.terms.limits, now) {
+            Ok(permit) => permit,
+            Err(refusal) => return Err(self.limited(record, &refusal).await),
+        };
+        gate.counters.allowed.fetch_add(1, Relaxed);
+        *self.asked.last.lock() = Some((action, resource, bytes));
+        let pending = Pending { record: Some(record), permit: Some(permit), ..Pending::default() };
+        let (gate, terms, principal) = (gate.clone(), decision.terms, principal.clone());
+        Ok(Arc::new(Grant { gate, terms, principal, pending: Mutex::new(pending) }))
+    }
+
+    async fn limited(&self, mut record: Record, refusal: &Refusal) -> Refused {
+        self.gate.counters.limited.fetch_add(1, Relaxed);
+        record.decision = edgeward_trust::audit::Verdict::Deny;
+        record.reason = refusal.to_string();
+        record.context.insert(edgeward_trust::policy::LIMIT.to_owned(), format!("{:?}", refusal.limit));
+        match self.gate.write(&record).await {
+            Ok(()) => Refused::Limited(refusal.retry_after),
+            Err(refused) => refused,
+        }
+    }
+}
+
+impl Grant {
+    /// Bounds a request as the terms say, and charges its rows: each is a query. A model that takes one input at a time has one row.
+    pub(crate) fn prepare(&self, request: &mut InferRequest, server: &Server) -> Result<(), ServeError> {
+        let limits = &self.terms.limits;
+        if !limits.query_budgets.is_empty() || limits.rate.is_some() {
+            let more = u32::try_from(rows(request, server).saturating_sub(1)).unwrap_or(u32::MAX);
+            let pending = self.pending.lock();
+            if let Some(Err(refusal)) =
+                pending.permit.as_ref().map(|permit| permit.more(more, limits, SystemTime::now()))
+            {
+                self.gate.counters.limited.fetch_add(1, Relaxed);
+                let text = Refused::Limited(refusal.retry_after).text();
+                let retry_after = refusal.retry_after;
+                return Err(ServeError { retry_after, ..ServeError::new(ServeErrorKind::Overloaded, text) });
+            }
+        }
+        request.timeout = request.timeout.into_iter().chain(self.terms.limits.compute_per_request).min();
+        self.pending.lock().classes = harden::prepare(&self.terms.obligations, request);
+        Ok(())
+    }
+
+    /// Adds the digest of a body to the record, where it is short enough, and lets it be written beside the work.
+    pub(crate) fn body<'a>(&self, parts: impl Iterator<Item = &'a [u8]> + Clone) {
+        let length: usize = parts.clone().map(<[u8]>::len).sum();
+        let digest = (length as u64 <= self.gate.digest_bytes_max).then(|| digest(parts));
+        let mut pending = self.pending.lock();
+        if let (Some(record), Some(digest)) = (&mut pending.record, digest) {
+            record.digests.insert("request".to_owned(), digest);
+        }
+        pending.write(&self.gate);
+    }
+
+    /// Charges what was computed, and changes the outputs as the terms say.
+    pub(crate) fn answered(&self, response: &mut InferResponse) -> Result<(), ServeError> {
+        let mut pending = self.pending.lock();
+        pending.computed += response.times.infer;
+        harden::harden(&self.terms.obligations, &self.principal.id, &pending.classes, response)
+    }
+
+    /// Waits for the record, where answers wait for the disk.
+    pub(crate) async fn recorded(&self) -> Result<(), Refused> {
+        let ticket = {
+            let mut pending = self.pending.lock();
+            pending.write(&self.gate);
+            pending.ticket.take()
+        };
+        let written = match ticket {
+            Some(Ok(ticket)) if self.gate.waits_for_disk => ticket.await.map(drop),
+            Some(Err(error)) => Err(error),
+            _ => Ok(()),
+        };
+        written.map_err(|error| self.gate.unrecorded(&error))
+    }
+}
+
+/// Rows of a request: the first dimension of its inputs, where the model leaves that open.
+fn rows(request: &InferRequest, server: &Server) -> usize {
+    let Ok(version) = server.version(&request.model) else { return 1 };
+    let open = |name: &str| {
+        let input = version.inputs().iter().find(|input| input.name == name);
+        let first = input.and_then(|input| input.shape.as_ref()).and_then(|shape| shape.first());
+        !matches!(first, Some(Dim::Fixed(_)))
+    };
+    let inputs = request.inputs.iter().filter(|(name, _)| open(name));
+    inputs.filter_map(|(_, tensor)| tensor.shape().first().copied()).max().unwrap_or(1)
+}
+
+impl Pending {
+    fn write(&mut self, gate: &Gate) {
+        if let Some(record) = self.record.take() {
+            self.ticket = Some(gate.audit.append(&record));
+        }
+    }
+}
+
+impl Drop for Grant {
+    /// A call that ended early was decided all the same.
+    fn drop(&mut self) {
+        let pending = self.pending.get_mut();
+        pending.write(&self.gate);
+        if let Some(permit) = pending.permit.take() {
+            permit.finish(pending.computed);
+        }
+    }
+}
+
+/// One digest over all parts.
+fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Sha256Digest {
+    use sha2::Digest as _;
+    let mut hash = sha2::Sha256::new();
+    parts.for_each(|part| hash.update(part));
+    Sha256Digest::from(<[u8; 32]>::from(hash.finalize()))
+}
+
+/// Asks for a call whose message names what it is about. Nothing is asked where nobody has to be.
+pub(crate) async fn allow(
+    app: &App,
+    extensions: &http::Extensions,
+    action: Action,
+    resource: impl FnOnce() -> Resource,
+    bytes: usize,
+) -> Result<Option<Arc<Grant>>, Refused> {
+    if app.gate.is_none() {
+        return Ok(None);
+    }
+    // Without a caller the call went past the gate: that must not be answered.
+    let caller = extensions.get::<Arc<Caller>>().ok_or(Refused::Unavailable)?;
+    caller.ask(action, resource(), bytes as u64).await.map(Some)
+}
