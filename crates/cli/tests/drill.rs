@@ -16,6 +16,8 @@ use crate::gateway::Gateway;
 
 #[path = "drill/gateway.rs"]
 mod gateway;
+#[path = "drill/models.rs"]
+mod models;
 mod support;
 
 /// What a run of drills came to.
@@ -65,15 +67,20 @@ fn https(server: &Server) -> String {
 
 /// A trust folder in which `ward` may use `ident` on some terms.
 fn trust(terms: &str) -> Trust {
-    let trust = Trust::init(&["ident"]);
-    trust.policy("ward.cedar", &permit("ward", terms));
+    trust_of("ident", terms)
+}
+
+/// The same for another model.
+fn trust_of(model: &str, terms: &str) -> Trust {
+    let trust = Trust::init(&[model]);
+    trust.policy("ward.cedar", &permit("ward", model, terms));
     trust
 }
 
-fn permit(name: &str, terms: &str) -> String {
+fn permit(name: &str, model: &str, terms: &str) -> String {
     format!(
         "@id(\"{name}\")\n{terms}\npermit (principal == Workload::\"spiffe://edgeward.local/{name}\", \
-         action in [Action::\"use\", Action::\"inspect\"], resource in Model::\"ident\");\n\
+         action in [Action::\"use\", Action::\"inspect\"], resource in Model::\"{model}\");\n\
          permit (principal == Workload::\"spiffe://edgeward.local/{name}\", action == Action::\"get\", resource == Endpoint::\"live\");\n"
     )
 }
@@ -210,4 +217,147 @@ fn what_cannot_be_drilled_is_refused_by_name() {
     let unlisted = drill(&https(&server), &trust.folder(), "plaintext", &["--model", "nothing"]);
     assert_eq!(unlisted.code, 2);
     assert!(unlisted.told.contains("model `nothing`"), "{}", unlisted.told);
+}
+
+/// Terms that bound what a caller learns and costs. A request holds one digit.
+const STRICT: &str = "@output(\"top_k=1,labels\")\n@query_budget(\"24/day\")\n@rate(\"50/s\")\n@concurrent(\"4\")\n@request_bytes(\"4096\")";
+
+#[test]
+fn a_model_on_strict_terms_gives_nothing_away() {
+    let files = tempfile::tempdir().unwrap();
+    let folder = files.path().join("models");
+    let Some(data) = models::digits(&folder, 400) else { return };
+    let trust = trust_of("digits", STRICT);
+    let server = trust.serve(&[&folder]);
+    let (grpc, report) = (format!("https://{}", server.grpc), files.path().join("report.html"));
+    let all = format!("{ACCESS},extraction,inversion,membership,evasion,sponge,flood,poisoned,log");
+    let data = data.to_str().unwrap();
+    let more = [
+        "--grpc",
+        &grpc,
+        "--data",
+        data,
+        "--members",
+        data,
+        "--non-members",
+        data,
+        "--flood",
+        "300",
+        "--queries",
+        "128",
+        "--report",
+        report.to_str().unwrap(),
+    ];
+    let run = drill(&https(&server), &trust.folder(), &all, &more);
+    let expected: Vec<(&str, &str)> =
+        all.split(',').map(|id| (id, if id == "poisoned" { "not_applicable" } else { "held" })).collect();
+    run.expect(&expected);
+    assert_eq!(run.code, 0);
+    let page = fs::read_to_string(report).unwrap();
+    assert!(page.contains("<svg") && all.split(',').all(|id| page.contains(&format!("id=\"{id}\""))), "{page}");
+}
+
+#[test]
+fn a_model_without_terms_is_copied_fooled_and_flooded() {
+    let files = tempfile::tempdir().unwrap();
+    let folder = files.path().join("models");
+    let Some(data) = models::digits(&folder, 768) else { return };
+    let trust = trust_of("digits", "");
+    let server = trust.serve(&[&folder]);
+    let more = ["--data", data.to_str().unwrap(), "--flood", "300"];
+    drill(&https(&server), &trust.folder(), "extraction,evasion,flood", &more).expect(&[
+        ("extraction", "got_through"),
+        ("evasion", "got_through"),
+        ("flood", "got_through"),
+    ]);
+}
+
+#[test]
+fn confidence_gives_members_away_and_labels_alone_do_not() {
+    let files = tempfile::tempdir().unwrap();
+    let (members, others) = (models::directions(1, 60), models::directions(2, 60));
+    models::memoriser(&files.path().join("models"), &members);
+    let members = models::rows(files.path().join("members.json"), "INPUT0", &members);
+    let others = models::rows(files.path().join("others.json"), "INPUT0", &others);
+    let more = ["--members", members.to_str().unwrap(), "--non-members", others.to_str().unwrap()];
+    for (terms, outcome) in [
+        ("", "got_through"),
+        ("@output(\"top_k=1,labels\")", "held"),
+        ("@query_budget(\"8/day\")\n@request_bytes(\"400\")", "held"),
+    ] {
+        let trust = trust_of("memoriser", terms);
+        let server = trust.serve(&[&files.path().join("models")]);
+        drill(&https(&server), &trust.folder(), "membership", &more).expect(&[("membership", outcome)]);
+    }
+    // The same rows on both sides are no more than chance, whatever is said of them.
+    let trust = trust_of("memoriser", "");
+    let server = trust.serve(&[&files.path().join("models")]);
+    let same = ["--members", members.to_str().unwrap(), "--non-members", members.to_str().unwrap()];
+    drill(&https(&server), &trust.folder(), "membership", &same).expect(&[("membership", "held")]);
+}
+
+#[test]
+fn scores_give_the_training_data_away_and_a_budget_does_not() {
+    let files = tempfile::tempdir().unwrap();
+    models::template(&files.path().join("models"));
+    let noisy = models::random(3, 40 * 16);
+    let faces: Vec<Vec<f32>> = noisy
+        .chunks(16)
+        .map(|noise| models::FACE.iter().zip(noise).map(|(value, noise)| 0.9 * value + 0.1 * noise).collect())
+        .collect();
+    let data = models::rows(files.path().join("faces.json"), "INPUT0", &faces);
+    let more = ["--data", data.to_str().unwrap()];
+    let strict = "@query_budget(\"24/day\")\n@request_bytes(\"400\")";
+    for (terms, outcome) in [("", "got_through"), (strict, "held")] {
+        let trust = trust_of("template", terms);
+        let server = trust.serve(&[&files.path().join("models")]);
+        drill(&https(&server), &trust.folder(), "inversion", &more).expect(&[("inversion", outcome)]);
+    }
+}
+
+#[test]
+fn a_request_without_bound_is_a_sponge() {
+    let files = tempfile::tempdir().unwrap();
+    models::costly(&files.path().join("models"));
+    for (terms, outcome) in [("", "got_through"), ("@request_bytes(\"4096\")", "held")] {
+        let trust = trust_of("costly", terms);
+        let server = trust.serve(&[&files.path().join("models")]);
+        drill(&https(&server), &trust.folder(), "sponge", &[]).expect(&[("sponge", outcome)]);
+    }
+}
+
+#[test]
+fn plain_files_are_served_changed_and_can_be_read() {
+    let files = tempfile::tempdir().unwrap();
+    models::template(files.path());
+    let trust = trust_of("template", "");
+    let server = trust.serve(&[files.path()]);
+    let folder = files.path().to_str().unwrap();
+    drill(&https(&server), &trust.folder(), "swapped,at-rest", &["--models", folder])
+        .expect(&[("swapped", "got_through"), ("at-rest", "got_through")]);
+    drill(&https(&server), &trust.folder(), "swapped,at-rest", &[])
+        .expect(&[("swapped", "not_applicable"), ("at-rest", "not_applicable")]);
+}
+
+#[test]
+fn a_log_that_was_changed_is_found_out() {
+    let (models, trust) = (repository(), trust(""));
+    let server = trust.serve(&[models.path()]);
+    drill(&https(&server), &trust.folder(), "cross-segment", &["--model", "ident"]);
+    server.terminate();
+    let server = trust.serve(&[models.path()]);
+    drill(&https(&server), &trust.folder(), "log", &[]).expect(&[("log", "held")]);
+    let entries = trust.folder().join("audit/tile/entries");
+    let mut parts: Vec<PathBuf> = fs::read_dir(&entries).unwrap().map(|entry| entry.unwrap().path()).collect();
+    while let Some(path) = parts.pop() {
+        if path.is_dir() {
+            parts.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        let at = bytes.windows(6).position(|found| found == b"\"deny\"").unwrap_or(40);
+        bytes[at + 1] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    drill(&https(&server), &trust.folder(), "log", &[]).expect(&[("log", "got_through")]);
 }

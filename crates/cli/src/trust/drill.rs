@@ -10,12 +10,15 @@ mod evasion;
 mod extraction;
 mod files;
 mod load;
+mod log;
 mod maths;
 mod model;
 mod network;
 mod outcome;
+mod page;
 mod policy;
 mod privacy;
+mod surrogate;
 mod token;
 mod wire;
 
@@ -85,6 +88,9 @@ pub struct DrillArgs {
     /// The files that the server loads, for drills on copies of them
     #[arg(long, value_name = "PATH")]
     models: Option<PathBuf>,
+    /// Write the report as a page
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Run these alone
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     only: Vec<String>,
@@ -110,6 +116,17 @@ impl Stage<'_> {
     /// Name of the model; a made-up one where the server has none.
     fn model_name(&self) -> &str {
         self.model.as_ref().map_or("model", |model| &model.name)
+    }
+
+    /// What the page says of this run.
+    fn told(&self) -> page::Run<'_> {
+        page::Run {
+            server: self.http.to_string(),
+            domain: &self.folder.domain,
+            model: self.model_name(),
+            insider: &self.cast.insider.name,
+            at: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+        }
     }
 
     /// A request for the model as everyone sends it; empty where it takes texts.
@@ -138,6 +155,10 @@ pub fn run(args: &DrillArgs, context: &Context) -> Outcome {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        if let Some(path) = &args.report {
+            let page = page::render(&findings, &stage.told());
+            std::fs::write(path, page).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?;
+        }
         Ok::<_, Failure>(findings)
     })?;
     // Connections that nobody reads must not hold up the end.

@@ -1,7 +1,7 @@
 //! All drills, in the order in which they are played.
 
 use super::{
-    Stage, evasion, extraction, files, load, network,
+    Stage, evasion, extraction, files, load, log, network,
     outcome::{Drill, Verdict},
     policy, privacy, token,
 };
@@ -181,7 +181,7 @@ pub async fn play(id: &str, stage: &Stage<'_>) -> Result<Verdict, Failure> {
         "poisoned" => Ok(Verdict::not_applicable("there are no federated jobs yet")),
         "swapped" => files::swapped(stage),
         "at-rest" => files::at_rest(stage),
-        "log" => files::log(stage),
+        "log" => log::play(stage),
         other => Ok(Verdict::not_applicable(format!("`{other}` is not built"))),
     }
 }

@@ -6,9 +6,10 @@
 use super::{
     Stage,
     data::Rows,
-    maths::{Coarse, Learning, Surrogate, majority, probabilities, rng},
+    maths::{Coarse, majority, probabilities, rng},
     model::{Oracle, Scores},
     outcome::{Evidence, Figure, Line, Outcome, Verdict},
+    surrogate::{Learning, Surrogate},
 };
 use crate::failure::Failure;
 
@@ -20,7 +21,7 @@ const GAIN_MAX: f64 = 0.15;
 const HELD_OUT: usize = 256;
 const BLOCKS_MAX: usize = 256;
 /// Rows that a surrogate is shown in all.
-const LESSONS: usize = 10_000;
+const LESSONS: usize = 20_000;
 
 /// What one caller's answers are worth.
 #[derive(Clone)]
@@ -105,7 +106,7 @@ fn copied(
         })
         .collect();
     let mut curve = vec![(0.0, 0.0)];
-    for part in [8, 4, 2, 1] {
+    for part in [4, 2, 1] {
         let count = answers.len() / part;
         if count == 0 {
             continue;

@@ -1,0 +1,192 @@
+//! The drill on copies of the audit log: somebody who can write its files, and has not the key that signs it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use edgeward_trust::{
+    audit::{
+        note::NoteKey,
+        tile::take_entry,
+        verify::{Report, Verification, verify},
+        witness::Witness,
+    },
+    keys::{KeyKind, KeyProvider as _, SealedFile, Unlock},
+};
+
+use super::{
+    Stage,
+    files::copy_folder,
+    outcome::{Evidence, Verdict},
+};
+use crate::{failure::Failure, trust::failure};
+
+/// Changes copies of the log, and has each verified.
+pub fn play(stage: &Stage<'_>) -> Result<Verdict, Failure> {
+    let (audit, key) = (&stage.folder.audit, stage.folder.path.join("audit.vkey"));
+    if !audit.join("checkpoint").exists() {
+        return Ok(Verdict::not_applicable(format!("`{}` holds no published log", audit.display())));
+    }
+    let key = fs::read_to_string(&key).map_err(|error| Failure::input(format!("`{}`: {error}", key.display())))?;
+    let key = NoteKey::parse(&key).map_err(failure)?;
+    let files = tempfile::tempdir()?;
+    let (as_it_is, report) = copied(audit, files.path(), &key)?;
+    let sound = format!(
+        "{} records, {} signed checkpoints, {} findings",
+        report.records,
+        report.checkpoints,
+        report.findings.len()
+    );
+    let mut evidence = vec![Evidence::attempt("the log as it is", told(&report, sound), !report.findings.is_empty())];
+    if !report.findings.is_empty() {
+        return Ok(Verdict::of(evidence, "", "the log is not what was signed"));
+    }
+    let witness = witness(files.path())?;
+    let now_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let cosigned = witness.cosign(&as_it_is, &key, now_s).map_err(failure)?;
+    let witnessed = [(cosigned, witness.key().clone())];
+    for (at, (what, attack)) in ATTACKS.iter().enumerate() {
+        let copy = files.path().join(format!("attack-{at}"));
+        copy_folder(&as_it_is, &copy, &mut 0)?;
+        if let Err(why) = attack(&copy) {
+            evidence.push(Evidence::new(*what, format!("not tried: {why:#}")));
+            continue;
+        }
+        let (found, through) = match verify(&Verification { folder: &copy, key: &key, witnessed: &witnessed }) {
+            Ok(report) => (told(&report, "nothing was noticed".to_owned()), report.findings.is_empty()),
+            Err(error) => (error.to_string(), false),
+        };
+        evidence.push(Evidence::attempt(*what, found, through));
+    }
+    Ok(Verdict::of(evidence, "each change is found, and the records are named", "was not noticed"))
+}
+
+/// The first finding, or what else there is to say.
+fn told(report: &Report, otherwise: String) -> String {
+    report.findings.first().map_or(otherwise, |finding| finding.text.clone())
+}
+
+/// A copy of a log that may be written meanwhile: what is named first is copied first, so that nothing is missing behind it.
+fn copied(audit: &Path, files: &Path, key: &NoteKey) -> Result<(PathBuf, Report), Failure> {
+    let mut last = None;
+    for attempt in 0..3 {
+        let copy = files.join(format!("copy-{attempt}"));
+        fs::create_dir_all(&copy)?;
+        let mut bytes = 0;
+        for part in ["checkpoints", "checkpoint", "journal", "tile"] {
+            let (from, to) = (audit.join(part), copy.join(part));
+            if from.is_dir() {
+                copy_folder(&from, &to, &mut bytes)?;
+            } else if from.exists() {
+                fs::copy(from, to)?;
+            }
+        }
+        let report = verify(&Verification { folder: &copy, key, witnessed: &[] }).map_err(failure)?;
+        if report.findings.is_empty() {
+            return Ok((copy, report));
+        }
+        last = Some((copy, report));
+    }
+    last.ok_or_else(|| Failure::Work(anyhow::anyhow!("the log was not copied")))
+}
+
+/// A second party that remembers the log, for as long as the drill.
+fn witness(files: &Path) -> Result<Witness, Failure> {
+    let unlock = Unlock::Passphrase(b"of no worth".to_vec().into());
+    let keys = SealedFile::create(&files.join("witness.keys"), &unlock).map_err(failure)?;
+    keys.create("witness", KeyKind::Ed25519).map_err(failure)?;
+    Witness::new("drill.invalid/witness", Arc::new(keys), "witness", &files.join("memory")).map_err(failure)
+}
+
+type Attack = fn(&Path) -> anyhow::Result<()>;
+
+/// What somebody does who can write the files, and has not the key.
+const ATTACKS: [(&str, Attack); 7] = [
+    ("a denial is turned into a permission", |log| {
+        edit(log, |entries| {
+            let entry = entries.iter_mut().find(|entry| entry.windows(6).any(|bytes| bytes == b"\"deny\""));
+            let entry = entry.context("no record is a denial")?;
+            *entry = String::from_utf8_lossy(entry).replacen("\"deny\"", "\"allow\"", 1).into_bytes();
+            Ok(())
+        })
+    }),
+    ("a bit of a record is changed", |log| {
+        edit(log, |entries| {
+            let byte = entries.first_mut().and_then(|entry| entry.last_mut()).context("no record")?;
+            *byte ^= 1;
+            Ok(())
+        })
+    }),
+    ("a record is taken out", |log| {
+        edit(log, |entries| (entries.len() > 1).then(|| drop(entries.remove(0))).context("there is one record only"))
+    }),
+    ("two records are exchanged", |log| {
+        edit(log, |entries| (entries.len() > 1).then(|| entries.swap(0, 1)).context("there is one record only"))
+    }),
+    ("the last records are taken away", |log| Ok(fs::remove_file(last_bundle(log)?)?)),
+    ("the checkpoint says one record less", |log| {
+        let path = log.join("checkpoint");
+        let note = fs::read_to_string(&path)?;
+        let size: u64 = note.lines().nth(1).and_then(|line| line.parse().ok()).context("no size")?;
+        Ok(fs::write(path, note.replacen(&format!("\n{size}\n"), &format!("\n{}\n", size.saturating_sub(1)), 1))?)
+    }),
+    ("the log is set back to an earlier checkpoint, with its history", |log| {
+        let history = fs::read_to_string(log.join("checkpoints"))?;
+        let now = fs::read_to_string(log.join("checkpoint"))?;
+        let earlier =
+            history.lines().filter_map(|line| serde_json::from_str::<String>(line).ok()).find(|note| *note != now);
+        fs::write(log.join("checkpoint"), earlier.context("there is one checkpoint only")?)?;
+        fs::write(log.join("checkpoints"), "")?;
+        Ok(fs::remove_dir_all(log.join("journal"))?)
+    }),
+];
+
+/// The files of published records, the last first.
+fn bundles(log: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let checkpoint = fs::read_to_string(log.join("checkpoint"))?;
+    let size: u64 = checkpoint.lines().nth(1).and_then(|line| line.parse().ok()).context("no size")?;
+    let (mut found, mut folders) = (Vec::new(), vec![log.join("tile/entries")]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)?.flatten() {
+            if entry.file_type()?.is_dir() { folders.push(entry.path()) } else { found.push(entry.path()) }
+        }
+    }
+    // Of a tile that is not full, earlier parts may lie beside the one that counts.
+    let in_part = |path: &Path| path.parent().is_some_and(|folder| folder.extension().is_some_and(|end| end == "p"));
+    let counts = |path: &PathBuf| !in_part(path) || path.ends_with((size % 256).to_string());
+    found.retain(counts);
+    found.sort();
+    found.reverse();
+    Ok(found)
+}
+
+fn last_bundle(log: &Path) -> anyhow::Result<PathBuf> {
+    bundles(log)?.into_iter().next().context("the log has no published records")
+}
+
+/// Changes the last records with which that can be done.
+fn edit(log: &Path, change: impl Fn(&mut Vec<Vec<u8>>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut failed = None;
+    for path in bundles(log)? {
+        let bytes = fs::read(&path)?;
+        let (mut rest, mut entries) = (bytes.as_slice(), Vec::new());
+        while let Some((entry, after)) = take_entry(rest) {
+            entries.push(entry.to_vec());
+            rest = after;
+        }
+        match change(&mut entries) {
+            Err(why) => failed = Some(why),
+            Ok(()) => {
+                let length = |entry: &[u8]| u16::try_from(entry.len()).unwrap_or(u16::MAX).to_be_bytes();
+                let changed =
+                    entries.iter().flat_map(|entry| [&length(entry)[..], entry].concat()).collect::<Vec<u8>>();
+                return Ok(fs::write(path, changed)?);
+            }
+        }
+    }
+    Err(failed.unwrap_or_else(|| anyhow::anyhow!("the log has no published records")))
+}
