@@ -14,7 +14,7 @@ use super::{
 use crate::failure::Failure;
 
 /// A surrogate that agrees with the model on so many rows is a copy.
-const AGREEMENT_MAX: f64 = 0.7;
+const AGREEMENT_MAX: f64 = 0.6;
 /// So much better than always the same class it must be at least.
 const GAIN_MAX: f64 = 0.15;
 /// Rows on which surrogate and model are compared.

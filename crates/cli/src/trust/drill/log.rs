@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use edgeward_trust::{
     audit::{
         note::NoteKey,
-        tile::take_entry,
+        tile::{Content, Tiles, WIDTH, take_entry, tile_path},
         verify::{Report, Verification, verify},
         witness::Witness,
     },
@@ -85,6 +85,7 @@ fn copied(audit: &Path, files: &Path, key: &NoteKey) -> Result<(PathBuf, Report)
                 fs::copy(from, to)?;
             }
         }
+        end_at_checkpoint(&copy)?;
         let report = verify(&Verification { folder: &copy, key, witnessed: &[] }).map_err(failure)?;
         if report.findings.is_empty() {
             return Ok((copy, report));
@@ -145,23 +146,47 @@ const ATTACKS: [(&str, Attack); 7] = [
     }),
 ];
 
-/// The files of published records, the last first.
+/// The files of the records that the checkpoint covers, the last first. A log that goes on has more behind them.
 fn bundles(log: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let checkpoint = fs::read_to_string(log.join("checkpoint"))?;
     let size: u64 = checkpoint.lines().nth(1).and_then(|line| line.parse().ok()).context("no size")?;
-    let (mut found, mut folders) = (Vec::new(), vec![log.join("tile/entries")]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)?.flatten() {
-            if entry.file_type()?.is_dir() { folders.push(entry.path()) } else { found.push(entry.path()) }
-        }
+    let tiles = Tiles::new(log, size);
+    let path = |index| log.join(tile_path(Content::Entries, index, tiles.width(0, index)));
+    Ok((0..size.div_ceil(WIDTH)).rev().map(path).collect())
+}
+
+/// A tile that was filled after the checkpoint holds records that it does not cover: the copy has those that it does, so that each change
+/// concerns one of them.
+fn end_at_checkpoint(log: &Path) -> Result<(), Failure> {
+    let Some(part) = bundles(log).ok().and_then(|bundles| bundles.into_iter().next()) else { return Ok(()) };
+    let (Some(folder), Some(width)) = (part.parent(), part.file_name().and_then(|name| name.to_str()?.parse().ok()))
+    else {
+        return Ok(());
+    };
+    let full = folder.with_extension("");
+    if folder.extension().is_none() || !full.is_file() {
+        return Ok(());
     }
-    // Of a tile that is not full, earlier parts may lie beside the one that counts.
-    let in_part = |path: &Path| path.parent().is_some_and(|folder| folder.extension().is_some_and(|end| end == "p"));
-    let counts = |path: &PathBuf| !in_part(path) || path.ends_with((size % 256).to_string());
-    found.retain(counts);
-    found.sort();
-    found.reverse();
-    Ok(found)
+    let entries = entries(&fs::read(&full)?);
+    fs::create_dir_all(folder)?;
+    fs::write(&part, bundle(entries.get(..width).unwrap_or(&entries)))?;
+    Ok(fs::remove_file(full)?)
+}
+
+/// The entries of a file.
+fn entries(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let (mut rest, mut entries) = (bytes, Vec::new());
+    while let Some((entry, after)) = take_entry(rest) {
+        entries.push(entry.to_vec());
+        rest = after;
+    }
+    entries
+}
+
+/// A file of entries.
+fn bundle(entries: &[Vec<u8>]) -> Vec<u8> {
+    let length = |entry: &[u8]| u16::try_from(entry.len()).unwrap_or(u16::MAX).to_be_bytes();
+    entries.iter().flat_map(|entry| [&length(entry)[..], entry].concat()).collect()
 }
 
 fn last_bundle(log: &Path) -> anyhow::Result<PathBuf> {
@@ -172,20 +197,10 @@ fn last_bundle(log: &Path) -> anyhow::Result<PathBuf> {
 fn edit(log: &Path, change: impl Fn(&mut Vec<Vec<u8>>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut failed = None;
     for path in bundles(log)? {
-        let bytes = fs::read(&path)?;
-        let (mut rest, mut entries) = (bytes.as_slice(), Vec::new());
-        while let Some((entry, after)) = take_entry(rest) {
-            entries.push(entry.to_vec());
-            rest = after;
-        }
+        let mut entries = entries(&fs::read(&path)?);
         match change(&mut entries) {
             Err(why) => failed = Some(why),
-            Ok(()) => {
-                let length = |entry: &[u8]| u16::try_from(entry.len()).unwrap_or(u16::MAX).to_be_bytes();
-                let changed =
-                    entries.iter().flat_map(|entry| [&length(entry)[..], entry].concat()).collect::<Vec<u8>>();
-                return Ok(fs::write(path, changed)?);
-            }
+            Ok(()) => return Ok(fs::write(path, bundle(&entries))?),
         }
     }
     Err(failed.unwrap_or_else(|| anyhow::anyhow!("the log has no published records")))
