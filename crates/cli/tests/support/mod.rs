@@ -148,6 +148,18 @@ impl Server {
         Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, |_| {})
     }
 
+    /// The same in an environment of its own.
+    pub fn start_trusted_with(
+        models: &[&Path],
+        trust: &Path,
+        arguments: &[&str],
+        log: &Path,
+        environment: impl FnOnce(&mut Command),
+    ) -> Self {
+        let log = fs::File::create(log).unwrap().into();
+        Self::spawn_as(&["--trust", trust.to_str().unwrap()], models, arguments, log, environment)
+    }
+
     fn spawn(models: &[&Path], arguments: &[&str], log: Stdio, environment: impl FnOnce(&mut Command)) -> Self {
         Self::spawn_as(&["--insecure"], models, arguments, log, environment)
     }
