@@ -179,6 +179,8 @@ async fn a_session_is_its_principal_with_a_key_and_no_stronger() {
     assert_eq!((got.bound_to, got.strength, got.method), (Some(thumbprint), Strength::Bearer, Method::Oidc));
     let mut expected = principal(now);
     expected.claims.insert(Principal::SESSION.into(), session.id);
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    expected.claims.insert(Principal::SINCE.into(), since.to_string());
     expected.bound_to = Some(thumbprint);
     expected.expires_at = got.expires_at;
     assert_eq!(got, expected);
