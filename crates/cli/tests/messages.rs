@@ -236,9 +236,10 @@ async fn bombs_are_refused_before_they_grow() {
         let (status, text) = server.ask("POST", "/v2/models/m/infer", "content-encoding: gzip\r\n", &bomb);
         assert!(status == 400 && text.contains("grows beyond"), "{text}");
     }
-    // Each may grow to 200 times its size, which is a fifth of what it would grow to.
+    // Each may grow to 200 times its size, which is a fifth of what it would grow to; memory of several is kept for a second. All of
+    // them together stay below what one would take.
     let grown = server.memory_kb("VmHWM") - before;
-    assert!(grown < 300 * KB, "{grown} kB");
+    assert!(grown < 390 * KB, "{grown} kB");
     serves(&server).await;
 }
 
