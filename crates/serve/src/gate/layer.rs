@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use edgeward_trust::{
     revocation::{Cut, Live, Stream},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tonic::{Code, Status};
 use tower::Service;
@@ -32,6 +33,10 @@ use crate::{
 
 /// Bodies longer than this are handed on in parts, between which a call can be cut.
 const PART_BYTES: usize = 256 * 1024;
+
+/// What is read of a request that is refused, and how long that may take.
+const DRAINED_BYTES: u64 = 64 * 1024;
+const DRAINED_IN: Duration = Duration::from_secs(1);
 
 type Answer<B> = Pin<Box<dyn Future<Output = Result<Response<B>, Infallible>> + Send>>;
 
@@ -126,16 +131,28 @@ impl Gate {
         let recognised = self.recognise(&parts, &peer, now).await;
         let caller = match recognised {
             Ok(caller) => Arc::new(caller),
-            Err(error) => return Err(self.unrecognised(&route, parts.uri.path(), &peer, &error, now).await),
+            Err(error) => {
+                drain(body).await;
+                return Err(self.unrecognised(&route, parts.uri.path(), &peer, &error, now).await);
+            }
         };
         let streams = route == Route::Within { streams: true };
         let grant = match route {
             Route::Asks(action, resource) => {
                 let bytes = body.size_hint().exact().unwrap_or(0);
-                Some(caller.ask(action, resource, bytes).await?)
+                match caller.ask(action, resource, bytes).await {
+                    Ok(grant) => Some(grant),
+                    Err(refused) => {
+                        drain(body).await;
+                        return Err(refused);
+                    }
+                }
             }
             Route::Within { .. } => None,
-            Route::Exchange | Route::Unknown => return Err(self.unknown(&caller, parts.uri.path(), now).await),
+            Route::Exchange | Route::Unknown => {
+                drain(body).await;
+                return Err(self.unknown(&caller, parts.uri.path(), now).await);
+            }
         };
         parts.extensions.insert(caller.clone());
         if let Some(grant) = &grant {
@@ -219,6 +236,13 @@ impl Gate {
             tracing::error!(%error, "the record of a cut has no place");
         }
         Refused::Denied
+    }
+}
+
+/// Reads what is short of a request that is refused: a client that still sends it may take the end of its stream for an error.
+async fn drain(body: Incoming) {
+    if body.size_hint().upper().is_some_and(|length| length <= DRAINED_BYTES) {
+        let _ = tokio::time::timeout(DRAINED_IN, body.collect()).await;
     }
 }
 
