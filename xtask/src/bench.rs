@@ -16,9 +16,10 @@ mod wire;
 
 use std::{io::Write as _, process::Command};
 
+use clap::{CommandFactory as _, FromArgMatches as _};
 use serde::Serialize;
 
-use crate::steps;
+use crate::{bench::peers::Edgeward, steps};
 
 /// Runs the benchmark that `args` name.
 ///
@@ -33,6 +34,70 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         Some((name, rest)) if name == "serve" => serve::run(rest),
         Some((name, rest)) if name == "trust" => trust::run(rest),
         _ => anyhow::bail!("no benchmark `{}`; there are `serve` and `trust`", args.join(" ")),
+    }
+}
+
+/// How much of everything is measured.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Times that each side has its turn.
+    pub rounds: usize,
+    /// Seconds of a turn.
+    pub seconds: u64,
+    /// Divides counts of requests, cycles and connections.
+    pub divisor: usize,
+}
+
+impl Effort {
+    /// The whole, or a tenth to see that it runs.
+    fn new(quick: bool) -> Self {
+        if quick { Self { rounds: 1, seconds: 1, divisor: 20 } } else { Self { rounds: 3, seconds: 4, divisor: 1 } }
+    }
+}
+
+/// Measures the rows of one bar.
+type Bar = fn(&Edgeward, Effort) -> anyhow::Result<Vec<Row>>;
+
+#[derive(clap::Parser)]
+struct Options {
+    /// Print rows as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Measure these bars only (repeat)
+    #[arg(long, value_name = "BAR")]
+    only: Vec<String>,
+    /// A tenth of the time, to see that it runs
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Measures those bars of benchmark `name` that `args` ask for, and prints them; an error where one does not hold.
+fn run_bars(
+    name: &'static str,
+    about: &'static str,
+    bars: &[(&'static str, Bar)],
+    args: &[String],
+) -> anyhow::Result<()> {
+    let known = bars.iter().map(|(bar, _)| *bar).collect::<Vec<_>>().join(", ");
+    let command = Options::command().name(name).about(about).after_help(format!("Bars: {known}"));
+    let options = Options::from_arg_matches(&command.get_matches_from(std::iter::once(&name.to_owned()).chain(args)))?;
+    if let Some(unknown) = options.only.iter().find(|only| bars.iter().all(|(bar, _)| bar != only)) {
+        anyhow::bail!("no bar `{unknown}`; there are {known}");
+    }
+    let effort = Effort::new(options.quick);
+    eprintln!("building, making models");
+    let edgeward = Edgeward::prepare()?;
+    let mut rows = Vec::new();
+    for &(name, bar) in bars {
+        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+            eprintln!("measuring: {name}");
+            rows.extend(bar(&edgeward, effort).unwrap_or_else(|error| vec![Row::skipped(name, "this bar", error)]));
+        }
+    }
+    print(&rows, options.json)?;
+    match rows.iter().filter(|row| row.holds == Some(false)).count() {
+        0 => Ok(()),
+        missed => anyhow::bail!("{missed} of {} rows do not hold", rows.len()),
     }
 }
 

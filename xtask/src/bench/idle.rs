@@ -6,10 +6,9 @@ use anyhow::bail;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::bench::{
-    Row,
+    Effort, Row,
     client::{Connection, Until, closed_loop, json_request},
     peers::Edgeward,
-    serve::Effort,
 };
 
 const CONNECTIONS: usize = 10_000;

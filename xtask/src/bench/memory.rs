@@ -3,11 +3,10 @@
 use anyhow::bail;
 
 use crate::bench::{
-    Row,
+    Effort, Row,
     client::{Connection, binary_request, post},
     figure,
     peers::Edgeward,
-    serve::Effort,
 };
 
 const MODEL: &str = "perceptron_100mb";

@@ -14,10 +14,9 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::bench::{
-    Row,
+    Effort, Row,
     client::{Connection, Outcome, Until, binary_request, closed_loop, post},
     peers::Edgeward,
-    serve::Effort,
 };
 
 const MODEL: &str = "perceptron_4mb";

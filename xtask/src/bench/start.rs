@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use crate::bench::{
-    Row,
+    Effort, Row,
     client::{Connection, binary_request},
     figure, median,
     peers::{Edgeward, Running},
-    serve::Effort,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);

@@ -3,11 +3,10 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use crate::bench::{
-    Row,
+    Effort, Row,
     client::{Until, binary_request, closed_loop, json_request},
     figure, median,
     peers::Edgeward,
-    serve::Effort,
 };
 
 const MODEL: &str = "mobilenetv2";

@@ -6,54 +6,18 @@ mod revocation;
 use std::process::Command;
 
 use anyhow::Context as _;
-use clap::Parser;
 
 use crate::{
-    bench::{Row, peers::Edgeward, print, serve::Effort},
+    bench::{Bar, Effort, Row, peers::Edgeward, run_bars},
     steps,
 };
-
-#[derive(Parser)]
-#[command(name = "cargo xtask bench trust", about = "What verifying every call costs")]
-struct Options {
-    /// Print rows as JSON instead of a table
-    #[arg(long)]
-    json: bool,
-    /// Measure these bars only: path, decision, revocation, audit (repeat)
-    #[arg(long, value_name = "BAR")]
-    only: Vec<String>,
-    /// A tenth of the time, to see that it runs
-    #[arg(long)]
-    quick: bool,
-}
-
-type Bar = fn(&Edgeward, Effort) -> anyhow::Result<Vec<Row>>;
 
 const BARS: [(&str, Bar); 4] =
     [("path", path::run), ("decision", decision), ("revocation", revocation::run), ("audit", audit)];
 
 /// Runs the benchmark; an error where a bar does not hold.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    let name = "cargo xtask bench trust".to_owned();
-    let options = Options::parse_from(std::iter::once(&name).chain(args));
-    if let Some(unknown) = options.only.iter().find(|only| BARS.iter().all(|(bar, _)| bar != only)) {
-        anyhow::bail!("no bar `{unknown}`; there are {}", BARS.map(|(bar, _)| bar).join(", "));
-    }
-    let effort = Effort::new(options.quick);
-    eprintln!("building, making models");
-    let edgeward = Edgeward::prepare()?;
-    let mut rows = Vec::new();
-    for (name, bar) in BARS {
-        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
-            eprintln!("measuring: {name}");
-            rows.extend(bar(&edgeward, effort).unwrap_or_else(|error| vec![Row::skipped(name, "this bar", error)]));
-        }
-    }
-    print(&rows, options.json)?;
-    match rows.iter().filter(|row| row.holds == Some(false)).count() {
-        0 => Ok(()),
-        missed => anyhow::bail!("{missed} of {} rows do not hold", rows.len()),
-    }
+    run_bars("cargo xtask bench trust", "What verifying every call costs", &BARS, args)
 }
 
 /// The last line that an example of the trust crate prints: its figures as JSON.

@@ -10,11 +10,10 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     bench::{
-        Row,
+        Effort, Row,
         client::{Connection, json_body, json_request},
         figure, load, median,
         peers::{Edgeward, Peer, Running},
-        serve::Effort,
     },
     python, steps,
 };

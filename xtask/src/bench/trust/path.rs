@@ -15,11 +15,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use crate::{
     bench::{
-        Row,
+        Effort, Row,
         client::{Connection, Target, Until, binary_request, closed_loop, json_request, post},
         figure, median,
         peers::{Edgeward, Running},
-        serve::Effort,
     },
     steps,
 };

@@ -13,9 +13,8 @@ use tokio_rustls::TlsConnector;
 
 use super::path::{self, Trust};
 use crate::bench::{
-    Row, figure, load,
+    Effort, Row, figure, load,
     peers::{Edgeward, Running},
-    serve::Effort,
 };
 
 const STREAMS: usize = 1000;
