@@ -330,14 +330,14 @@ async fn answer(
 ) -> Result<proto::ModelInferResponse, Status> {
     let slot = call.slot;
     let model = model(&request.model_name, &request.model_version)?;
-    let bytes = if app.gate.is_some() { request.encoded_len() } else { 0 };
+    let bytes_in = if app.gate.is_some() || slot.is_some() { request.encoded_len() } else { 0 };
     let grant =
-        allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes).await?;
+        allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes_in).await?;
     if let Some(grant) = &grant {
         grant.body(request.raw_input_contents.iter().map(|bytes| &**bytes));
     }
     let call = Call { grant: grant.as_deref(), ..call };
-    let (raw, bytes_in) = (convert::is_raw(&request), slot.map_or(0, |_| request.encoded_len()));
+    let raw = convert::is_raw(&request);
     let mut request = convert::request(request, model).map_err(status)?;
     request.timeout = request.timeout.into_iter().chain(deadline).min();
     let response = app.infer(request, call).await.map_err(status)?;

@@ -14,7 +14,7 @@ use edgeward_trust::{
     admission::{Demand, Permit, Refusal},
     audit::{Record, Sha256Digest, Ticket},
     identity::Credential,
-    policy::{Observed, Request, Terms},
+    policy::{Decision, Observed, Request, Terms},
     score::Signals,
 };
 use http::{Method, header::AUTHORIZATION, request::Parts};
@@ -197,28 +197,44 @@ impl Gate {
         let Some((action, resource, bytes)) = asked.last.lock().clone() else { return Ok(()) };
         let now = SystemTime::now();
         let habit = self.familiar.look(principal, &resource, now);
-        let observed = self.observe(principal, &asked.peer, &habit, bytes, now);
-        let decision = self.policies.decide(&Request { principal, action, resource: &resource }, &observed);
+        let (_, decision) = self.decide(principal, (action, &resource, bytes), &asked.peer, &habit, now);
         if decision.allowed() {
             return Ok(());
         }
         Err(TrustError::new(edgeward_trust::ErrorKind::Denied, decision.reason.to_string()))
     }
 
+    /// Decides what somebody asks, with what is known of it.
+    fn decide(
+        &self,
+        principal: &Principal,
+        (action, resource, bytes): (Action, &Resource, u64),
+        peer: &Peer,
+        habit: &Habit,
+        now: SystemTime,
+    ) -> (Observed, Decision) {
+        let observed = self.observe(principal, peer, habit, bytes, now);
+        let decision = self.policies.decide(&Request { principal, action, resource }, &observed);
+        (observed, decision)
+    }
+
     /// Writes a record of a refusal; an error where it has no place.
     pub(super) async fn write(&self, record: &Record) -> Result<(), Refused> {
-        let written = match self.audit.append(record) {
+        self.kept(self.audit.append(record)).await
+    }
+
+    /// Waits for a record, where answers wait for the disk; an error where it has no place.
+    async fn kept(&self, appended: Result<Ticket, TrustError>) -> Result<(), Refused> {
+        let written = match appended {
             Ok(ticket) if self.waits_for_disk => ticket.await.map(drop),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
-        written.map_err(|error| self.unrecorded(&error))
-    }
-
-    fn unrecorded(&self, error: &TrustError) -> Refused {
-        self.counters.unavailable.fetch_add(1, Relaxed);
-        tracing::error!(%error, "a call is refused: its record has no place");
-        Refused::Unavailable
+        written.map_err(|error| {
+            self.counters.unavailable.fetch_add(1, Relaxed);
+            tracing::error!(%error, "a call is refused: its record has no place");
+            Refused::Unavailable
+        })
     }
 }
 
@@ -262,8 +278,7 @@ impl Caller {
         let (gate, principal, now) = (&self.gate, &self.principal, SystemTime::now());
         self.decided.store(true, Relaxed);
         let habit = gate.familiar.note(principal, &resource, now);
-        let observed = gate.observe(principal, self.peer(), &habit, bytes, now);
-        let decision = gate.policies.decide(&Request { principal, action, resource: &resource }, &observed);
+        let (observed, decision) = gate.decide(principal, (action, &resource, bytes), self.peer(), &habit, now);
         let mut record = record::decided(principal, (action, &resource), &observed, &decision);
         record.digests.extend(self.token.map(|token| ("token".to_owned(), token)));
         if !decision.allowed() {
@@ -343,12 +358,10 @@ impl Grant {
             pending.write(&self.gate);
             pending.ticket.take()
         };
-        let written = match ticket {
-            Some(Ok(ticket)) if self.gate.waits_for_disk => ticket.await.map(drop),
-            Some(Err(error)) => Err(error),
-            _ => Ok(()),
-        };
-        written.map_err(|error| self.gate.unrecorded(&error))
+        match ticket {
+            Some(appended) => self.gate.kept(appended).await,
+            None => Ok(()),
+        }
     }
 }
 
