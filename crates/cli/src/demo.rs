@@ -3,6 +3,7 @@
 mod model;
 
 use std::{
+    fs::{read, read_to_string},
     num::NonZeroUsize,
     path::Path,
     sync::{
@@ -22,9 +23,7 @@ use edgeward_serve::{
     core::{ModelControl, ServerConfig},
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio_rustls::TlsConnector;
 
 use crate::{
     Context,
@@ -34,6 +33,7 @@ use crate::{
     print::{self, note},
     signals::Signals,
     trust::{self, authority::Unlocking},
+    wire::{Dialer, Listener, Shown},
 };
 
 /// Options of `edgeward demo`.
@@ -53,6 +53,12 @@ pub struct DemoArgs {
 /// Folders within the demo's.
 const MODELS: &str = "models";
 const TRUST: &str = "trust";
+
+/// Who asks the demo's servers.
+struct Caller {
+    dialer: Dialer,
+    shown: Shown,
+}
 
 #[derive(serde::Serialize)]
 struct Row {
@@ -174,7 +180,7 @@ fn measure(
     std::fs::create_dir_all(version)?;
     model::digits().write(&path)?;
     let image = model::image()?;
-    let caller = Arc::new(client(&folder.join(TRUST))?);
+    let caller = administrator(&folder.join(TRUST))?;
     let runtime = tokio::runtime::Handle::current();
     let registry = Registry::new(engines.libraries.clone());
     let mut rows = Vec::new();
@@ -189,7 +195,7 @@ fn measure(
         let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
         let load = began.elapsed();
         let bare = bare(session.as_ref(), &image, requests, stop)?;
-        let served = runtime.block_on(serve_and_ask(listening, caller.clone(), &image, requests, name, quiet, stop))?;
+        let served = runtime.block_on(serve_and_ask(listening, &caller, &image, requests, name, quiet, stop))?;
         rows.push(row(name, load, &bare, &served));
     }
     Ok(rows)
@@ -256,7 +262,7 @@ fn bare(session: &dyn Session, image: &Tensor, runs: u32, stop: &AtomicBool) -> 
 
 async fn serve_and_ask(
     listening: Listening,
-    caller: Arc<rustls::ClientConfig>,
+    caller: &Caller,
     image: &Tensor,
     requests: u32,
     engine: &str,
@@ -283,31 +289,27 @@ async fn serve_and_ask(
     times
 }
 
-/// The administrator's side of TLS.
-fn client(trust: &Path) -> anyhow::Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    for root in CertificateDer::pem_file_iter(trust.join("roots.pem"))? {
-        roots.add(root?)?;
-    }
-    let chain = CertificateDer::pem_file_iter(trust.join("admin.pem"))?.collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(trust.join("admin.key"))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_client_auth_cert(chain, key)?)
+/// How the administrator of a folder comes to its server.
+fn administrator(trust: &Path) -> anyhow::Result<Caller> {
+    let made = || -> Result<Caller, Failure> {
+        let shown =
+            Shown::from_pem(&read_to_string(trust.join("admin.pem"))?, &read_to_string(trust.join("admin.key"))?)?;
+        Ok(Caller { dialer: Dialer::new(&read(trust.join("roots.pem"))?)?, shown })
+    };
+    made().map_err(|failure| anyhow!("{}", failure.message()))
 }
 
 /// Sends the same request again and again over one connection and times each answer.
 async fn ask(
     address: std::net::SocketAddr,
-    caller: Arc<rustls::ClientConfig>,
+    caller: &Caller,
     request: &[u8],
     requests: u32,
     bar: &ProgressBar,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Duration>> {
-    let stream = tokio::net::TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let stream = TlsConnector::from(caller).connect(ServerName::from(address.ip()), stream).await?;
+    let listener = Listener { tls: true, host: address.ip().to_string(), port: address.port() };
+    let stream = caller.dialer.stream(&listener, Some(&caller.shown), b"http/1.1").await?;
     let mut stream = BufReader::new(stream);
     let mut times = Vec::new();
     let mut body = Vec::new();

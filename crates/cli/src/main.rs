@@ -22,6 +22,7 @@ mod signals;
 mod telemetry;
 mod trust;
 mod tune;
+mod wire;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/binary.rs"]
+mod binary;
 mod support;
 
 use std::{
@@ -10,23 +12,10 @@ use std::{
     process::{Command, Output},
 };
 
+use binary::{edgeward, json, text};
 use edgeward_graph::{DataType, Tensor, tensor_proto};
 use serde_json::Value;
 use support::{identity, slow};
-
-fn edgeward(folder: &Path, words: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_edgeward")).args(words.split(' ')).current_dir(folder).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn json(folder: &Path, words: &str) -> Value {
-    let output = edgeward(folder, &format!("{words} --json"));
-    assert!(output.status.success(), "{words}: {}", text(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 /// The exit code and what is said.
 fn fails(folder: &Path, words: &str) -> (i32, String) {

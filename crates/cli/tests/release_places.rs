@@ -12,12 +12,12 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use edgeward_graph::{
-    DataType, Model, Tensor,
-    proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto, ValueInfoProto, type_proto},
-    tensor_proto,
-};
+use edgeward_graph::Model;
 use serde_json::Value;
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+#[path = "../../store/tests/release/support.rs"]
+mod releases;
 
 /// A place and what the binary must know to reach it.
 struct Place {
@@ -38,35 +38,9 @@ impl Drop for Server {
 
 /// Adds weights that do not compress.
 fn model(weights: usize, changed: usize) -> Model {
-    let mut state = 1u32;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32
-    };
-    let mut values: Vec<f32> = (0..weights).map(|_| next()).collect();
+    let mut values = releases::numbers(weights, 1);
     values.iter_mut().take(changed).for_each(|value| *value += 1.0);
-    let port = |name: &str| {
-        let tensor = type_proto::Tensor { elem_type: Some(DataType::Float32.to_onnx()), shape: None };
-        let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() });
-        ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
-    };
-    let node = NodeProto {
-        op_type: Some("Add".to_owned()),
-        input: vec!["x".to_owned(), "w".to_owned()],
-        output: vec!["y".to_owned()],
-        ..NodeProto::default()
-    };
-    let graph = GraphProto {
-        node: vec![node],
-        input: vec![port("x")],
-        output: vec![port("y")],
-        initializer: vec![tensor_proto("w", &Tensor::from_vec([weights], values).unwrap())],
-        ..GraphProto::default()
-    };
-    let opset_import = vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }];
-    Model::from_proto(ModelProto { ir_version: Some(8), opset_import, graph: Some(graph), ..ModelProto::default() })
+    releases::model_of(values)
 }
 
 struct Home<'p> {

@@ -2,35 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    process::{Command, Output},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command, sync::Arc, time::SystemTime};
 
+use binary::{edgeward, json, text};
 use edgeward_trust::{
     audit::{AuditLog, Kind, LogOptions, LogSigner, Record, Verdict},
     keys::{SealedFile, Unlock},
 };
-use serde_json::Value;
 
-fn edgeward(folder: &Path, words: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_edgeward")).args(words.split(' ')).current_dir(folder).output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Runs a command that must succeed, and reads its JSON.
-fn json(folder: &Path, words: &str) -> Value {
-    let output = edgeward(folder, &format!("{words} --json"));
-    assert!(output.status.success(), "{words}: {}", text(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+#[path = "support/binary.rs"]
+mod binary;
 
 fn succeeds(folder: &Path, words: &str) -> String {
     let output = edgeward(folder, words);

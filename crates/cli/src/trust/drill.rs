@@ -20,7 +20,6 @@ mod policy;
 mod privacy;
 mod surrogate;
 mod token;
-mod wire;
 
 use std::{
     io::IsTerminal as _,
@@ -38,13 +37,13 @@ use self::{
     data::Rows,
     model::Interface,
     outcome::{Drill, Finding, Outcome as Ended, Verdict},
-    wire::{Call, Dialer, Listener},
 };
 use crate::{
     Context,
     failure::{Failure, Outcome},
     print,
     trust::authority::Unlocking,
+    wire::{self, Call, Dialer, Listener},
 };
 
 /// Options of `trust drill`.

@@ -23,6 +23,11 @@ use std::sync::Arc;
 
 /// Adds `weights` numbers to its input; they do not compress and differ by `seed`.
 pub fn model(weights: usize, seed: u32) -> Model {
+    model_of(numbers(weights, seed))
+}
+
+/// So many numbers that do not compress.
+pub fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -30,8 +35,7 @@ pub fn model(weights: usize, seed: u32) -> Model {
         state ^= state << 5;
         state as f32 / u32::MAX as f32
     };
-    let values: Vec<f32> = (0..weights).map(|_| next()).collect();
-    model_of(values)
+    (0..count).map(|_| next()).collect()
 }
 
 pub fn model_of(values: Vec<f32>) -> Model {

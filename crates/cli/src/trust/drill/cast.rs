@@ -16,7 +16,7 @@ use edgeward_trust::{
 };
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
-use super::wire::{Dialer, Shown};
+use crate::wire::{Dialer, Shown};
 use crate::{
     failure::{Failure, OrInput as _},
     trust::{authority, authority::Unlocking, failure},

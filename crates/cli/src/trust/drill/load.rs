@@ -10,9 +10,11 @@ use super::{
     maths::percentile,
     model::{HEADER_LENGTH, Interface},
     outcome::{Evidence, Figure, Line, Verdict},
+};
+use crate::{
+    failure::Failure,
     wire::{Call, Connection, Reply, Shown},
 };
-use crate::failure::Failure;
 
 /// The largest body that is sent.
 const SPONGE_BYTES_MAX: usize = 32 << 20;

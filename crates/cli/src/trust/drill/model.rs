@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::wire::{Call, Connection, Dialer, Listener, Reply, Shown};
+use crate::wire::{Call, Connection, Dialer, Listener, Reply, Shown};
 
 /// Says how long the JSON before the tensors is (the binary extension).
 pub const HEADER_LENGTH: &str = "inference-header-content-length";

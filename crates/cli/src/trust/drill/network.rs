@@ -6,9 +6,11 @@ use super::{
     Stage,
     cast::{Foreign, forged},
     outcome::{Evidence, Verdict},
+};
+use crate::{
+    failure::Failure,
     wire::{Call, Listener, Reply, Shown, raw},
 };
-use crate::failure::Failure;
 
 /// Anyone who is verified may ask it, by the first policies.
 pub const LIVE: &str = "/v2/health/live";

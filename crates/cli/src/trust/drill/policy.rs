@@ -17,11 +17,11 @@ use super::{
     cast::Person,
     network::LIVE,
     outcome::{Evidence, Verdict},
-    wire::{Call, Listener, Reply, Shown},
 };
 use crate::{
     failure::{Failure, OrInput as _},
     trust::failure,
+    wire::{Call, Listener, Reply, Shown},
 };
 
 const POLICIES: &str = "/v2/trust/policies";
@@ -273,7 +273,7 @@ fn client(stage: &Stage<'_>, grpc: &Listener, shown: &Shown) -> GrpcInferenceSer
     });
     // The connector speaks TLS; the address is for the head of requests alone.
     let endpoint =
-        Endpoint::from_static("http://drill.invalid").timeout(super::wire::ANSWER_TIME_MAX.saturating_mul(20));
+        Endpoint::from_static("http://drill.invalid").timeout(crate::wire::ANSWER_TIME_MAX.saturating_mul(20));
     GrpcInferenceServiceClient::new(endpoint.connect_with_connector_lazy(connector))
 }
 

@@ -14,9 +14,12 @@ use super::{
     Stage,
     network::LIVE,
     outcome::{Evidence, Verdict},
+};
+use crate::{
+    failure::Failure,
+    trust::failure,
     wire::{Call, Reply, Shown},
 };
-use crate::{failure::Failure, trust::failure};
 
 const TOKEN: &str = "/v2/trust/token";
 const TYPE: &str = "edgeward-session+jwt";

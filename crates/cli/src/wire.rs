@@ -1,4 +1,4 @@
-//! Connections as an attacker makes them: any certificate with any key, raw paths, raw bytes.
+//! Connections to a server as a caller makes them, and as an attacker does: any certificate with any key, raw paths, raw bytes.
 
 use std::{fmt, sync::Arc, time::Duration};
 
