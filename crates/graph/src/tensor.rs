@@ -260,17 +260,16 @@ impl Tensor {
     }
 }
 
-/// The parts joined, aligned for elements of 8 bytes.
+/// The parts joined, beginning where engines use elements of any type.
 fn aligned<'a>(parts: impl Iterator<Item = &'a Bytes> + Clone) -> Bytes {
+    const ALIGNMENT: usize = 64;
     let length: usize = parts.clone().map(Bytes::len).sum();
-    let mut words = vec![0u64; length.div_ceil(8)];
-    let mut rest = bytemuck::cast_slice_mut::<u64, u8>(&mut words);
-    for part in parts {
-        let (head, tail) = rest.split_at_mut(part.len());
-        head.copy_from_slice(part);
-        rest = tail;
-    }
-    bytes_of(words).slice(..length)
+    // Room to begin later instead of a type that is aligned: memory that is filled at once need not be zeroed before.
+    let mut joined = Vec::with_capacity(length + ALIGNMENT);
+    let before = (joined.as_ptr() as usize).wrapping_neg() % ALIGNMENT;
+    joined.resize(before, 0);
+    parts.for_each(|part| joined.extend_from_slice(part));
+    Bytes::from(joined).slice(before..)
 }
 
 /// Shares the memory of `values` as bytes, keeping its alignment.

@@ -4,6 +4,7 @@
 //! straight into the numbers' own type. The JSON parser does not see long lists at all.
 
 mod cut;
+mod flat;
 mod number;
 
 use std::{borrow::Cow, time::Duration};
@@ -212,10 +213,13 @@ fn from_json(dtype: DataType, shape: Vec<usize>, text: &[u8]) -> Result<Tensor, 
     fn numbers<T: edgeward_graph::Element + Send + Sync>(
         shape: Vec<usize>,
         text: &[u8],
-        value: impl Fn(Number, &[u8]) -> Option<T>,
+        value: impl Fn(Number, &[u8]) -> Option<T> + Sync,
     ) -> Result<Tensor, String> {
         let parse = |b: &[u8]| number::number(b).and_then(|n| Some((value(n, b)?, n.length)));
-        let values = scan(text, &shape, T::DTYPE, parse)?;
+        let values = match flat::elements(text, parse) {
+            Some(values) => values,
+            None => scan(text, &shape, T::DTYPE, parse)?,
+        };
         Tensor::from_vec(shape, values).map_err(|e| e.to_string())
     }
     macro_rules! integers {

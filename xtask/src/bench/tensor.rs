@@ -11,8 +11,6 @@ use crate::bench::{
 
 const MODEL: &str = "mobilenetv2";
 const SHAPE: [usize; 4] = [1, 3, 224, 224];
-/// Images that the server may run together.
-const SERVED_BATCH_MAX: usize = 4;
 
 fn image() -> Vec<f32> {
     // Varied digits, since the length of a number in JSON counts.
@@ -64,15 +62,17 @@ struct Setting {
 
 /// Saturated by 1-image requests, against the engine alone at its best.
 ///
-/// The engine's best is searched over sessions side by side, threads and batches; the server runs as many instances of one
-/// thread as there are cores and forms batches as it finds them.
+/// The engine's best is searched over sessions side by side, threads and batches; the server is told what was found, and
+/// forms batches as it finds requests.
 pub fn saturation(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     let best = best(edgeward, effort)?;
+    let Setting { sessions, threads, batch } = best;
+    let batching = if batch > 1 { "dynamic_batching { }\n" } else { "" };
     let config = format!(
-        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {SERVED_BATCH_MAX}\ninstance_group [ {{ count: {}, kind: KIND_CPU }} ]\ndynamic_batching {{ }}\n",
-        cores()
+        "platform: \"onnxruntime_onnx\"\nmax_batch_size: {batch}\ninstance_group [ {{ count: {sessions}, kind: KIND_CPU }} ]\n{batching}"
     );
-    let options = ["--engine", edgeward.fast_engine(), "--threads", "1"];
+    let each = threads.to_string();
+    let options = ["--engine", edgeward.fast_engine(), "--threads", &each];
     let server = edgeward.serve(&edgeward.repository(MODEL, Some(&config))?, &options)?;
     let request = binary_request(MODEL, "image", &SHAPE, &image());
     let (mut bare, mut served) = (Vec::new(), Vec::new());
@@ -83,7 +83,6 @@ pub fn saturation(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row
     }
     let (bare, served) = (median(&mut bare), median(&mut served));
     let what = format!("{MODEL}, 32 connections of 1 image: share of the engine's own throughput");
-    let Setting { sessions, threads, batch } = best;
     let own = format!("{sessions} sessions of {threads} threads, batch {batch}");
     let row = Row::at_least("saturation", what, served / bare * 100.0, "%", 95.0);
     Ok(vec![row.against(format!("{} and {}/s ({own})", figure(served), figure(bare)))])

@@ -8,8 +8,8 @@ use super::BODY_BYTES_MAX;
 
 /// Where binary tensors begin, so that engines use them where they lie.
 const ALIGNMENT: usize = 64;
-/// What is set aside for a length that a header only claims.
-const CLAIM_BYTES_MAX: usize = 1 << 20;
+/// What is set aside for a length that a header only claims: addresses, the memory comes as it is written to.
+const CLAIM_BYTES_MAX: usize = 4 << 20;
 /// How much larger the memory becomes when what came fills it.
 const GROWTH: usize = 4;
 
