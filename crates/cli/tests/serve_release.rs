@@ -559,8 +559,16 @@ fn callers_of_a_release_are_asked_as_of_any_model() {
     let home = Home::new();
     home.release("r", "chest", 1);
     let trust = Trust::init(&["chest"]);
-    let key = home.at("release.pub");
-    let arguments = ["--engine", "rten", "--public-key", key.to_str().unwrap()];
+    // Signed by a certificate of the same authority, under a name that is for that.
+    let folder = trust.folder().display().to_string();
+    json(home.path(), &format!("trust issue {folder} release/builder --out builder"));
+    json(home.path(), "release sign r --private-key builder.key --certificate builder.pem");
+    let roots = format!("{folder}/roots.pem");
+    let ward = ["--engine", "rten", "--roots", &roots, "--identity", "spiffe://edgeward.local/ward/*"];
+    let server = Server::start(&[&home.at("r")], &ward);
+    let reason = entry(&server, "chest")["reason"].to_string();
+    assert!(reason.contains("signed by `spiffe://edgeward.local/release/builder`") && !ready(&server), "{reason}");
+    let arguments = ["--engine", "rten", "--roots", &roots, "--identity", "spiffe://edgeward.local/release/*"];
     let server = Server::start_trusted(&[&home.at("r")], &trust.folder(), &arguments, &trust.log());
     let url = format!("https://{}/v2/models/chest/versions/1", server.http);
     assert_eq!(trust.curl("admin", &url, &[]).status, 200);
