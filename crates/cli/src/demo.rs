@@ -1,6 +1,6 @@
 //! `edgeward demo`: the whole way on this machine in a minute: a model, a server, requests and what they cost.
 
-mod model;
+pub mod model;
 
 use std::{
     fs::{read, read_to_string},

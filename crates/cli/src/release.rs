@@ -1,6 +1,7 @@
 //! `edgeward release`: pack, sign, seal and move releases; each in its own module.
 
 mod keys;
+pub mod opening;
 mod pack;
 mod seal;
 mod show;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::anyhow;
 use edgeward_serve::{
     Limits, Listening, RunConfig, RunError,
-    core::{ModelControl, ServerConfig, Tuned, Tuning},
+    core::{ModelControl, ReleaseConfig, ReleaseGoal, ServeErrorKind, ServerConfig, Tuned, Tuning},
 };
 use edgeward_trust::policy::Policies;
 use tokio::sync::Notify;
@@ -23,6 +23,7 @@ use crate::{
     gate,
     log::{self, LogFormat},
     memory, print,
+    release::opening::{OpeningArgs, Stores, is_place},
     settings::ServeSettings,
     signals::Signals,
     telemetry::TelemetryArgs,
@@ -35,6 +36,8 @@ const GRPC_PORT: u16 = 8001;
 const METRICS_PORT: u16 = 8002;
 const GRACE_SECONDS: u64 = 30;
 const WATCH_SECONDS: u64 = 15;
+/// What remembers the newest releases, in the trust folder.
+const FLOOR: &str = "floor.json";
 
 const NEEDS_TRUST: &str = "a listener needs a certificate, and callers need policies: `edgeward trust init DIR` makes both, \
     `--trust DIR` takes them. For callers on this machine alone, `--insecure` serves without TLS and without asking who \
@@ -43,7 +46,8 @@ const NEEDS_TRUST: &str = "a listener needs a certificate, and callers need poli
 /// Options of `edgeward serve`.
 #[derive(clap::Args)]
 pub struct ServeArgs {
-    /// Triton repositories, folders of `.onnx` files, or files
+    /// Triton repositories, folders of `.onnx` files or of releases, files, or releases; also a place that releases were pushed to, as
+    /// `s3://BUCKET/PREFIX`
     #[arg(value_name = "PATH")]
     models: Vec<PathBuf>,
     /// Address of the REST listener; port 0 takes a free one [default: 127.0.0.1:8000]
@@ -94,6 +98,14 @@ pub struct ServeArgs {
     log_format: Option<LogFormat>,
     #[command(flatten)]
     telemetry: TelemetryArgs,
+    #[command(flatten)]
+    releases: OpeningArgs,
+    /// File that remembers the newest release of each name; an older one is refused [default: `floor.json` in the trust folder]
+    #[arg(long, env = "EDGEWARD_RELEASE_FLOOR", value_name = "FILE")]
+    floor: Option<PathBuf>,
+    /// Folder for releases from object storage, sealed where they are [default: `edgeward/releases` in the user's cache folder]
+    #[arg(long, env = "EDGEWARD_RELEASE_CACHE", value_name = "FOLDER")]
+    release_cache: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -162,8 +174,9 @@ fn limits(settings: &ServeSettings) -> Result<Limits, Failure> {
 
 fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> {
     let from_file = || context.settings.serve.models.clone().unwrap_or_default();
-    let repositories = if args.models.is_empty() { from_file() } else { args.models.clone() };
-    if repositories.is_empty() {
+    let models = if args.models.is_empty() { from_file() } else { args.models.clone() };
+    let (places, repositories): (Vec<PathBuf>, Vec<PathBuf>) = models.into_iter().partition(|path| is_place(path));
+    if repositories.is_empty() && places.is_empty() {
         return Err(Failure::input("nothing to serve: name a model file, a folder of models or a Triton repository"));
     }
     if let Some(missing) = repositories.iter().find(|path| !path.exists()) {
@@ -183,6 +196,7 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
     let goal = args.goal.or(settings.goal).unwrap_or_default();
     Ok(ServerConfig {
         repositories,
+        releases: releases(args, context, &places, goal)?,
         engines: engines::registry_config(&context.settings.engine),
         engine: engine.engine,
         threads: engine.threads,
@@ -192,6 +206,20 @@ fn server(args: &ServeArgs, context: &Context) -> Result<ServerConfig, Failure> 
         cache_bytes,
         control,
     })
+}
+
+/// How releases are opened.
+fn releases(args: &ServeArgs, context: &Context, places: &[PathBuf], goal: Goal) -> Result<ReleaseConfig, Failure> {
+    let settings = &context.settings.release;
+    let trust = args.trust.as_ref().or(context.settings.trust.folder.as_ref()).filter(|_| !args.insecure);
+    let floor =
+        args.floor.clone().or_else(|| settings.floor.clone()).or_else(|| trust.map(|folder| folder.join(FLOOR)));
+    let cache = args.release_cache.clone().or_else(|| settings.cache.clone());
+    let goal = match goal {
+        Goal::Latency => ReleaseGoal::Latency,
+        Goal::Throughput => ReleaseGoal::Throughput,
+    };
+    args.releases.resolve(settings).config(Stores { floor, places, cache }, goal)
 }
 
 /// What `tune` found for a model's file. A result that cannot be read must not keep the model from serving.
@@ -240,6 +268,8 @@ async fn serve(config: RunConfig, listed: Option<(Arc<Policies>, PathBuf)>, cont
 
 fn not_started(error: RunError) -> Failure {
     match error {
+        // A place that does not answer is no mistake of who named it.
+        RunError::Models(ref unread) if unread.kind == ServeErrorKind::Unavailable => Failure::Work(error.into()),
         // Folders and files of models are named on the command line.
         RunError::NotLoopback(_) | RunError::Models(_) | RunError::Telemetry(_) | RunError::ReadyFile { .. } => {
             Failure::Input(error.into())

@@ -32,6 +32,8 @@ pub struct Settings {
     pub serve: ServeSettings,
     /// `[trust]`
     pub trust: crate::gate::TrustSettings,
+    /// `[release]`
+    pub release: crate::release::opening::ReleaseSettings,
 }
 
 /// `[engine]`: how models run.

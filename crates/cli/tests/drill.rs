@@ -339,6 +339,55 @@ fn plain_files_are_served_changed_and_can_be_read() {
         .expect(&[("swapped", "not_applicable"), ("at-rest", "not_applicable")]);
 }
 
+/// What a server says to it: nothing but what was signed is served, and nothing of it lies open.
+#[test]
+fn sealed_releases_hold_on_a_server_that_takes_no_other_model() {
+    let files = tempfile::tempdir().unwrap();
+    let home = files.path();
+    models::template(&home.join("plain"));
+    let in_home = |words: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_edgeward")).args(words.split(' ')).current_dir(home).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    in_home("release pack plain/template/1/model.onnx --out open/template --name template --sequence 3");
+    in_home("release seal open/template --out sealed/template --keys keys");
+    for release in ["open/template", "sealed/template"] {
+        in_home(&format!("release sign {release} --keys keys --write-public-key release.pub"));
+    }
+    let at = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let (key, keys) = (at("release.pub"), at("keys"));
+    let believes = ["--public-key", &key, "--release-keys", &keys];
+    let only = [&believes[..], &["--releases-only"]].concat();
+    let trust = trust_of("template", "");
+    let server = Server::start_trusted(&[&home.join("sealed")], &trust.folder(), &only, &trust.log());
+    let drilled = |folder: &str, how: &[&str], expected: [&str; 2]| {
+        let folder = at(folder);
+        let more = [how, &["--models", &folder]].concat();
+        let run = drill(&https(&server), &trust.folder(), "swapped,at-rest", &more);
+        run.expect(&[("swapped", expected[0]), ("at-rest", expected[1])]);
+        run
+    };
+    let run = drilled("sealed", &only, ["held", "held"]);
+    let swapped = run.drill("swapped").to_string();
+    for tried in ["every file of", "which nobody signed", "signed with a key of the attacker's own"] {
+        assert!(swapped.contains(tried), "{swapped}");
+    }
+    // The drill has its own memory of what was seen.
+    assert!(fs::read_to_string(trust.folder().join("floor.json")).unwrap().contains("\"sequence\": 3"));
+    // Each defence by itself.
+    drilled("open", &only, ["held", "got_through"]);
+    let run = drilled("sealed", &believes, ["got_through", "held"]);
+    assert!(run.drill("swapped").to_string().contains("template.onnx, which nobody signed"), "{}", run.told);
+    // Keys that lie with what they open; and files that nobody can serve say nothing.
+    for file in ["keys", "unlock.key"] {
+        fs::copy(home.join(file), home.join("sealed").join(file)).unwrap();
+    }
+    let beside = at("sealed/keys");
+    drilled("sealed", &["--public-key", &key, "--release-keys", &beside, "--releases-only"], ["held", "got_through"]);
+    drilled("sealed", &["--public-key", &key, "--releases-only"], ["not_applicable", "not_applicable"]);
+}
+
 #[test]
 fn a_log_that_was_changed_is_found_out() {
     let (models, trust) = (repository(), trust(""));

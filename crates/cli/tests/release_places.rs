@@ -8,7 +8,7 @@ use std::{
     env, fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
 
@@ -18,6 +18,7 @@ use serde_json::Value;
 #[allow(dead_code, reason = "each test file uses a part of it")]
 #[path = "../../store/tests/release/support.rs"]
 mod releases;
+mod support;
 
 /// A place and what the binary must know to reach it.
 struct Place {
@@ -68,6 +69,18 @@ impl Home<'_> {
         said(&output)
     }
 
+    /// What a server makes of the place.
+    fn served(&self) -> Value {
+        let at = |name: &str| self.folder.path().join(name).to_str().unwrap().to_owned();
+        let (key, floor, cache) = (at("release.pub"), at("floor.json"), at("cache"));
+        let arguments =
+            ["--engine", "rten", "--public-key", &key, "--floor", &floor, "--release-cache", &cache, "--releases-only"];
+        let server = support::Server::start_with(&[Path::new(&self.place.address)], &arguments, |command| {
+            command.envs(self.place.environment.clone());
+        });
+        serde_json::from_str(&server.ask("POST", "/v2/repository/index", "", b"{}").1).unwrap()
+    }
+
     fn files(&self, folder: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let root = self.folder.path().join(folder);
         let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -91,7 +104,7 @@ fn said(output: &Output) -> String {
 }
 
 /// What every place keeps.
-fn contract(place: &Place) {
+fn contract(place: &Place) -> Home<'_> {
     let home = Home { folder: tempfile::tempdir().unwrap(), place };
     // Two uploads in parts, and something that is only a little different.
     for (sequence, changed) in [(1, 0), (2, 1000)] {
@@ -129,6 +142,9 @@ fn contract(place: &Place) {
     model(100, 0).write(home.folder.path().join("m.onnx")).unwrap();
     home.json("release pack m.onnx --out other --name chest --version 1.2 --sequence 2");
     assert!(home.fails("release push other PLACE").contains("another content"));
+    // A server takes the newest from there.
+    assert_eq!(home.served(), serde_json::json!([{ "name": "chest", "version": "2", "state": "READY", "reason": "" }]));
+    home
 }
 
 /// The value of a variable that `cargo xtask test` sets; none where the part is not installed.
@@ -203,7 +219,13 @@ fn s3_keeps_the_contract() {
         ("AWS_SECRET_ACCESS_KEY", "b".to_owned()),
         ("AWS_REGION", "us-east-1".to_owned()),
     ];
-    contract(&Place { address: "s3://models/some/prefix".to_owned(), environment, _server: Some(server) });
+    let place = Place { address: "s3://models/some/prefix".to_owned(), environment, _server: None };
+    let home = contract(&place);
+    // The link is gone: what was kept serves, and a machine that has nothing says why.
+    drop(server);
+    assert_eq!(home.served()[0]["state"], "READY");
+    let said = home.fails("serve PLACE --insecure --public-key release.pub --release-cache nothing");
+    assert!(said.contains("the releases of `s3://models/some/prefix` cannot be listed"), "{said}");
 }
 
 #[test]

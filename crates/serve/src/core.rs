@@ -4,6 +4,7 @@
 
 mod batcher;
 mod cache;
+mod catalogue;
 mod config;
 mod declared;
 mod ensemble;
@@ -16,6 +17,7 @@ mod load;
 mod model;
 mod overrides;
 mod queue;
+mod release;
 mod repository;
 mod request;
 mod server;
@@ -29,5 +31,6 @@ pub(crate) use execute::classify;
 
 pub use error::{ServeError, ServeErrorKind};
 pub use model::Version;
+pub use release::{ReleaseConfig, ReleaseGoal, ReleasePlace, Signers};
 pub use request::{InferRequest, InferResponse, ModelRef, Parameter, Parameters, RequestTimes, RequestedOutput};
 pub use server::{IndexEntry, LoadOverrides, ModelControl, Server, ServerConfig, Tuned, Tuning};

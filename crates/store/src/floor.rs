@@ -37,42 +37,61 @@ struct Newest {
     id: Digest,
 }
 
+/// How a release stands to what was seen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    Newer,
+    Seen,
+}
+
+impl Seen {
+    fn judge(&self, name: &str, new: Newest) -> Result<Judged, StoreError> {
+        let sequence = new.sequence;
+        let refused = match self.releases.get(name) {
+            Some(newest) if *newest == new => return Ok(Judged::Seen),
+            Some(newest) if newest.sequence > sequence => format!(
+                "release {sequence} of `{name}` is older than {}, which was seen already; to go back, pack the old model with a higher number",
+                newest.sequence
+            ),
+            Some(newest) if newest.sequence == sequence => format!(
+                "release {sequence} of `{name}` has id {}; another with this number was seen, {}",
+                new.id, newest.id
+            ),
+            _ => return Ok(Judged::Newer),
+        };
+        Err(StoreError::new(ErrorKind::Downgrade, refused))
+    }
+}
+
 impl Floor {
     /// The file, which is made when something was seen.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Takes a release as seen.
+    /// Whether a release may be loaded; it is not taken as seen. `id` is that of the release without its seal.
     ///
     /// # Errors
     /// `Downgrade` where a newer one was seen, or another with the same number; `Invalid` where the file cannot be read: nothing is
     /// loaded then, since it may have been made unreadable for that.
+    pub fn check(&self, name: &str, sequence: u64, id: Digest) -> Result<(), StoreError> {
+        self.read()?.judge(name, Newest { sequence, id }).map(drop)
+    }
+
+    /// Takes a release as seen.
+    ///
+    /// # Errors
+    /// Those of [`Floor::check`], and where the file cannot be written.
     pub fn raise(&self, name: &str, sequence: u64, id: Digest) -> Result<(), StoreError> {
+        let new = Newest { sequence, id };
+        // What was seen already asks for no lock and no place to write.
+        if self.read()?.judge(name, new)? == Judged::Seen {
+            return Ok(());
+        }
         let _lock = self.lock()?;
         let mut seen = self.read()?;
-        let new = Newest { sequence, id };
-        match seen.releases.get(name) {
-            Some(newest) if newest.sequence > sequence => {
-                return Err(StoreError::new(
-                    ErrorKind::Downgrade,
-                    format!(
-                        "release {sequence} of `{name}` is older than {}, which was seen already; to go back, pack the old model with a higher number",
-                        newest.sequence
-                    ),
-                ));
-            }
-            Some(newest) if newest.sequence == sequence && newest.id != id => {
-                return Err(StoreError::new(
-                    ErrorKind::Downgrade,
-                    format!(
-                        "release {sequence} of `{name}` has id {id}; another with this number was seen, {}",
-                        newest.id
-                    ),
-                ));
-            }
-            Some(newest) if *newest == new => return Ok(()),
-            _ => {}
+        if seen.judge(name, new)? == Judged::Seen {
+            return Ok(());
         }
         seen.releases.insert(name.to_owned(), new);
         let bytes = serde_json::to_vec_pretty(&seen).map_err(|error| invalid(error.to_string()))?;

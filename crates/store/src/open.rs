@@ -83,6 +83,11 @@ impl Opened {
         self.release.id()
     }
 
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        self.release.folder()
+    }
+
     /// Who signed it.
     pub fn signed_by(&self) -> &VerifiedBy {
         &self.signed_by

@@ -9,8 +9,10 @@ use crate::bench::{
     peers::Edgeward,
 };
 
-const MODEL: &str = "perceptron_100mb";
-const WIDTH: usize = 2240;
+/// A model of 100 MB that takes one row of so many numbers.
+pub const MODEL: &str = "perceptron_100mb";
+/// See [`MODEL`].
+pub const WIDTH: usize = 2240;
 const CYCLES: usize = 1000;
 /// From here on caches and thread pools are there.
 const SETTLED: usize = 10;

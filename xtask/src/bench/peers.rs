@@ -79,8 +79,17 @@ impl Running {
 
     /// Resident memory in bytes.
     pub fn resident_bytes(&self) -> anyhow::Result<f64> {
+        self.memory_bytes("VmRSS:")
+    }
+
+    /// The most resident memory that it had so far, in bytes.
+    pub fn peak_bytes(&self) -> anyhow::Result<f64> {
+        self.memory_bytes("VmHWM:")
+    }
+
+    fn memory_bytes(&self, figure: &str) -> anyhow::Result<f64> {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(figure)).with_context(|| format!("no {figure}"))?;
         let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
         Ok(kib * 1024.0)
     }

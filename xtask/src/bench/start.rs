@@ -44,7 +44,7 @@ fn one(edgeward: &Edgeward, engine: &str, model: (&str, &[u8]), times: usize, ma
 }
 
 /// Knocks until the port is open and asks until the answer is 200.
-fn first_answer(server: &Running, request: &[u8], began: Instant) -> anyhow::Result<()> {
+pub fn first_answer(server: &Running, request: &[u8], began: Instant) -> anyhow::Result<()> {
     while began.elapsed() < LIMIT {
         let status = Connection::open(server.http).and_then(|mut c| Ok(c.ask(request)?.status));
         if status.is_ok_and(|status| status == 200) {

@@ -1,7 +1,9 @@
-//! `cargo xtask bench trust`: what it costs that every call is verified, next to a server that asks nobody.
+//! `cargo xtask bench trust`: what it costs that every call is verified and every model sealed, next to a server that asks nobody and to
+//! a model that lies open.
 
 mod path;
 mod revocation;
+mod sealed;
 
 use std::process::Command;
 
@@ -12,8 +14,13 @@ use crate::{
     steps,
 };
 
-const BARS: [(&str, Bar); 4] =
-    [("path", path::run), ("decision", decision), ("revocation", revocation::run), ("audit", audit)];
+const BARS: [(&str, Bar); 5] = [
+    ("path", path::run),
+    ("decision", decision),
+    ("revocation", revocation::run),
+    ("audit", audit),
+    ("sealed", sealed::run),
+];
 
 /// Runs the benchmark; an error where a bar does not hold.
 pub fn run(args: &[String]) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     failure,
-    keys::{KeyArgs, SEALING_KEY},
+    keys::{KeyArgs, SEALING_KEY, open_keys},
 };
 use crate::{
     Context,
@@ -25,7 +25,7 @@ pub struct SealArgs {
     out: PathBuf,
     #[command(flatten)]
     keys: KeyArgs,
-    /// Name of the wrapping key in the file of keys
+    /// Name of the wrapping key with its provider
     #[arg(long, default_value = SEALING_KEY)]
     key: String,
 }
@@ -41,10 +41,10 @@ pub struct RekeyArgs {
     /// Name of the key that wraps from now on, in its newest version
     #[arg(long, default_value = SEALING_KEY)]
     key: String,
-    /// Sealed file of the keys that wrap from now on, opened by `--to-key-file` [default: the same]
-    #[arg(long, value_name = "FILE", requires = "to_key_file")]
+    /// Sealed file of the keys that wrap from now on, or a `.toml` file that names another provider [default: the same]
+    #[arg(long, value_name = "FILE")]
     to_keys: Option<PathBuf>,
-    /// File of at least 32 random bytes that opens `--to-keys`
+    /// File of at least 32 random bytes that opens `--to-keys` [default: `unlock.key` beside it]
     #[arg(long, value_name = "FILE", requires = "to_keys")]
     to_key_file: Option<PathBuf>,
     /// Make a new version of the key first
@@ -66,9 +66,9 @@ pub fn seal(args: &SealArgs, context: &Context) -> Outcome {
 /// Runs `release rekey`.
 pub fn rekey(args: &RekeyArgs, context: &Context) -> Outcome {
     let from = args.keys.required()?;
-    let to = match (&args.to_keys, &args.to_key_file) {
-        (Some(path), Some(key_file)) => Unlocking::by_key_file(key_file).open(path)?,
-        _ => from.clone(),
+    let to = match &args.to_keys {
+        Some(path) => open_keys(path, &Unlocking::by(None, args.to_key_file.clone()))?,
+        None => from.clone(),
     };
     if args.rotate {
         to.rotate(&args.key).map_err(|error| failure(error.into()))?;

@@ -25,7 +25,7 @@ pub struct SignArgs {
     release: PathBuf,
     #[command(flatten)]
     keys: KeyArgs,
-    /// Name of the key in the file of keys
+    /// Name of the key with its provider
     #[arg(long, default_value = SIGNING_KEY)]
     key: String,
     /// Private key of P-256 in PEM, instead of a file of keys
@@ -74,7 +74,7 @@ pub fn sign(args: &SignArgs, context: &Context) -> Outcome {
 
 /// Runs `release verify`.
 pub fn verify(args: &VerifyArgs, context: &Context) -> Outcome {
-    let trust = args.trust.open()?;
+    let trust = args.trust.open(&context.settings.release)?;
     let release = Release::open(&args.release).map_err(failure)?;
     let signed_by = signing::verify(&release, &trust).map_err(failure)?;
     release.check_files().map_err(failure)?;

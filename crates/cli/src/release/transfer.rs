@@ -95,7 +95,8 @@ pub fn push(args: &PushArgs, context: &Context) -> Outcome {
 
 /// Runs `release pull`.
 pub fn pull(args: &PullArgs, context: &Context) -> Outcome {
-    let trust = if args.unverified { None } else { Some(args.trust.open()?) };
+    let settings = &context.settings.release;
+    let trust = if args.unverified { None } else { Some(args.trust.open(settings)?) };
     let (release, report) = match args.place.strip_prefix(OCI) {
         Some(layout) => {
             let release = oci::import(Path::new(layout), args.name.as_deref(), &args.out).map_err(failure)?;
@@ -108,7 +109,8 @@ pub fn pull(args: &PullArgs, context: &Context) -> Outcome {
             wait(remote(&args.place)?.pull(&args.out, &options))?.map_err(failure)?
         }
     };
-    let accepted = accept(&release, args, trust.as_ref());
+    let floor = args.floor.as_ref().or(settings.floor.as_ref());
+    let accepted = accept(&release, floor, trust.as_ref());
     if let Err(refused) = accepted {
         // What is not taken does not stay where a server might look for it.
         std::fs::remove_dir_all(&args.out)?;
@@ -130,10 +132,10 @@ pub fn pull(args: &PullArgs, context: &Context) -> Outcome {
 }
 
 /// Who signed it, and whether it is newer than what was seen.
-fn accept(release: &Release, args: &PullArgs, trust: Option<&signing::TrustRoots>) -> Outcome {
+fn accept(release: &Release, floor: Option<&PathBuf>, trust: Option<&signing::TrustRoots>) -> Outcome {
     let Some(trust) = trust else { return Ok(()) };
     signing::verify(release, trust).map_err(failure)?;
-    let Some(floor) = &args.floor else { return Ok(()) };
+    let Some(floor) = floor else { return Ok(()) };
     let manifest = release.manifest();
     let id = manifest.unsealed().id().map_err(failure)?;
     Floor::at(floor).raise(&manifest.name, manifest.sequence, id).map_err(failure)

@@ -156,9 +156,9 @@ impl Unlocking {
         Ok(true)
     }
 
-    /// By a key file.
-    pub fn by_key_file(path: &Path) -> Self {
-        Self { passphrase_file: None, key_file: Some(path.to_owned()) }
+    /// By a passphrase, by a key file, or where neither is named by `unlock.key` beside the sealed file.
+    pub fn by(passphrase_file: Option<PathBuf>, key_file: Option<PathBuf>) -> Self {
+        Self { passphrase_file, key_file }
     }
 
     /// Opens a sealed file.

@@ -18,7 +18,9 @@ mod outcome;
 mod page;
 mod policy;
 mod privacy;
+mod second;
 mod surrogate;
+mod tamper;
 mod token;
 
 use std::{
@@ -42,6 +44,7 @@ use crate::{
     Context,
     failure::{Failure, Outcome},
     print,
+    release::opening::{Opening, OpeningArgs},
     trust::authority::Unlocking,
     wire::{self, Call, Dialer, Listener},
 };
@@ -63,6 +66,8 @@ pub struct DrillArgs {
     trust: PathBuf,
     #[command(flatten)]
     unlock: Unlocking,
+    #[command(flatten)]
+    opening: OpeningArgs,
     /// The model to attack [default: the first that is ready]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
@@ -109,6 +114,7 @@ pub struct Stage<'a> {
     queries: usize,
     flood: usize,
     models: Option<PathBuf>,
+    opening: Opening,
 }
 
 impl Stage<'_> {
@@ -206,7 +212,8 @@ async fn stage<'a>(args: &'a DrillArgs, context: &Context) -> Result<Stage<'a>, 
     };
     let (data, members, non_members) = (rows(&args.data)?, rows(&args.members)?, rows(&args.non_members)?);
     let (queries, flood, models) = (args.queries as usize, args.flood as usize, args.models.clone());
-    Ok(Stage { folder, cast, http, grpc, metrics, model, data, members, non_members, queries, flood, models })
+    let opening = args.opening.resolve(&context.settings.release);
+    Ok(Stage { folder, cast, http, grpc, metrics, model, data, members, non_members, queries, flood, models, opening })
 }
 
 /// The model that is named, or the first that is ready.

@@ -13,6 +13,8 @@ pub(super) struct History(Mutex<BTreeMap<String, Past>>);
 pub(super) struct Past {
     /// Why the last load failed.
     pub failure: Option<String>,
+    /// Whether that was something else that did not answer, so that another try may go well.
+    pub may_pass: bool,
     /// Versions that served and do no longer.
     pub unloaded: BTreeSet<u64>,
     /// What is being done with it.
@@ -38,6 +40,13 @@ impl History {
     pub fn failed(&self) -> Vec<String> {
         let pasts = self.0.lock();
         pasts.iter().filter(|(_, past)| past.failure.is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Models whose last load failed for something that may pass.
+    pub fn to_be_tried(&self) -> Vec<String> {
+        let pasts = self.0.lock();
+        let again = pasts.iter().filter(|(_, past)| past.failure.is_some() && past.may_pass);
+        again.map(|(name, _)| name.clone()).collect()
     }
 
     /// Changes what is known of a model.

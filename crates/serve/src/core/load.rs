@@ -13,7 +13,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     core::{
-        LoadOverrides, ServeError, ServeErrorKind, Server, config,
+        LoadOverrides, ServeError, ServeErrorKind, Server,
+        catalogue::{Found, Offer},
+        config,
         declared::completed,
         ensemble::{self, Ensemble},
         history::Doing,
@@ -40,7 +42,18 @@ impl Server {
     /// Loads or reloads a model; returns when it serves. The old version serves until then, and on if this fails.
     /// An ensemble loads the models that it needs and that are not loaded yet.
     pub async fn load(&self, name: &str, overrides: LoadOverrides) -> Result<(), ServeError> {
+        let (catalogue, owned) = (self.catalogue().clone(), name.to_owned());
+        blocking(move || {
+            catalogue.refresh(&owned);
+            Ok(())
+        })
+        .await?;
         self.load_with(name, overrides, Reuse::Nothing).await
+    }
+
+    /// Loads what a look has just found.
+    pub(super) async fn load_found(&self, name: &str) -> Result<(), ServeError> {
+        self.load_with(name, LoadOverrides::default(), Reuse::Nothing).await
     }
 
     /// Loads the versions whose files have changed; the others go on.
@@ -91,15 +104,22 @@ impl Server {
 
     fn note_failure(&self, name: &str, error: &ServeError) {
         if error.kind != ServeErrorKind::NotFound {
-            self.history().note(name, |past| past.failure = Some(error.message.clone()));
+            self.history().note(name, |past| {
+                past.failure = Some(error.message.clone());
+                past.may_pass = error.kind == ServeErrorKind::Unavailable;
+            });
         }
     }
 
     fn read_and_load(&self, name: &str, overrides: &LoadOverrides, reuse: Reuse) -> Result<Versions, ServeError> {
         let given = overrides::Files::of(name, overrides)?;
-        let path = match &given {
-            Some(files) => files.folder().to_owned(),
-            None => repository::find(&self.config().repositories, name)?.ok_or_else(|| not_found(name))?,
+        let found = match &given {
+            Some(files) => Found::Files(files.folder().to_owned()),
+            None => self.catalogue().find(name)?.ok_or_else(|| not_found(name))?,
+        };
+        let path = match found {
+            Found::Files(path) => path,
+            Found::Release(offer) => return self.release(name, offer, overrides, reuse),
         };
         let snapshot = overrides.is_empty().then(|| Snapshot::of(&path));
         let entry = repository::read(name, &path, overrides.config_json.as_deref())?;
@@ -121,6 +141,30 @@ impl Server {
             versions.insert(number, version);
         }
         Ok(versions)
+    }
+
+    /// The one version that a release is.
+    fn release(
+        &self,
+        name: &str,
+        offer: Offer,
+        overrides: &LoadOverrides,
+        reuse: Reuse,
+    ) -> Result<Versions, ServeError> {
+        let number = offer.sequence;
+        let found = Found::Release(offer.clone());
+        let origin = overrides.is_empty().then(|| self.catalogue().snapshot(&found, None).origin(number));
+        let serving = self.loaded(name).and_then(|serving| serving.get(&number).cloned());
+        let unchanged = |v: &Arc<Version>| reuse == Reuse::Unchanged && origin.is_some() && v.origin == origin;
+        let version = match serving.filter(unchanged) {
+            Some(version) => version,
+            None => {
+                let mut version = self.release_version(name, &offer, overrides.config_json.as_deref())?;
+                version.origin = origin;
+                Arc::new(version)
+            }
+        };
+        Ok(Versions::from([(number, version)]))
     }
 
     /// Loads one version of a model that lies at `path`.
@@ -270,14 +314,22 @@ impl Plan<'_> {
     fn needs(&self, name: &str, overrides: Option<&LoadOverrides>) -> Result<Vec<String>, ServeError> {
         let json = overrides.and_then(|o| o.config_json.as_deref());
         let given = overrides.is_some_and(|o| !o.files.is_empty());
-        let found = || repository::find(&self.server.config().repositories, name)?.ok_or_else(|| not_found(name));
-        let path = if given { PathBuf::new() } else { found()? };
+        let catalogue = self.server.catalogue();
+        if given {
+            catalogue.takes_files(name)?;
+        }
+        let found = || catalogue.find(name)?.ok_or_else(|| not_found(name));
+        let path = match if given { Found::Files(PathBuf::new()) } else { found()? } {
+            Found::Files(path) => path,
+            Found::Release(_) => return Ok(Vec::new()),
+        };
         let config = repository::configuration(name, &path, json)?;
         Ok(config::ensembling(&config).map(ensemble::members).unwrap_or_default())
     }
 }
 
-async fn blocking<T: Send + 'static>(
+/// Work that waits for disks, keys or networks, on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
 ) -> Result<T, ServeError> {
     let done = tokio::task::spawn_blocking(work).await;

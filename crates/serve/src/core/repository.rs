@@ -1,10 +1,12 @@
-//! Which models a folder offers: Triton's layout, plain `.onnx` files, or one file.
+//! Which models a folder offers: Triton's layout, plain `.onnx` files, or one file. Releases are told apart and left to `catalogue`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
+
+use edgeward_store::manifest::MANIFEST;
 
 use crate::{
     core::{ServeError, ServeErrorKind, config},
@@ -14,6 +16,8 @@ use crate::{
 /// Models of one repository at most; more is a mistake or an attack.
 const MODELS_MAX: usize = 100_000;
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// How the folder of a release ends that is still being fetched.
+const PARTIAL: &str = ".partial";
 
 /// A model as its files describe it.
 #[derive(Clone, Debug)]
@@ -24,12 +28,25 @@ pub struct Entry {
     pub versions: BTreeMap<u64, PathBuf>,
 }
 
-/// Names of all models of the repositories.
-pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
-    let mut found = BTreeSet::new();
+/// What lies in the repositories.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Names of models.
+    pub names: BTreeSet<String>,
+    /// Folders of releases.
+    pub releases: Vec<PathBuf>,
+}
+
+/// Looks at all repositories.
+pub fn contents(repositories: &[PathBuf]) -> Result<Contents, ServeError> {
+    let mut found = Contents::default();
     for repository in repositories {
         if let Some(name) = onnx_name(repository) {
-            found.insert(name);
+            found.names.insert(name);
+            continue;
+        }
+        if is_release(repository) {
+            found.releases.push(repository.clone());
             continue;
         }
         if repository.is_file() {
@@ -45,8 +62,14 @@ pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
             // The kind comes with the entry; only links cost a look of their own.
             let folder = entry.file_type().is_ok_and(|kind| kind.is_dir() || kind.is_symlink() && path.is_dir());
             let name = if folder { entry.file_name().to_str().map(str::to_owned) } else { onnx_name(&path) };
-            found.extend(name.filter(|n| is_name(n)));
-            if found.len() > MODELS_MAX {
+            let Some(name) = name.filter(|n| is_name(n)) else { continue };
+            // What a pull has not finished is no release yet.
+            if folder && is_release(&path) {
+                found.releases.extend((!name.ends_with(PARTIAL)).then_some(path));
+            } else {
+                found.names.insert(name);
+            }
+            if found.names.len() + found.releases.len() > MODELS_MAX {
                 return Err(invalid(format!("`{}` holds more than {MODELS_MAX} models", repository.display())));
             }
         }
@@ -54,7 +77,12 @@ pub fn names(repositories: &[PathBuf]) -> Result<BTreeSet<String>, ServeError> {
     Ok(found)
 }
 
-/// The folder or file of a model. A name that two of the repositories have, or one of them as folder and as file, is refused.
+/// Whether a folder says that it is a release; what lies in the manifest's place is looked at when it is opened.
+pub fn is_release(folder: &Path) -> bool {
+    folder.join(MANIFEST).symlink_metadata().is_ok()
+}
+
+/// The folder or file of a model that is no release. A name that two of the repositories have, or one of them as folder and as file, is refused.
 pub fn find(repositories: &[PathBuf], name: &str) -> Result<Option<PathBuf>, ServeError> {
     if !is_name(name) {
         return Ok(None);
@@ -80,12 +108,17 @@ fn places(repository: &Path, name: &str) -> Vec<PathBuf> {
         let own = onnx_name(repository).as_deref() == Some(name);
         return own.then(|| repository.to_owned()).into_iter().collect();
     }
+    if is_release(repository) {
+        return Vec::new();
+    }
     let (folder, file) = (repository.join(name), repository.join(format!("{name}.onnx")));
-    let (folder, file) = (folder.is_dir().then_some(folder), file.is_file().then_some(file));
+    let folder = (folder.is_dir() && !is_release(&folder)).then_some(folder);
+    let file = file.is_file().then_some(file);
     folder.into_iter().chain(file).collect()
 }
 
-fn same(a: &Path, b: &Path) -> bool {
+/// Whether two paths lead to one place.
+pub fn same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 

@@ -21,10 +21,12 @@ use rpds::HashTrieMapSync;
 
 use crate::{
     core::{
-        InferRequest, InferResponse, ModelRef, ServeError, ServeErrorKind,
+        InferRequest, InferResponse, ModelRef, ReleaseConfig, ServeError, ServeErrorKind,
         cache::Cache,
+        catalogue::{Catalogue, Found, Reach},
         config,
         history::{Doing, History, Past},
+        load::blocking,
         model::{Version, wire_dims},
         repository, stats, watch,
     },
@@ -34,8 +36,10 @@ use crate::{
 /// How a server finds and runs its models.
 #[derive(Clone, Debug, Default)]
 pub struct ServerConfig {
-    /// Triton repositories or folders of plain `.onnx` files; a single `.onnx` file is a repository of one model.
+    /// Triton repositories, folders of plain `.onnx` files or of releases; a single `.onnx` file or release is a repository of one model.
     pub repositories: Vec<PathBuf>,
+    /// Releases in the repositories and elsewhere.
+    pub releases: ReleaseConfig,
     /// Where the libraries of the engines are.
     pub engines: RegistryConfig,
     /// Engine to try first; the default order where none.
@@ -151,6 +155,7 @@ pub(super) type Versions = BTreeMap<u64, Arc<Version>>;
 
 struct Inner {
     config: ServerConfig,
+    catalogue: Arc<Catalogue>,
     registry: Registry,
     cache: Option<Cache>,
     /// What answers now; replaced whole, so that a reader never waits, by one that shares what has not changed.
@@ -174,16 +179,24 @@ impl Server {
     /// Scans the repositories and loads what the control mode asks for; returns when every first load has ended,
     /// well or not. Must run inside a Tokio runtime.
     pub async fn start(config: ServerConfig) -> Result<Self, ServeError> {
-        let (found, repositories) = (repository::names(&config.repositories)?, config.repositories.clone());
+        let (catalogue, repositories) = (Arc::new(Catalogue::new(&config)), config.repositories.clone());
+        // Taken before anything is loaded: what changes meanwhile is not missed.
+        let (all, watches) = (catalogue.clone(), config.watch.is_some());
+        let first = blocking(move || {
+            let found = all.look(Reach::Everywhere)?;
+            let look = if watches { watch::look(&all, &BTreeMap::new()) } else { BTreeMap::new() };
+            Ok((found, look))
+        });
+        let (found, look) = first.await?;
         let wanted: Vec<String> = match &config.control {
             ModelControl::Explicit(names) => names.clone(),
             ModelControl::Fixed => found.into_iter().collect(),
         };
-        // Taken before anything is loaded: what changes meanwhile is not missed.
-        let watch = config.watch.map(|interval| (interval, watch::look(&repositories, &BTreeMap::new())));
+        let watch = config.watch;
         let server = Self {
             inner: Arc::new(Inner {
                 cache: (config.cache_bytes > 0).then(|| Cache::new(config.cache_bytes)),
+                catalogue,
                 registry: Registry::new(config.engines.clone()),
                 config,
                 models: ArcSwap::default(),
@@ -193,16 +206,16 @@ impl Server {
             }),
         };
         let load = async |name: String| {
-            if let Err(e) = server.load(&name, LoadOverrides::default()).await {
+            if let Err(e) = server.load_found(&name).await {
                 tracing::error!(model = name, error = %e, "model does not load");
                 // What is not there at all was asked for all the same.
                 server.history().note(&name, |past| past.failure = Some(e.message));
             }
         };
         stream::iter(wanted).for_each_concurrent(server.loads_at_once(), load).await;
-        if let Some((interval, seen)) = watch {
+        if let Some(interval) = watch {
             let weak = WeakServer(Arc::downgrade(&server.inner));
-            tokio::spawn(watch::follow(weak, repositories, interval, seen));
+            tokio::spawn(watch::follow(weak, repositories, interval, look));
         }
         Ok(server)
     }
@@ -320,7 +333,7 @@ impl Server {
     pub fn index(&self, ready_only: bool) -> Vec<IndexEntry> {
         let mut entries = Vec::new();
         let mut models: BTreeMap<String, Past> = self.history().all();
-        let names = repository::names(&self.config().repositories).unwrap_or_default();
+        let names = self.catalogue().look(Reach::Here).unwrap_or_default();
         for name in names.into_iter().chain(self.inner.models.load().keys().map(|name| name.to_string())) {
             models.entry(name).or_default();
         }
@@ -413,7 +426,7 @@ impl Server {
 
     /// True where the model is an ensemble, by its configuration in the repository.
     pub(super) fn is_ensemble(&self, name: &str) -> bool {
-        let Ok(Some(path)) = repository::find(&self.config().repositories, name) else { return false };
+        let Ok(Some(Found::Files(path))) = self.catalogue().find(name) else { return false };
         repository::configuration(name, &path, None).is_ok_and(|config| config::ensembling(&config).is_some())
     }
 
@@ -451,6 +464,10 @@ impl Server {
 
     pub(super) fn config(&self) -> &ServerConfig {
         &self.inner.config
+    }
+
+    pub(super) fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.inner.catalogue
     }
 
     pub(super) fn registry(&self) -> &Registry {

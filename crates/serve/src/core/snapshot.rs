@@ -75,6 +75,20 @@ impl Snapshot {
         snapshot
     }
 
+    /// Looks at a release's folder, all of which is one version.
+    pub fn of_release(folder: &Path, sequence: u64) -> Self {
+        let mut own = Vec::new();
+        walk(folder, 0, &mut own);
+        own.sort_unstable();
+        Self { versions: BTreeMap::from([(sequence, own)]), ..Self::default() }
+    }
+
+    /// A release in a place elsewhere: there it does not change.
+    pub fn of_place(address: &str, sequence: u64) -> Self {
+        let own = Stamp { path: PathBuf::from(address), bytes: 0, modified: (0, 0), inode: 0 };
+        Self { versions: BTreeMap::from([(sequence, vec![own])]), ..Self::default() }
+    }
+
     /// What a version was, or is to be, loaded from.
     pub fn origin(&self, version: u64) -> Origin {
         Origin { shared: self.shared.clone(), own: self.versions.get(&version).cloned().unwrap_or_default() }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -13,7 +13,13 @@ use futures_util::stream::{self, StreamExt as _};
 use notify::{EventKind, RecursiveMode, Watcher as _, event::AccessKind};
 use tokio::sync::mpsc;
 
-use crate::core::{ModelControl, Server, repository, server::WeakServer, snapshot::Snapshot};
+use crate::core::{
+    ModelControl, Server,
+    catalogue::{Catalogue, Reach},
+    repository,
+    server::WeakServer,
+    snapshot::Snapshot,
+};
 
 /// A file that is the same after this long is taken for whole.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -22,15 +28,17 @@ const SETTLE: Duration = Duration::from_millis(200);
 pub(super) type Look = BTreeMap<String, Snapshot>;
 
 /// Looks at every model. What was found `before` spares reading files that have not changed.
-pub(super) fn look(repositories: &[PathBuf], before: &Look) -> Look {
-    let names = repository::names(repositories).unwrap_or_default();
+pub(super) fn look(catalogue: &Catalogue, before: &Look) -> Look {
+    let Ok(names) = catalogue.look(Reach::Everywhere) else {
+        // A folder that cannot be read just now says nothing of what was in it.
+        return before.clone();
+    };
     let found = |name: String| {
-        let Ok(path) = repository::find(repositories, &name) else {
-            // It is there twice by now: what serves goes on.
+        let Ok(found) = catalogue.find(&name) else {
+            // It is there twice by now, or no release where only those are taken: what serves goes on.
             return before.get(&name).cloned().map(|snapshot| (name, snapshot));
         };
-        let path = path?;
-        let snapshot = Snapshot::after(&path, before.get(&name));
+        let snapshot = catalogue.snapshot(&found?, before.get(&name));
         Some((name, snapshot))
     };
     names.into_iter().filter_map(found).collect()
@@ -57,10 +65,13 @@ pub(super) async fn follow(server: WeakServer, repositories: Vec<PathBuf>, inter
     let _watcher = notifications(&repositories, wake);
     let (mut before, mut missing) = (acted.clone(), BTreeSet::new());
     loop {
-        let folders = repositories.clone();
         // Asked before the look: what is loaded meanwhile may lie there since.
-        let Some(serving) = server.upgrade().map(|server| server.loaded_from_files()) else { return };
-        let Ok((now, seen)) = tokio::task::spawn_blocking(move || (look(&folders, &before), before)).await else {
+        let Some((serving, catalogue)) =
+            server.upgrade().map(|server| (server.loaded_from_files(), server.catalogue().clone()))
+        else {
+            return;
+        };
+        let Ok((now, seen)) = tokio::task::spawn_blocking(move || (look(&catalogue, &before), before)).await else {
             return;
         };
         before = seen;
@@ -75,6 +86,7 @@ pub(super) async fn follow(server: WeakServer, repositories: Vec<PathBuf>, inter
                 None => drop(acted.remove(name)),
             }
         }
+        try_again(&server, &changes).await;
         act(&server, changes, &now).await;
         drop(server);
         let moving = before != now || absent != missing;
@@ -115,6 +127,13 @@ async fn act(server: &Server, changes: BTreeMap<String, Change>, now: &Look) {
     }
 }
 
+/// Loads what failed for a key service or a place that did not answer, unless its files have changed and are looked at for that.
+async fn try_again(server: &Server, changes: &BTreeMap<String, Change>) {
+    for name in server.history().to_be_tried().into_iter().filter(|name| !changes.contains_key(name)) {
+        load(server, &name).await;
+    }
+}
+
 async fn load(server: &Server, name: &str) {
     if let Err(error) = server.reload_changed(name).await {
         let serves = server.is_loaded(name);
@@ -138,6 +157,11 @@ fn notifications(repositories: &[PathBuf], wake: mpsc::Sender<()>) -> Option<not
                 Some(folder) => watcher.watch(folder, RecursiveMode::NonRecursive)?,
                 None => watcher.watch(path, RecursiveMode::Recursive)?,
             }
+            // A release is replaced whole, by another folder of its name.
+            if let Some(folder) = path.parent().filter(|_| repository::is_release(path)) {
+                let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                watcher.watch(folder, RecursiveMode::NonRecursive)?;
+            }
         }
         Ok(watcher)
     });
@@ -147,6 +171,7 @@ fn notifications(repositories: &[PathBuf], wake: mpsc::Sender<()>) -> Option<not
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::ServerConfig;
 
     #[test]
     fn what_settled_and_differs_is_acted_upon() {
@@ -159,7 +184,8 @@ mod tests {
                 std::fs::write(path, text).unwrap();
             }
             drop(at);
-            look(&[folder.path().join("r")], &Look::new())
+            let config = ServerConfig { repositories: vec![folder.path().join("r")], ..ServerConfig::default() };
+            look(&Catalogue::new(&config), &Look::new())
         };
         let first = look_at(&[("a/1/model.onnx", "1"), ("b/1/model.onnx", "1")]);
         assert!(changes(&first, &first, &first).is_empty());
