@@ -1,0 +1,50 @@
+//! Why a model cannot be trained as asked.
+
+use edgeward_graph::GraphError;
+
+/// The stable class of a [`TrainError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The model's file or graph is defective.
+    Graph,
+    /// A gradient must pass an operator that has no rule, or one whose rule lacks what this node asks for.
+    Unsupported,
+    /// What was asked for does not fit the model.
+    Invalid,
+}
+
+/// A defect of the model or of what was asked; the text names the node, tensor or setting concerned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The model's graph is defective.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// No gradient passes `place`.
+    #[error("{place}: {reason}")]
+    Unsupported {
+        /// The node or tensor, e.g. "node `pool` (LpPool)".
+        place: String,
+        /// What is not supported, and what would be.
+        reason: String,
+    },
+    /// A setting does not fit the model.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl TrainError {
+    /// The stable class.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Graph(_) => ErrorKind::Graph,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Invalid(_) => ErrorKind::Invalid,
+        }
+    }
+
+    pub(crate) fn invalid(reason: impl Into<String>) -> Self {
+        Self::Invalid(reason.into())
+    }
+}
