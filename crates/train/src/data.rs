@@ -23,6 +23,9 @@ use std::sync::Arc;
 
 use edgeward_graph::{DataType, Tensor};
 
+pub(crate) use convert::to_f64;
+pub(crate) use order::generator;
+
 pub use augment::Augment;
 pub use columns::Columns;
 pub use error::{DataError, DataErrorKind};

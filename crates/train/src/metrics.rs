@@ -26,7 +26,7 @@ pub enum Scores {
 pub struct MetricError(String);
 
 /// Figures of a classifier.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Figures {
     /// Examples judged.
     pub examples: usize,
@@ -258,7 +258,7 @@ pub fn auc(scores: &[f64], positive: &[bool]) -> Option<f64> {
 }
 
 /// Figures of a model that says quantities.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Errors {
     /// Examples judged.
     pub examples: usize,

@@ -62,7 +62,9 @@ pub struct Run<'a> {
     pub forward: &'a Model,
     /// Its training step.
     pub step: &'a Step,
-    /// What runs the step, and the model where it is judged.
+    /// The step's graph, ready to run.
+    pub session: &'a dyn Session,
+    /// What runs the model where it is judged; the engine of the session.
     pub engine: &'a dyn Engine,
     /// Threads and providers.
     pub options: SessionOptions,
@@ -138,9 +140,7 @@ pub struct Trained {
 /// Trains from the beginning, or from a checkpoint. Errors: data that cannot be read, an engine that fails, a loss that is
 /// no number, a checkpoint of another run or one that cannot be written.
 pub fn train(run: &Run<'_>, resume: Option<Checkpoint>, watch: &mut dyn Watch) -> Result<Trained, TrainError> {
-    let source = Source::Bytes(run.step.graph.to_bytes()?.into());
-    let session = run.engine.load(&source, &run.options)?;
-    let mut looped = Loop::new(run, session, resume)?;
+    let mut looped = Loop::new(run, resume)?;
     let end = looped.epochs(watch)?;
     let state = looped.best.as_ref().unwrap_or(&looped.state);
     let model = finished(run.forward, run.step, state)?;
@@ -149,7 +149,6 @@ pub fn train(run: &Run<'_>, resume: Option<Checkpoint>, watch: &mut dyn Watch) -
 
 struct Loop<'a> {
     run: &'a Run<'a>,
-    session: Box<dyn Session>,
     /// Loss first, then the state.
     outputs: Vec<&'a str>,
     state: Vec<Tensor>,
@@ -159,7 +158,7 @@ struct Loop<'a> {
 }
 
 impl<'a> Loop<'a> {
-    fn new(run: &'a Run<'a>, session: Box<dyn Session>, resume: Option<Checkpoint>) -> Result<Self, TrainError> {
+    fn new(run: &'a Run<'a>, resume: Option<Checkpoint>) -> Result<Self, TrainError> {
         let outputs = std::iter::once(run.step.loss.as_str());
         let outputs = outputs.chain(run.step.state.iter().map(|state| state.output.as_str())).collect();
         let initial = || run.step.state.iter().map(|state| state.initial.clone()).collect();
@@ -167,7 +166,7 @@ impl<'a> Loop<'a> {
             None => (initial(), None, Progress::default()),
             Some(checkpoint) => checkpoint.of_run(run)?,
         };
-        Ok(Self { run, session, outputs, state, best, progress })
+        Ok(Self { run, outputs, state, best, progress })
     }
 
     fn epochs(&mut self, watch: &mut dyn Watch) -> Result<End, TrainError> {
@@ -257,12 +256,12 @@ impl<'a> Loop<'a> {
         let inputs: Vec<(&str, &Tensor)> =
             given.chain(own.iter().map(|(name, tensor)| (*name, tensor))).chain(state).collect();
         let options = RunOptions { outputs: Some(&self.outputs), cancel: None };
-        let mut outputs = self.session.run(&inputs, options)?.into_iter();
+        let mut outputs = self.run.session.run(&inputs, options)?.into_iter();
         let loss = outputs.next().as_ref().and_then(crate::data::to_f64).and_then(|values| values.first().copied());
-        let loss = loss.ok_or_else(|| TrainError::invalid("the engine gave no loss"))?;
+        let loss = loss.ok_or_else(|| TrainError::run("the engine gave no loss"))?;
         if !loss.is_finite() && filled.is_none() {
             let text = format!("the loss became `{loss}` in batch {} of epoch {}", self.progress.batch, self.progress.epoch);
-            return Err(TrainError::invalid(format!("{text}; try a smaller rate, or clip the gradients")));
+            return Err(TrainError::run(format!("{text}; try a smaller rate, or clip the gradients")));
         }
         self.state = outputs.collect();
         Ok(if filled.is_some() { f64::NAN } else { loss })

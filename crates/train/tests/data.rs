@@ -12,7 +12,7 @@ use edgeward_train::data::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-mod support;
+mod reference;
 
 fn port(name: &str, dtype: DataType, shape: &[usize]) -> Port {
     let dims = shape.iter().map(|&size| Dimension::Fixed(size));
@@ -45,7 +45,7 @@ fn first(splits: &Splits) -> Arc<dyn Dataset> {
 /// Folder and what the script says of it.
 fn made() -> Option<(tempfile::TempDir, Value)> {
     let folder = tempfile::tempdir().unwrap();
-    let said = support::python("data/make.py", &["numpy", "pyarrow", "PIL"], &[folder.path()], &Value::Null)?;
+    let said = reference::python("data/make.py", &["numpy", "pyarrow", "PIL"], &[folder.path()], &Value::Null)?;
     Some((folder, said))
 }
 
@@ -142,7 +142,7 @@ fn pictures_are_read_resized_and_laid_out() {
 
 #[test]
 fn the_data_of_the_project_is_read_as_it_is() {
-    if let Some(path) = support::data("pneumoniamnist/pneumoniamnist_train_val.npz") {
+    if let Some(path) = reference::data("pneumoniamnist/pneumoniamnist_train_val.npz") {
         let splits = open(&path, &OpenOptions::default()).unwrap();
         assert_eq!((first(&splits).len(), splits.val.clone().unwrap().len()), (4708, 524));
         let ones = first(&splits).labels().unwrap().iter().filter(|&&label| label == 1).count();
@@ -152,12 +152,12 @@ fn the_data_of_the_project_is_read_as_it_is() {
         let batch = Fit::new(first(&splits), wanted(&[1, 28, 28])).unwrap().batch(&[0, 4707]).unwrap();
         assert_eq!(batch.inputs[0].1.shape(), [2, 1, 28, 28]);
     }
-    if let Some(path) = support::data("mnist/t10k-images-idx3-ubyte.gz") {
+    if let Some(path) = reference::data("mnist/t10k-images-idx3-ubyte.gz") {
         let dataset = first(&open(&path, &OpenOptions::default()).unwrap());
         assert_eq!(dataset.labels().unwrap()[..10], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]);
     }
     for (file, rows) in [("sentence_train.tsv", 6920), ("sentence_dev.tsv", 872), ("glue_train.tsv.gz", 0)] {
-        let Some(path) = support::data(&format!("sst2/{file}")) else { continue };
+        let Some(path) = reference::data(&format!("sst2/{file}")) else { continue };
         let dataset = first(&open(&path, &OpenOptions::default()).unwrap());
         assert!(dataset.len() == rows || (rows == 0 && dataset.len() > 10_000), "{file}: {}", dataset.len());
         assert_eq!(dataset.labels().unwrap().iter().copied().collect::<BTreeSet<_>>(), BTreeSet::from([0, 1]));
@@ -194,7 +194,7 @@ fn texts_become_tokens_and_a_tokenizer_is_kept() {
         assert_eq!((mask[23], ids[23]), (1, 3));
         assert_eq!(columns.labels().unwrap()[..4], [1, 0, 1, 0]);
     }
-    let reference = support::python(
+    let reference = reference::python(
         "data/tokens.py",
         &["tokenizers"],
         &[&kept],

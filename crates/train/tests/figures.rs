@@ -12,7 +12,7 @@ use edgeward_train::{
 use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha12Rng};
 use serde_json::{Value, json};
 
-mod support;
+mod reference;
 
 /// Scores with many equal ones, and labels that the scores say something of.
 fn case(seed: u64, rows: usize, classes: usize) -> (Vec<f32>, Vec<u32>) {
@@ -46,7 +46,7 @@ fn figures_are_those_of_scikit_learn() {
             json!({ "probabilities": rows, "labels": labels })
         })
         .collect();
-    let Some(reference) = support::python("figures/reference.py", &["sklearn"], &[], &json!(asked)) else { return };
+    let Some(reference) = reference::python("figures/reference.py", &["sklearn"], &[], &json!(asked)) else { return };
     for (seed, ((scores, labels, _), expected)) in cases.iter().zip(reference.as_array().unwrap()).enumerate() {
         let found = Classified::new(scores, labels, Scores::Probabilities).unwrap().figures();
         let pairs = [
@@ -104,7 +104,7 @@ fn schedules_are_those_of_pytorch() {
         let rates: Vec<f64> = (0..2 * steps).map(|step| schedule.rate(step)).collect();
         assert!(rates.iter().all(|rate| (0.0..=0.1 + 1e-12).contains(rate)), "{name}");
     }
-    let Some(reference) = support::python("figures/schedules.py", &["torch"], &[], &json!(steps)) else { return };
+    let Some(reference) = reference::python("figures/schedules.py", &["torch"], &[], &json!(steps)) else { return };
     for (name, schedule) in all {
         for (step, expected) in reference[name].as_array().unwrap().iter().enumerate() {
             let (rate, expected) = (schedule.rate(step as u64), expected.as_f64().unwrap());
@@ -127,7 +127,7 @@ fn tensorboard_reads_what_is_written() {
     let second = EventWriter::create(&folder.path().join("run"), at(0)).unwrap();
     assert_ne!(second.path(), writer.path());
     let modules = ["tensorboard.backend.event_processing.event_accumulator"];
-    let Some(read) = support::python("figures/events.py", &modules, &[writer.path()], &Value::Null) else { return };
+    let Some(read) = reference::python("figures/events.py", &modules, &[writer.path()], &Value::Null) else { return };
     let loss = read["train/loss"].as_array().unwrap();
     assert_eq!(loss.len(), 100);
     for (step, event) in loss.iter().enumerate() {

@@ -9,7 +9,7 @@ use edgeward_graph::{DataType, Model, Tensor, check, stats};
 use edgeward_train::starter::{Kind, Starter, starter};
 use serde_json::Value;
 
-mod support;
+mod reference;
 
 fn wanted(kind: Kind, input: &[usize], classes: usize) -> Starter {
     Starter { kind, input: input.to_vec(), classes, width: None, depth: None, vocabulary: 100, seed: 1 }
@@ -75,7 +75,7 @@ fn every_starter_runs_and_says_as_many_classes() {
         found.push((name, wanted.classes, values));
     }
     let modules = ["onnx", "onnxruntime"];
-    let Some(reference) = support::python("starters/check.py", &modules, &[folder.path()], &Value::Null) else { return };
+    let Some(reference) = reference::python("starters/check.py", &modules, &[folder.path()], &Value::Null) else { return };
     for (name, classes, values) in found {
         let expected: Vec<Vec<f32>> = serde_json::from_value(reference[name].clone()).unwrap();
         for (row, (ours, theirs)) in values.chunks(classes).zip(&expected).enumerate() {

@@ -142,7 +142,7 @@ impl Checkpoint {
         if let Some(difference) = self.saved.identity.difference(&Identity::of(run)?) {
             return Err(TrainError::invalid(format!("checkpoint `{shown}` is of a run with {difference}")));
         }
-        let broken = |reason: String| TrainError::invalid(format!("checkpoint `{shown}`: {reason}"));
+        let broken = |reason: String| TrainError::run(format!("checkpoint `{shown}`: {reason}"));
         let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| broken(error.to_string()))?;
         let read = |prefix: &str, name: &str, like: &Tensor| {
             let view = tensors.tensor(&format!("{prefix}/{name}")).map_err(|error| broken(error.to_string()))?;
@@ -195,16 +195,16 @@ pub(super) fn save(
             if prefix == "best" && !is_kept(&entry.role) {
                 continue;
             }
-            let refuse = || TrainError::invalid(format!("state `{}` is {}, which no checkpoint holds", entry.input, tensor.dtype()));
+            let refuse = || TrainError::run(format!("state `{}` is {}, which no checkpoint holds", entry.input, tensor.dtype()));
             let raw = tensor.raw().map_or(&[][..], |raw| raw);
             let view = TensorView::new(dtype(tensor.dtype()).ok_or_else(refuse)?, tensor.shape().to_vec(), raw);
-            views.push((format!("{prefix}/{}", entry.input), view.map_err(|error| TrainError::invalid(error.to_string()))?));
+            views.push((format!("{prefix}/{}", entry.input), view.map_err(|error| TrainError::run(error.to_string()))?));
         }
     }
     let saved = Saved { version: VERSION, identity: Identity::of(run)?, progress: progress.clone() };
-    let text = serde_json::to_string(&saved).map_err(|error| TrainError::invalid(error.to_string()))?;
+    let text = serde_json::to_string(&saved).map_err(|error| TrainError::run(error.to_string()))?;
     let metadata = HashMap::from([(KEY.to_owned(), text)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| TrainError::invalid(error.to_string()))?;
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| TrainError::run(error.to_string()))?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let staged = path.with_file_name(name);
@@ -216,6 +216,6 @@ pub(super) fn save(
     written.map_err(|error| {
         // Half a file is of no use; that it may be gone already is no error.
         let _ = fs::remove_file(&staged);
-        TrainError::invalid(format!("cannot write checkpoint `{}`: {error}", path.display()))
+        TrainError::run(format!("cannot write checkpoint `{}`: {error}", path.display()))
     })
 }

@@ -12,7 +12,7 @@ use crate::{
 const PURPOSE_DROPOUT: u64 = 4;
 
 pub(super) fn shape(error: TensorError) -> TrainError {
-    TrainError::invalid(error.to_string())
+    TrainError::run(error.to_string())
 }
 
 fn of_type(dtype: DataType, shape: Vec<usize>, values: Vec<f32>) -> Result<Tensor, TrainError> {
@@ -46,7 +46,7 @@ pub(super) fn mask(
         Dimension::Unknown => None,
     };
     let shape: Option<Vec<usize>> = mask.shape.iter().map(size).collect();
-    let shape = shape.ok_or_else(|| TrainError::invalid(format!("the shape of dropout `{}` is not known", mask.input)))?;
+    let shape = shape.ok_or_else(|| TrainError::run(format!("the shape of dropout `{}` is not known", mask.input)))?;
     let count = edgeward_graph::element_count(&shape).map_err(self::shape)?;
     let mut rng = generator(seed, PURPOSE_DROPOUT, step, index);
     let keep = f64::from(mask.keep).clamp(0.0, 1.0);
@@ -67,13 +67,13 @@ fn symbol_size(symbol: &str, batch: &Batch, data: &[Port]) -> Option<usize> {
 pub(super) fn noise(port: &Port, deviation: f32) -> Result<Tensor, TrainError> {
     let fixed = |dim: &Dimension| if let Dimension::Fixed(size) = dim { Some(*size) } else { None };
     let shape: Option<Vec<usize>> = port.shape.iter().flatten().map(fixed).collect();
-    let shape = shape.ok_or_else(|| TrainError::invalid(format!("the shape of noise `{}` is not known", port.name)))?;
+    let shape = shape.ok_or_else(|| TrainError::run(format!("the shape of noise `{}` is not known", port.name)))?;
     let count = edgeward_graph::element_count(&shape).map_err(self::shape)?;
     if deviation == 0.0 {
         return of_type(port.dtype.unwrap_or(DataType::Float32), shape, vec![0.0; count]);
     }
     let rng = ChaCha20Rng::try_from_rng(&mut SysRng);
-    let mut rng = rng.map_err(|error| TrainError::invalid(format!("the system gives no random numbers: {error}")))?;
+    let mut rng = rng.map_err(|error| TrainError::run(format!("the system gives no random numbers: {error}")))?;
     let draw = |_| -> f32 {
         let normal: f32 = StandardNormal.sample(&mut rng);
         normal * deviation

@@ -63,7 +63,7 @@ impl Judged {
 /// number for each example, or is no number.
 pub fn evaluate(session: &dyn Session, data: &Loader, task: Task) -> Result<Judged, TrainError> {
     let first = session.outputs().first().map(|output| output.name.clone());
-    let first = first.ok_or_else(|| TrainError::invalid("the model has no output"))?;
+    let first = first.ok_or_else(|| TrainError::run("the model has no output"))?;
     let (mut said, mut targets) = (Vec::<f32>::new(), Vec::<f64>::new());
     let mut examples = 0;
     for batch in data.epoch(0, 0)? {
@@ -72,10 +72,10 @@ pub fn evaluate(session: &dyn Session, data: &Loader, task: Task) -> Result<Judg
         let options = RunOptions { outputs: Some(&[&first]), cancel: None };
         let outputs = session.run(&inputs, options)?;
         let numbers = outputs.first().and_then(to_f64);
-        let numbers = numbers.ok_or_else(|| TrainError::invalid(format!("output `{first}` holds no numbers")))?;
+        let numbers = numbers.ok_or_else(|| TrainError::run(format!("output `{first}` holds no numbers")))?;
         said.extend(numbers.into_iter().map(|value| value as f32));
         let target = batch.targets.first().and_then(|(_, tensor)| to_f64(tensor));
-        targets.extend(target.ok_or_else(|| TrainError::invalid("the data has no targets of numbers"))?);
+        targets.extend(target.ok_or_else(|| TrainError::run("the data has no targets of numbers"))?);
         examples += batch.rows.len();
     }
     match task {
