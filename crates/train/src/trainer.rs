@@ -204,7 +204,8 @@ impl<'a> Loop<'a> {
             if go == Go::Stop {
                 return Ok(Go::Stop);
             }
-            if self.run.settings.checkpoint_batches.is_some_and(|every| self.progress.step.is_multiple_of(every.max(1))) {
+            if self.run.settings.checkpoint_batches.is_some_and(|every| self.progress.step.is_multiple_of(every.max(1)))
+            {
                 self.save()?;
             }
         }
@@ -260,7 +261,8 @@ impl<'a> Loop<'a> {
         let loss = outputs.next().as_ref().and_then(crate::data::to_f64).and_then(|values| values.first().copied());
         let loss = loss.ok_or_else(|| TrainError::run("the engine gave no loss"))?;
         if !loss.is_finite() && filled.is_none() {
-            let text = format!("the loss became `{loss}` in batch {} of epoch {}", self.progress.batch, self.progress.epoch);
+            let text =
+                format!("the loss became `{loss}` in batch {} of epoch {}", self.progress.batch, self.progress.epoch);
             return Err(TrainError::run(format!("{text}; try a smaller rate, or clip the gradients")));
         }
         self.state = outputs.collect();

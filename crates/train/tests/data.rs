@@ -53,7 +53,8 @@ fn made() -> Option<(tempfile::TempDir, Value)> {
 fn arrays_of_others_are_read() {
     let Some((folder, said)) = made() else { return };
     let path = |name: &str| folder.path().join(name);
-    let images: Vec<f32> = serde_json::from_value::<Vec<Vec<Vec<f32>>>>(said["images"].clone()).unwrap().concat().concat();
+    let images: Vec<f32> =
+        serde_json::from_value::<Vec<Vec<Vec<f32>>>>(said["images"].clone()).unwrap().concat().concat();
     let options = OpenOptions::default();
     for (name, train, val) in [("medical.npz", 8, 4), ("keras.npz", 9, 3)] {
         let splits = open(&path(name), &options).unwrap();
@@ -293,8 +294,7 @@ fn drawing_has_the_stated_frequencies() {
     let all = count(Sampling::Poisson, &|_| true);
     // Ten batches an epoch, each example in each with probability a tenth.
     assert!((all - total).abs() < 5.0 * (total * 0.9).sqrt(), "{all} of {total}");
-    let sizes: BTreeSet<usize> =
-        plan(Sampling::Poisson).batches(&dataset, 0).unwrap().iter().map(Vec::len).collect();
+    let sizes: BTreeSet<usize> = plan(Sampling::Poisson).batches(&dataset, 0).unwrap().iter().map(Vec::len).collect();
     assert!(sizes.len() > 3, "batches of one size: {sizes:?}");
     let quantities = Tensor::from_vec([rows], vec![0.5f32; rows]).unwrap();
     let none = Columns::new(vec![("y".to_owned(), Role::Target, quantities)]).unwrap();

@@ -77,7 +77,9 @@ fn figures_of_small_cases() {
     // A class that is not there.
     let found = Classified::new(&[3.0, 0.0, 0.0, 0.0, 3.0, 0.0], &[0, 1], Scores::Logits).unwrap().figures();
     assert_eq!((found.accuracy, found.f1_macro, found.auc), (1.0, 1.0, None));
-    for (output, labels) in [(vec![], vec![]), (vec![1.0], vec![]), (vec![f32::NAN, 0.0], vec![0]), (vec![0.0; 2], vec![2])] {
+    for (output, labels) in
+        [(vec![], vec![]), (vec![1.0], vec![]), (vec![f32::NAN, 0.0], vec![0]), (vec![0.0; 2], vec![2])]
+    {
         assert!(Classified::new(&output, &labels, Scores::Logits).is_err(), "{output:?} {labels:?}");
     }
     assert_eq!(guess(&[0.2, 0.8, 1.0, 0.0], 2), Scores::Probabilities);

@@ -71,11 +71,16 @@ fn every_starter_runs_and_says_as_many_classes() {
         assert_eq!(output.shape(), [3, wanted.classes], "{name}");
         let values = output.values::<f32>().unwrap().into_owned();
         assert!(values.iter().all(|value| value.is_finite() && value.abs() < 100.0), "{name}: {values:?}");
-        assert!(values.iter().any(|value| *value != values[0]) || values.len() == 1, "{name} says one thing: {values:?}");
+        assert!(
+            values.iter().any(|value| *value != values[0]) || values.len() == 1,
+            "{name} says one thing: {values:?}"
+        );
         found.push((name, wanted.classes, values));
     }
     let modules = ["onnx", "onnxruntime"];
-    let Some(reference) = reference::python("starters/check.py", &modules, &[folder.path()], &Value::Null) else { return };
+    let Some(reference) = reference::python("starters/check.py", &modules, &[folder.path()], &Value::Null) else {
+        return;
+    };
     for (name, classes, values) in found {
         let expected: Vec<Vec<f32>> = serde_json::from_value(reference[name].clone()).unwrap();
         for (row, (ours, theirs)) in values.chunks(classes).zip(&expected).enumerate() {

@@ -85,6 +85,13 @@ impl Tokenisation {
         self.tokenizer.token_to_id(UNKNOWN).map(i64::from)
     }
 
+    /// The smallest number that stands for a piece of text and not for its frame.
+    pub fn first_of_text(&self) -> i64 {
+        let frame = [PAD, UNKNOWN, START, END, "<s>", "</s>", "<pad>"];
+        let most = frame.iter().filter_map(|token| self.tokenizer.token_to_id(token)).max();
+        most.map_or(0, |id| i64::from(id) + 1)
+    }
+
     /// The tokenizer as a `tokenizer.json`, cutting and padding included.
     pub fn to_json(&self) -> Result<String, DataError> {
         self.tokenizer.to_string(true).map_err(refused)

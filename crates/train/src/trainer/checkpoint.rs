@@ -118,7 +118,8 @@ impl Checkpoint {
     /// Reads a file. Errors: one that is missing, cut off, or no checkpoint.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
         let shown = path.display();
-        let bytes = fs::read(path).map_err(|error| TrainError::invalid(format!("cannot read checkpoint `{shown}`: {error}")))?;
+        let bytes = fs::read(path)
+            .map_err(|error| TrainError::invalid(format!("cannot read checkpoint `{shown}`: {error}")))?;
         let broken = |reason: String| TrainError::invalid(format!("`{shown}` is no checkpoint: {reason}"));
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| broken(error.to_string()))?;
         SafeTensors::deserialize(&bytes).map_err(|error| broken(error.to_string()))?;
@@ -195,10 +196,12 @@ pub(super) fn save(
             if prefix == "best" && !is_kept(&entry.role) {
                 continue;
             }
-            let refuse = || TrainError::run(format!("state `{}` is {}, which no checkpoint holds", entry.input, tensor.dtype()));
+            let refuse =
+                || TrainError::run(format!("state `{}` is {}, which no checkpoint holds", entry.input, tensor.dtype()));
             let raw = tensor.raw().map_or(&[][..], |raw| raw);
             let view = TensorView::new(dtype(tensor.dtype()).ok_or_else(refuse)?, tensor.shape().to_vec(), raw);
-            views.push((format!("{prefix}/{}", entry.input), view.map_err(|error| TrainError::run(error.to_string()))?));
+            views
+                .push((format!("{prefix}/{}", entry.input), view.map_err(|error| TrainError::run(error.to_string()))?));
         }
     }
     let saved = Saved { version: VERSION, identity: Identity::of(run)?, progress: progress.clone() };

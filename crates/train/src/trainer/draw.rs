@@ -1,7 +1,10 @@
 //! What a step is given beside the batch: dropout's masks, privacy's noise, weights of examples.
 
 use edgeward_graph::{DataType, Dimension, Port, Tensor, TensorError};
-use rand::{RngExt as _, SeedableRng as _, rngs::{ChaCha20Rng, SysRng}};
+use rand::{
+    RngExt as _, SeedableRng as _,
+    rngs::{ChaCha20Rng, SysRng},
+};
 use rand_distr::{Distribution as _, StandardNormal};
 
 use crate::{
@@ -56,7 +59,8 @@ pub(super) fn mask(
 
 fn symbol_size(symbol: &str, batch: &Batch, data: &[Port]) -> Option<usize> {
     data.iter().find_map(|port| {
-        let place = port.shape.as_ref()?.iter().position(|dim| matches!(dim, Dimension::Symbol(name) if name == symbol))?;
+        let place =
+            port.shape.as_ref()?.iter().position(|dim| matches!(dim, Dimension::Symbol(name) if name == symbol))?;
         let (_, tensor) = batch.inputs.iter().find(|(name, _)| *name == port.name)?;
         tensor.shape().get(place).copied()
     })
