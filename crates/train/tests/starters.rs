@@ -64,7 +64,7 @@ fn every_starter_runs_and_says_as_many_classes() {
     let mut found = Vec::new();
     for (name, wanted) in all() {
         let model = starter(&wanted).unwrap();
-        check(&model).unwrap_or_else(|error| panic!("{name}: {error}"));
+        check(&model).unwrap_or_else(|error| panic!("{name}: {error:?}"));
         let path = folder.path().join(format!("{name}.onnx"));
         model.write(&path).unwrap();
         let output = run(&path, &model);

@@ -198,7 +198,7 @@ fn fitted(field: &Field, index: usize, port: &Port, role: Role) -> Result<Slot, 
     let is_float = matches!(dtype, DataType::Float32 | DataType::Float64);
     let scaled = role == Role::Input && field.dtype == DataType::UInt8 && is_float;
     let wanted = example(port);
-    let (layout, shape) = layout(&field.shape, wanted.as_deref(), role).ok_or_else(|| {
+    let (layout, shape) = layout(field, wanted.as_deref()).ok_or_else(|| {
         let wanted = wanted.unwrap_or_default();
         let shown: Vec<String> =
             wanted.iter().map(|size| size.map_or_else(|| "?".to_owned(), |size| size.to_string())).collect();
@@ -213,17 +213,21 @@ fn fitted(field: &Field, index: usize, port: &Port, role: Role) -> Result<Slot, 
     Ok(Slot { field: index, port: port.name.clone(), dtype, layout, shape, role, scaled })
 }
 
-/// How an example of shape `has` becomes one of shape `wants`; none where it cannot.
-fn layout(has: &[usize], wants: Option<&[Option<usize>]>, role: Role) -> Option<(Layout, Vec<usize>)> {
+/// How an example of a field becomes one of shape `wants`; none where it cannot.
+fn layout(field: &Field, wants: Option<&[Option<usize>]>) -> Option<(Layout, Vec<usize>)> {
+    let has = field.shape.as_slice();
     let Some(wants) = wants else {
         // A target without a shape is one number; an input is as the data has it.
-        let shape = if role == Role::Target && has == [1] { Vec::new() } else { has.to_vec() };
+        let shape = if field.role == Role::Target && has == [1] { Vec::new() } else { has.to_vec() };
         return Some((Layout::Same, shape));
     };
     let fits = |shape: &[usize]| {
         shape.len() == wants.len() && shape.iter().zip(wants).all(|(has, wants)| wants.is_none_or(|size| size == *has))
     };
-    if fits(has) && !(matches!(has, [_, _, 3 | 4]) && wants.iter().all(Option::is_none)) {
+    // Bytes with three or four channels at their end are pictures, whatever else their shape might be.
+    let channels_last = matches!(*has, [_, _, channels @ (3 | 4)] if field.dtype == DataType::UInt8
+        && wants.first().is_some_and(|wants| wants.is_none_or(|size| size == channels)));
+    if fits(has) && !channels_last {
         return Some((Layout::Same, has.to_vec()));
     }
     if let (&[height, width], [channels, _, _]) = (has, wants) {
@@ -240,6 +244,9 @@ fn layout(has: &[usize], wants: Option<&[Option<usize>]>, role: Role) -> Option<
         if channels == 3 && fits(&grey) {
             return Some((Layout::Luma, grey));
         }
+    }
+    if fits(has) {
+        return Some((Layout::Same, has.to_vec()));
     }
     let count: usize = has.iter().product();
     let known: Option<Vec<usize>> = wants.iter().copied().collect();

@@ -7,10 +7,10 @@ use tokenizers::{
     AddedToken, PaddingParams, PaddingStrategy, Tokenizer, TruncationParams,
     models::{
         TrainerWrapper,
-        wordpiece::{WordPiece, WordPieceTrainer},
+        bpe::{BPE, BpeTrainer},
     },
     normalizers::BertNormalizer,
-    pre_tokenizers::bert::BertPreTokenizer,
+    pre_tokenizers::byte_level::ByteLevel,
     processors::bert::BertProcessing,
 };
 
@@ -33,17 +33,18 @@ pub struct Tokenisation {
 }
 
 impl Tokenisation {
-    /// Trains a WordPiece vocabulary (Schuster & Nakajima 2012, as BERT uses it) of at most `vocabulary` pieces on the
-    /// texts of a data set.
+    /// Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of at most `vocabulary` pieces on the texts of a
+    /// data set, in lower case. The same texts give the same pieces, which the library's WordPiece trainer does not.
     pub fn train(dataset: &dyn Dataset, vocabulary: usize, length: usize) -> Result<Self, DataError> {
         let texts = texts(dataset)?.concat();
         let special = [PAD, UNKNOWN, START, END].map(|token| AddedToken::from(token, true)).to_vec();
-        let trainer = WordPieceTrainer::builder().vocab_size(vocabulary).special_tokens(special).show_progress(false);
-        let model = WordPiece::builder().unk_token(UNKNOWN.to_owned()).build().map_err(refused)?;
+        let trainer = BpeTrainer::builder().vocab_size(vocabulary).special_tokens(special).show_progress(false);
+        let model = BPE::builder().unk_token(UNKNOWN.to_owned()).build().map_err(refused)?;
         let mut tokenizer = Tokenizer::new(model);
         tokenizer.with_normalizer(Some(BertNormalizer::default())).map_err(refused)?;
-        tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-        let mut trainer = TrainerWrapper::WordPieceTrainer(trainer.build());
+        let bytes = ByteLevel::default().add_prefix_space(true).trim_offsets(true);
+        tokenizer.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes));
+        let mut trainer = TrainerWrapper::BpeTrainer(trainer.build());
         tokenizer.train(&mut trainer, texts.iter()).map_err(refused)?;
         let number = |token: &str| (token.to_owned(), tokenizer.token_to_id(token).unwrap_or_default());
         let around = BertProcessing::new(number(END), number(START));
