@@ -3,6 +3,7 @@
 //!
 //! Any engine runs the result; this room runs nothing. The finished model is the forward graph's file with new weights.
 
+mod differentiate;
 mod emit;
 mod error;
 mod expand;
@@ -17,6 +18,7 @@ mod shape;
 mod spec;
 mod step;
 
+pub use differentiate::{Differentiated, differentiate};
 pub use error::{ErrorKind, TrainError};
 pub use expand::Mask;
 pub use parameters::{Parameters, parameters};
