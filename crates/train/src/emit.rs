@@ -112,6 +112,17 @@ impl Emit {
         outputs
     }
 
+    /// `x` under the name `to`.
+    pub fn identity(&mut self, x: &str, to: &str) {
+        self.nodes.push(NodeProto {
+            op_type: Some("Identity".to_owned()),
+            name: Some(to.to_owned()),
+            input: vec![x.to_owned()],
+            output: vec![to.to_owned()],
+            ..NodeProto::default()
+        });
+    }
+
     /// A constant.
     pub fn tensor(&mut self, values: &Tensor) -> String {
         let mut message = tensor_proto("", values);

@@ -62,11 +62,6 @@ impl Known {
         self.types.of(name).shape
     }
 
-    /// A small constant.
-    pub fn constant(&self, name: &str) -> Option<&Tensor> {
-        self.constants.get(name)
-    }
-
     /// The node that makes a value.
     pub fn producer(&self, name: &str) -> Option<&NodeProto> {
         self.produced.get(name)

@@ -11,6 +11,7 @@ pub mod schedule;
 pub mod starter;
 pub mod trainer;
 
+mod differentiate;
 mod emit;
 mod error;
 mod expand;
@@ -25,6 +26,7 @@ mod shape;
 mod spec;
 mod step;
 
+pub use differentiate::{Differentiated, differentiate};
 pub use error::{ErrorKind, TrainError};
 pub use expand::Mask;
 pub use parameters::{Parameters, parameters};

@@ -18,8 +18,6 @@ use edgeward_graph::proto::NodeProto;
 
 use crate::gradient::{Context, Done};
 
-pub(crate) use convolve::Window;
-pub(crate) use matrix::rows;
 pub(crate) use normalise::channel_count;
 
 /// Operators whose results do not change with small changes of their inputs, or are no floats: no gradient passes.

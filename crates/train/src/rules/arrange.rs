@@ -180,16 +180,7 @@ impl Part {
             *end = step - 1;
         }
         let wide = cx.emit.pad(&single, &pads);
-        // 0 keeps a size: all but the two that become one.
-        let mut target = vec![0; rank];
-        if let Some(size) = target.get_mut(self.along) {
-            *size = count * step;
-        }
-        // Sizes after the joined axis stand one place further to the left, where 0 does not reach: one of them may be open.
-        let joined = match cx.known.dims(cx.x(0)) {
-            Some(_) if self.along + 1 == rank => cx.emit.reshape(&wide, &target),
-            _ => join(cx, &wide, self.along, rank),
-        };
+        let joined = join(cx, &wide, self.along, rank);
         let cut = Range { axis: self.along as i64, start: 0, end: (count - 1) * step + 1, step: 1 };
         cx.emit.slice(&joined, &[cut])
     }
@@ -234,10 +225,6 @@ impl Part {
 /// Axis `along` and the next as one, of a value of `rank + 1` axes.
 fn join(cx: &mut Context<'_>, wide: &str, along: usize, rank: usize) -> String {
     let shape = cx.emit.op("Shape", &[wide]);
-    let mut sizes = vec![1; rank + 1];
-    if let Some(one) = sizes.get_mut(along) {
-        *one = along as i64;
-    }
     let before: Vec<i64> = (0..along as i64).collect();
     let after: Vec<i64> = (along as i64 + 2..rank as i64 + 1).collect();
     let open = cx.emit.ints(&[-1]);

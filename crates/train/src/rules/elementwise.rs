@@ -33,9 +33,6 @@ impl Algebra<'_, '_> {
     fn sub(&mut self, a: &str, b: &str) -> String {
         self.two("Sub", a, b)
     }
-    fn div(&mut self, a: &str, b: &str) -> String {
-        self.two("Div", a, b)
-    }
     fn times(&mut self, x: &str, by: f64) -> String {
         self.cx.emit.scale(x, self.dtype, by)
     }

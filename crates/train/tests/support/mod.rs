@@ -5,7 +5,7 @@
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
 use bytes::Bytes;
-use edgeward_engine::{Engine, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source};
+use edgeward_engine::{Engine, EngineError, Registry, RegistryConfig, RunOptions, Session, SessionOptions, Source};
 use edgeward_graph::{
     DataType, Model, Tensor,
     proto::{
@@ -26,9 +26,14 @@ pub fn engines() -> Vec<Arc<dyn Engine>> {
 
 /// Loads with `threads`.
 pub fn load(engine: &dyn Engine, model: &Model, threads: usize) -> Box<dyn Session> {
+    try_load(engine, model, threads).unwrap()
+}
+
+/// As [`load`], where it may be refused.
+pub fn try_load(engine: &dyn Engine, model: &Model, threads: usize) -> Result<Box<dyn Session>, EngineError> {
     let bytes = Bytes::from(model.to_bytes().unwrap());
     let options = SessionOptions { threads: NonZeroUsize::new(threads), ..SessionOptions::default() };
-    engine.load(&Source::Bytes(bytes), &options).unwrap()
+    engine.load(&Source::Bytes(bytes), &options)
 }
 
 /// A declared size: a number, or a name that begins with a letter.
