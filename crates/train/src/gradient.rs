@@ -108,7 +108,9 @@ impl Sweep<'_> {
         let mut reached: HashSet<&str> = self.wanted.iter().map(String::as_str).collect();
         for node in self.nodes.iter().filter(|node| !rules::is_flat(node)) {
             if node.input.iter().any(|name| reached.contains(name.as_str())) {
-                let floats = node.output.iter().filter(|name| self.known.dtype(name).is_none_or(is_float));
+                // Quantised values stand for the floats that they were.
+                let stands = node.op_type() == "QuantizeLinear";
+                let floats = node.output.iter().filter(|name| stands || self.known.dtype(name).is_none_or(is_float));
                 reached.extend(floats.map(String::as_str));
             }
         }

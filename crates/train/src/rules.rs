@@ -11,6 +11,7 @@ mod gather;
 mod matrix;
 mod normalise;
 mod pool;
+mod quantise;
 mod reduce;
 mod resize;
 
@@ -122,7 +123,8 @@ pub(crate) fn gradient(cx: &mut Context<'_>) -> Done {
         "GlobalAveragePool" => pool::global_average(cx),
         "GlobalMaxPool" => pool::global_max(cx),
         "Resize" | "Upsample" => resize::resize(cx),
-        "QuantizeLinear" | "DequantizeLinear" => elementwise::straight_through(cx),
+        "DequantizeLinear" => quantise::dequantise(cx),
+        "QuantizeLinear" => quantise::quantise(cx),
         other => Err(format!(
             "no gradient is known for the operator `{other}`; freeze the weights before it, or add a rule \
              (docs/training.md)"
