@@ -196,12 +196,6 @@ impl Context<'_> {
         self.known.dtype(name).unwrap_or(DataType::Float32)
     }
 
-    /// A number of the type of the node's first input.
-    pub fn number(&mut self, value: f64) -> String {
-        let dtype = self.dtype(&self.x(0).to_owned());
-        self.emit.scalar(dtype, value)
-    }
-
     /// An integer attribute.
     pub fn int(&self, name: &str, default: i64) -> i64 {
         self.node.attr_int(name).unwrap_or(default)

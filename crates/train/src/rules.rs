@@ -7,6 +7,7 @@ mod arrange;
 mod convolve;
 mod einsum;
 mod elementwise;
+mod example;
 mod gather;
 mod matrix;
 mod normalise;
@@ -19,6 +20,7 @@ use edgeward_graph::proto::NodeProto;
 
 use crate::gradient::{Context, Done};
 
+pub(crate) use example::{Factors, Part, per_example};
 pub(crate) use normalise::channel_count;
 
 /// Operators whose results do not change with small changes of their inputs, or are no floats: no gradient passes.
