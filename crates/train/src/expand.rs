@@ -54,6 +54,9 @@ pub(crate) fn expand(
             "BatchNormalization" if trains(1) || trains(2) => {
                 batch_normalization(emit, node, known, &mut expanded).map_err(fail)?;
             }
+            "LSTM" | "GRU" | "RNN" if node.is_standard() => {
+                crate::recurrent::unroll(emit, node, known).map_err(fail)?
+            }
             "Dropout" => dropout(emit, node, known, &mut expanded).map_err(fail)?,
             _ => emit.nodes.push(node.clone()),
         }

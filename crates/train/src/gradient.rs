@@ -108,7 +108,9 @@ impl Sweep<'_> {
         let mut reached: HashSet<&str> = self.wanted.iter().map(String::as_str).collect();
         for node in self.nodes.iter().filter(|node| !rules::is_flat(node)) {
             if node.input.iter().any(|name| reached.contains(name.as_str())) {
-                let floats = node.output.iter().filter(|name| self.known.dtype(name).is_none_or(is_float));
+                // Quantised values stand for the floats that they were.
+                let stands = node.op_type() == "QuantizeLinear";
+                let floats = node.output.iter().filter(|name| stands || self.known.dtype(name).is_none_or(is_float));
                 reached.extend(floats.map(String::as_str));
             }
         }
@@ -192,12 +194,6 @@ impl Context<'_> {
     /// Element type of a value; float32 where it is not known.
     pub fn dtype(&self, name: &str) -> DataType {
         self.known.dtype(name).unwrap_or(DataType::Float32)
-    }
-
-    /// A number of the type of the node's first input.
-    pub fn number(&mut self, value: f64) -> String {
-        let dtype = self.dtype(&self.x(0).to_owned());
-        self.emit.scalar(dtype, value)
     }
 
     /// An integer attribute.

@@ -21,6 +21,8 @@ mod loss;
 mod optimise;
 mod parameters;
 mod prepare;
+mod private;
+mod recurrent;
 mod rules;
 mod shape;
 mod spec;

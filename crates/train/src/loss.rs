@@ -25,6 +25,8 @@ pub(crate) struct Each {
     pub sums: String,
     /// What the sums are to be divided by, \[batch\] or a scalar.
     pub counts: String,
+    /// The number of elements that count, \[batch\] or a scalar: the counts without the classes' weights.
+    pub elements: String,
 }
 
 /// Finds what `term` judges in the forward graph.
@@ -97,7 +99,7 @@ pub(crate) fn each(emit: &mut Emit, loss: &Loss, judged: &Judged, target: &str) 
     let left: &[Dimension] = if reduced { judged.dims.get(..rank - 1).unwrap_or_default() } else { &judged.dims };
     let sums = writer.sums(&values, left.len());
     let counts = writer.count(&values, left);
-    Ok(Each { sums, counts })
+    Ok(Each { sums, elements: counts.clone(), counts })
 }
 
 struct Writer<'e> {
@@ -149,12 +151,13 @@ fn cross_entropy(w: &mut Writer<'_>, loss: &Loss, judged: &Judged, target: &str)
     let along = axis(*along, rank).map_err(TrainError::invalid)? as i64;
     let log = w.emit.with("LogSoftmax", &[&judged.output], vec![AttributeProto::of_int("axis", along)]);
     let mut classes = target.to_owned();
-    let mut counted = None;
+    let (mut counted, mut present) = (None, None);
     if let Some(ignore) = ignore {
         let none = w.emit.scalar(DataType::Int64, *ignore as f64);
         let same = w.two("Equal", target, &none);
         let other = w.emit.op("Not", &[&same]);
         counted = Some(w.emit.cast(&other, w.dtype));
+        present.clone_from(&counted);
         let zero = w.emit.scalar(DataType::Int64, 0.0);
         classes = w.emit.op("Where", &[&same, &zero, target]);
     }
@@ -177,19 +180,19 @@ fn cross_entropy(w: &mut Writer<'_>, loss: &Loss, judged: &Judged, target: &str)
     if *smoothing > 0.0 {
         values = smoothed(w, &values, &log, weights.as_deref(), judged, (along, f64::from(*smoothing)))?;
     }
-    if let (Some(_), Some(counted)) = (ignore, &counted) {
-        // Class weights are in already; what is ignored counts 0 whatever its weight.
-        let zero = w.n(0.0);
-        let any = w.two("Greater", counted, &zero);
-        let any = w.emit.cast(&any, w.dtype);
-        values = w.two("Mul", &values, &any);
+    if let Some(present) = &present {
+        values = w.two("Mul", &values, present);
     }
     let rest = rank - 1;
     let counts = match counted {
         Some(counted) => w.sums(&counted, rest),
         None => w.count(&values, &judged.target_dims),
     };
-    Ok(Each { sums: w.sums(&values, rest), counts })
+    let elements = match present {
+        Some(present) => w.sums(&present, rest),
+        None => w.count(&values, &judged.target_dims),
+    };
+    Ok(Each { sums: w.sums(&values, rest), counts, elements })
 }
 
 /// `(1 - s) value + s / C · Σ -log p`, each class by its weight.

@@ -7,10 +7,12 @@ mod arrange;
 mod convolve;
 mod einsum;
 mod elementwise;
+mod example;
 mod gather;
 mod matrix;
 mod normalise;
 mod pool;
+mod quantise;
 mod reduce;
 mod resize;
 
@@ -18,6 +20,7 @@ use edgeward_graph::proto::NodeProto;
 
 use crate::gradient::{Context, Done};
 
+pub(crate) use example::{Factors, Part, per_example};
 pub(crate) use normalise::channel_count;
 
 /// Operators whose results do not change with small changes of their inputs, or are no floats: no gradient passes.
@@ -122,7 +125,8 @@ pub(crate) fn gradient(cx: &mut Context<'_>) -> Done {
         "GlobalAveragePool" => pool::global_average(cx),
         "GlobalMaxPool" => pool::global_max(cx),
         "Resize" | "Upsample" => resize::resize(cx),
-        "QuantizeLinear" | "DequantizeLinear" => elementwise::straight_through(cx),
+        "DequantizeLinear" => quantise::dequantise(cx),
+        "QuantizeLinear" => quantise::quantise(cx),
         other => Err(format!(
             "no gradient is known for the operator `{other}`; freeze the weights before it, or add a rule \
              (docs/training.md)"

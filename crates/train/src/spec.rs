@@ -180,7 +180,8 @@ impl Default for AdamSpec {
 pub struct PrivateSpec {
     /// Bound of one example's gradient, that of all weights together.
     pub clip_norm: f32,
-    /// What sums are divided by: the sampling rate times the number of examples, whatever the batch holds.
+    /// What sums are divided by: the sampling rate times the number of examples, whatever the batch holds. Where steps
+    /// accumulate, that of all of them together.
     pub expected_batch: f32,
 }
 

@@ -18,6 +18,7 @@ use crate::{
     optimise::{self, Before, Shared},
     parameters::{self, Parameters},
     prepare::{self, FOLDED, Size, declared},
+    private::Private,
 };
 
 /// A training step, ready for an engine.
@@ -194,6 +195,10 @@ struct Draft {
     /// Types of what is added to the model's inputs.
     inputs: Vec<ValueInfoProto>,
     loss: String,
+    /// The loss of each example, where privacy asks for it.
+    losses: String,
+    /// The dimension that counts examples.
+    batch: Dimension,
     gradient_norm: Option<String>,
     state: Vec<State>,
 }
@@ -213,6 +218,8 @@ impl Draft {
             targets: Vec::new(),
             noise: Vec::new(),
             loss: String::new(),
+            losses: String::new(),
+            batch: Dimension::Unknown,
             gradient_norm: None,
             state: Vec::new(),
             parameters: parameters.clone(),
@@ -261,18 +268,21 @@ impl Draft {
     fn loss(&mut self, spec: &StepSpec, known: &Known) -> Result<(), TrainError> {
         let names: Vec<String> = self.outputs.iter().map(|port| port.name.clone()).collect();
         let mut terms: Vec<(Each, f64)> = Vec::new();
-        let mut batch = Dimension::Unknown;
         for term in &spec.loss.terms {
             let judged = loss::judged(known, term, &names)?;
             self.scalars.dtype = judged.dtype;
-            batch = judged.dims.first().cloned().unwrap_or(Dimension::Unknown);
+            self.batch = judged.dims.first().cloned().unwrap_or(Dimension::Unknown);
             let name = term.target.as_deref().unwrap_or("target");
             let target = self.target(name, judged.target_dtype, &judged.target_dims)?;
             self.emit.stem = "loss".to_owned();
             terms.push((loss::each(&mut self.emit, &term.loss, &judged, &target)?, term.weight.into()));
         }
         let dtype = self.scalars.dtype;
-        let weights = if spec.example_weights { Some(self.target("example_weight", dtype, &[batch])?) } else { None };
+        let weights = if spec.example_weights {
+            Some(self.target("example_weight", dtype, &[self.batch.clone()])?)
+        } else {
+            None
+        };
         self.emit.stem = "loss".to_owned();
         let parts: Vec<String> = terms
             .iter()
@@ -282,6 +292,14 @@ impl Draft {
             })
             .collect();
         self.loss = self.emit.total(&parts).unwrap_or_default();
+        if spec.private.is_some() {
+            let parts: Vec<String> =
+                terms.iter().map(|(each, weight)| own(&mut self.emit, each, dtype, *weight)).collect();
+            self.losses = self.emit.total(&parts).unwrap_or_default();
+            if let Some(weights) = &weights {
+                self.losses = self.emit.op("Mul", &[&self.losses, weights]);
+            }
+        }
         Ok(())
     }
 
@@ -307,16 +325,29 @@ impl Draft {
         let nodes: Vec<NodeProto> = self.emit.nodes.clone();
         let sweep = Sweep { nodes: &nodes, known: &known, wanted: &wanted, deferred: &HashSet::new() };
         self.emit.stem = "gradient".to_owned();
-        if spec.private.is_some() {
-            return Err(TrainError::invalid("privacy is not supported yet"));
+        if let Some(private) = &spec.private {
+            if let Some(name) = self.expanded.of_batch.iter().next() {
+                let text = "takes statistics of the whole batch, so no example stands for itself";
+                return Err(TrainError::invalid(format!(
+                    "the normalisation that makes `{name}` {text}; freeze its scale and offset, or use GroupNormalization"
+                )));
+            }
+            let (batch, dtype, clip_norm) = (self.batch.clone(), self.scalars.dtype, f64::from(private.clip_norm));
+            let private = Private { nodes: &nodes, known: &known, wanted: &wanted, batch, dtype, clip_norm };
+            let gradients = private.gradients(&mut self.emit, &self.losses)?;
+            return self.all(gradients);
         }
         let seed = self.emit.scalar(self.scalars.dtype, 1.0);
         let swept = sweep.run(&mut self.emit, vec![(self.loss.clone(), seed)])?;
-        let unreached = self.parameters.weights.iter().find(|name| !swept.gradients.contains_key(*name));
-        if let Some(name) = unreached {
-            return Err(TrainError::invalid(format!("the loss does not depend on weight `{name}`; freeze it")));
+        self.all(swept.gradients)
+    }
+
+    /// Every weight has a gradient.
+    fn all(&self, gradients: Gradients) -> Result<Gradients, TrainError> {
+        match self.parameters.weights.iter().find(|name| !gradients.contains_key(*name)) {
+            Some(name) => Err(TrainError::invalid(format!("the loss does not depend on weight `{name}`; freeze it"))),
+            None => Ok(gradients),
         }
-        Ok(swept.gradients)
     }
 
     /// Emits clipping, the optimiser and averages.
@@ -387,15 +418,23 @@ impl Draft {
         }
         let (mut gradient, owned) = (gradient.to_owned(), name.to_owned());
         let apply = self.scalars.apply.clone();
+        let mut shares = f64::from(spec.accumulate.get());
         if let Some(apply) = &apply {
             let before = self.input(&format!("accumulated/{name}"), dtype, &dims);
             let sum = self.emit.op("Add", &[&before, &gradient]);
             let zero = self.emit.scalar(dtype, 0.0);
             let next = self.emit.op("Where", &[apply, &zero, &sum]);
-            gradient = self.emit.scale(&sum, dtype, 1.0 / f64::from(spec.accumulate.get()));
+            gradient = sum;
             let role = Role::Accumulated { name: owned.clone() };
             self.remember(&before, next, zeros.clone(), role);
         }
+        if let Some(private) = &spec.private {
+            let noise = self.input(&format!("noise/{name}"), dtype, &dims);
+            gradient = self.emit.op("Add", &[&gradient, &noise]);
+            self.noise.push(Port { name: noise, dtype: Some(dtype), shape: Some(dims.clone()) });
+            shares = f64::from(private.expected_batch);
+        }
+        gradient = self.emit.scale(&gradient, dtype, 1.0 / shares);
         let kinds = optimise::moments(&spec.optimiser);
         let moments: Vec<String> =
             kinds.iter().map(|kind| self.input(&format!("{kind}/{name}"), dtype, &dims)).collect();
@@ -499,6 +538,14 @@ fn mean(emit: &mut Emit, each: &Each, weights: Option<&str>, dtype: DataType) ->
     let tiny = emit.scalar(dtype, f64::from(f32::MIN_POSITIVE));
     let count = emit.op("Max", &[&count, &tiny]);
     emit.op("Div", &[&sum, &count])
+}
+
+/// The mean loss of each example for itself, times `weight`.
+fn own(emit: &mut Emit, each: &Each, dtype: DataType, weight: f64) -> String {
+    let tiny = emit.scalar(dtype, f64::from(f32::MIN_POSITIVE));
+    let elements = emit.op("Max", &[&each.elements, &tiny]);
+    let mean = emit.op("Div", &[&each.sums, &elements]);
+    emit.scale(&mean, dtype, weight)
 }
 
 fn zeros(like: &Tensor) -> Result<Tensor, TrainError> {

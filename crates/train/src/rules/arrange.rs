@@ -272,14 +272,27 @@ pub(super) fn pad(cx: &mut Context<'_>) -> Done {
     }
     let mode = cx.node.attr_text("mode").unwrap_or("constant").to_owned();
     let gradient = if mode == "constant" {
-        // Negative padding cuts off.
-        let negative: Vec<i64> = pads.iter().map(|p| -p).collect();
-        cx.emit.pad(&g, &negative)
+        unpadded(cx, &g, &pads)
     } else {
         super::resize::copying_pad(cx, &g, &x, &pads, &mode)?
     };
     cx.give(0, gradient);
     Ok(())
+}
+
+/// The padding cut off, and zeros put where the node cut off: both at once would be negative padding, which few engines know.
+fn unpadded(cx: &mut Context<'_>, g: &str, pads: &[i64]) -> String {
+    let (begins, ends) = pads.split_at(pads.len() / 2);
+    let ranges: Vec<Range> = (0..)
+        .zip(begins.iter().zip(ends))
+        .filter(|(_, (begin, end))| **begin > 0 || **end > 0)
+        .map(|(axis, (&begin, &end))| {
+            let end = if end > 0 { -end } else { i64::MAX };
+            Range { axis, start: begin.max(0), end, step: 1 }
+        })
+        .collect();
+    let cut = if ranges.is_empty() { g.to_owned() } else { cx.emit.slice(g, &ranges) };
+    cx.emit.pad(&cut, &pads.iter().map(|p| (-p).max(0)).collect::<Vec<_>>())
 }
 
 /// Each is the other's inverse, but for DepthToSpace in its column-row-depth order, which is taken apart.

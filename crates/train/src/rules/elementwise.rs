@@ -503,13 +503,3 @@ pub(super) fn cast(cx: &mut Context<'_>) -> Done {
     cx.give(0, gradient);
     Ok(())
 }
-
-/// Quantising and back, as if it were nothing (Bengio et al. 2013), but for what is saturated: there no gradient passes.
-pub(super) fn straight_through(cx: &mut Context<'_>) -> Done {
-    let g = cx.g()?;
-    if cx.wants(1) || cx.wants(2) {
-        return Err("has no gradient for its scale; freeze it".to_owned());
-    }
-    cx.give(0, g);
-    Ok(())
-}

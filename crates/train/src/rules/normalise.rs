@@ -3,12 +3,16 @@
 //! All have one gradient, over the axes that were normalised (Ioffe and Szegedy 2015, section 3; Ba et al. 2016):
 //! `dx = (gs - mean(gs) - x̂ mean(gs x̂)) / sqrt(variance + ε)` where `gs = g · scale`.
 
-use edgeward_graph::proto::AttributeProto;
+use edgeward_graph::{
+    DataType,
+    proto::{AttributeProto, NodeProto},
+};
 
 use crate::{
     emit::{Axes, Emit},
     gradient::{Context, Done},
-    shape::axis,
+    known::Known,
+    shape::{axis, reshape_like},
 };
 
 /// What a normalisation made of its input.
@@ -19,14 +23,11 @@ struct Normalised {
 
 impl Normalised {
     /// Of `x` over `axes`; `centred` is `x - mean`, or `x` itself where no mean is taken away.
-    fn of(cx: &mut Context<'_>, centred: &str, axes: &[i64], epsilon: f64) -> Self {
-        let square = cx.emit.op("Mul", &[centred, centred]);
-        let variance = cx.emit.reduce("ReduceMean", &square, axes, Axes::Keep);
-        let epsilon = cx.number(epsilon);
-        let shifted = cx.emit.op("Add", &[&variance, &epsilon]);
-        let root = cx.emit.op("Sqrt", &[&shifted]);
-        let inverse = cx.emit.op("Reciprocal", &[&root]);
-        let hat = cx.emit.op("Mul", &[centred, &inverse]);
+    fn of(emit: &mut Emit, dtype: DataType, centred: &str, axes: &[i64], epsilon: f64) -> Self {
+        let square = emit.op("Mul", &[centred, centred]);
+        let variance = emit.reduce("ReduceMean", &square, axes, Axes::Keep);
+        let inverse = inverse_root(emit, dtype, &variance, epsilon);
+        let hat = emit.op("Mul", &[centred, &inverse]);
         Self { hat, inverse }
     }
 
@@ -46,6 +47,47 @@ impl Normalised {
     }
 }
 
+/// 1 / sqrt(variance + ε)
+fn inverse_root(emit: &mut Emit, dtype: DataType, variance: &str, epsilon: f64) -> String {
+    let epsilon = emit.scalar(dtype, epsilon);
+    let shifted = emit.op("Add", &[variance, &epsilon]);
+    let root = emit.op("Sqrt", &[&shifted]);
+    emit.op("Reciprocal", &[&root])
+}
+
+/// x̂ of a normalisation that has no statistics of the batch.
+pub(super) fn hat(emit: &mut Emit, known: &Known, node: &NodeProto) -> Result<String, String> {
+    let name = |index: usize| node.input.get(index).map_or("", String::as_str);
+    let x = name(0);
+    let (rank, dtype) = (known.rank(x)?, known.dtype(x).unwrap_or(DataType::Float32));
+    let epsilon = f64::from(node.attr_float("epsilon").unwrap_or(1e-5));
+    let trailing = || {
+        let first = axis(node.attr_int("axis").unwrap_or(-1), rank)?;
+        Ok::<Vec<i64>, String>((first as i64..rank as i64).collect())
+    };
+    Ok(match node.op_type() {
+        "RMSNormalization" => Normalised::of(emit, dtype, x, &trailing()?, epsilon).hat,
+        "BatchNormalization" => {
+            let mean = beside_channels(emit, name(3), rank);
+            let middle = emit.op("Sub", &[x, &mean]);
+            let inverse = inverse_root(emit, dtype, name(4), epsilon);
+            let inverse = beside_channels(emit, &inverse, rank);
+            emit.op("Mul", &[&middle, &inverse])
+        }
+        "GroupNormalization" => {
+            let grouped = emit.reshape(x, &[0, node.attr_int("num_groups").unwrap_or(1), -1]);
+            let middle = centred(emit, &grouped, &[2]);
+            let hat = Normalised::of(emit, dtype, &middle, &[2], epsilon).hat;
+            reshape_like(emit, known, &hat, x)
+        }
+        kind => {
+            let axes = if kind == "InstanceNormalization" { spatial(rank) } else { trailing()? };
+            let middle = centred(emit, x, &axes);
+            Normalised::of(emit, dtype, &middle, &axes, epsilon).hat
+        }
+    })
+}
+
 fn centred(emit: &mut Emit, x: &str, axes: &[i64]) -> String {
     let mean = emit.reduce("ReduceMean", x, axes, Axes::Keep);
     emit.op("Sub", &[x, &mean])
@@ -60,9 +102,9 @@ fn trailing(cx: &Context<'_>) -> Result<Vec<i64>, String> {
 
 pub(super) fn layer(cx: &mut Context<'_>) -> Done {
     let (g, x, scale) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
-    let (axes, epsilon) = (trailing(cx)?, cx.float("epsilon", 1e-5));
+    let (axes, epsilon, dtype) = (trailing(cx)?, cx.float("epsilon", 1e-5), cx.dtype(&x));
     let middle = centred(cx.emit, &x, &axes);
-    let normal = Normalised::of(cx, &middle, &axes, epsilon);
+    let normal = Normalised::of(cx.emit, dtype, &middle, &axes, epsilon);
     if cx.wants(0) {
         let gs = cx.emit.op("Mul", &[&g, &scale]);
         let gradient = normal.back(cx.emit, &gs, &axes);
@@ -82,8 +124,8 @@ pub(super) fn layer(cx: &mut Context<'_>) -> Done {
 
 pub(super) fn root_mean_square(cx: &mut Context<'_>) -> Done {
     let (g, x, scale) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
-    let (axes, epsilon) = (trailing(cx)?, cx.float("epsilon", 1e-5));
-    let normal = Normalised::of(cx, &x, &axes, epsilon);
+    let (axes, epsilon, dtype) = (trailing(cx)?, cx.float("epsilon", 1e-5), cx.dtype(&x));
+    let normal = Normalised::of(cx.emit, dtype, &x, &axes, epsilon);
     if cx.wants(0) {
         let gs = cx.emit.op("Mul", &[&g, &scale]);
         let gradient = normal.without_mean(cx.emit, &gs, &gs, &axes);
@@ -115,10 +157,10 @@ fn beside_channels(emit: &mut Emit, x: &str, rank: usize) -> String {
 
 pub(super) fn instance(cx: &mut Context<'_>) -> Done {
     let (g, x, scale) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
-    let (rank, epsilon) = (cx.known.rank(&x)?, cx.float("epsilon", 1e-5));
+    let (rank, epsilon, dtype) = (cx.known.rank(&x)?, cx.float("epsilon", 1e-5), cx.dtype(&x));
     let axes = spatial(rank);
     let middle = centred(cx.emit, &x, &axes);
-    let normal = Normalised::of(cx, &middle, &axes, epsilon);
+    let normal = Normalised::of(cx.emit, dtype, &middle, &axes, epsilon);
     if cx.wants(0) {
         let scale = beside_channels(cx.emit, &scale, rank);
         let gs = cx.emit.op("Mul", &[&g, &scale]);
@@ -144,14 +186,14 @@ fn scale_and_offset(cx: &mut Context<'_>, g: &str, hat: &str, rank: usize) {
 /// Channels in groups, each normalised with its space.
 pub(super) fn group(cx: &mut Context<'_>) -> Done {
     let (g, x, scale) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
-    let (rank, epsilon) = (cx.known.rank(&x)?, cx.float("epsilon", 1e-5));
+    let (rank, epsilon, dtype) = (cx.known.rank(&x)?, cx.float("epsilon", 1e-5), cx.dtype(&x));
     let groups = cx.int("num_groups", 1);
     if cx.known.size(&x, 1)? != cx.known.size(&scale, 0)? {
         return Err("has a scale for each group, as before version 21; `onnx.version_converter` changes it".to_owned());
     }
     let grouped = cx.emit.reshape(&x, &[0, groups, -1]);
     let middle = centred(cx.emit, &grouped, &[2]);
-    let normal = Normalised::of(cx, &middle, &[2], epsilon);
+    let normal = Normalised::of(cx.emit, dtype, &middle, &[2], epsilon);
     if cx.wants(0) {
         let scale = beside_channels(cx.emit, &scale, rank);
         let gs = cx.emit.op("Mul", &[&g, &scale]);
@@ -174,11 +216,8 @@ pub(super) fn batch(cx: &mut Context<'_>) -> Done {
     let (g, x, scale) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
     let (mean, variance) = (cx.x(3).to_owned(), cx.x(4).to_owned());
     let rank = cx.known.rank(&x)?;
-    let epsilon = cx.float("epsilon", 1e-5);
-    let epsilon = cx.number(epsilon);
-    let shifted = cx.emit.op("Add", &[&variance, &epsilon]);
-    let root = cx.emit.op("Sqrt", &[&shifted]);
-    let inverse = cx.emit.op("Reciprocal", &[&root]);
+    let (dtype, epsilon) = (cx.dtype(&x), cx.float("epsilon", 1e-5));
+    let inverse = inverse_root(cx.emit, dtype, &variance, epsilon);
     let of_batch = cx.known.is_of_batch(cx.y(0));
     if !of_batch && (cx.wants(3) || cx.wants(4)) {
         return Err("has no gradient for statistics that are given; freeze them".to_owned());
@@ -247,8 +286,8 @@ impl Sums<'_> {
 }
 
 /// Elements of one channel in the whole batch, as a number of the type of `x`.
-pub(crate) fn channel_count(emit: &mut Emit, known: &crate::known::Known, x: &str) -> String {
-    let dtype = known.dtype(x).unwrap_or(edgeward_graph::DataType::Float32);
+pub(crate) fn channel_count(emit: &mut Emit, known: &Known, x: &str) -> String {
+    let dtype = known.dtype(x).unwrap_or(DataType::Float32);
     if let (Some(sizes), Ok(channels)) = (known.of_value(x).element_count(), known.size(x, 1)) {
         return emit.scalar(dtype, sizes as f64 / channels.max(1) as f64);
     }
