@@ -43,7 +43,7 @@ impl Kind {
 }
 
 /// What a starter is to be like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Starter {
     /// What kind of model.
     pub kind: Kind,
@@ -57,6 +57,8 @@ pub struct Starter {
     pub depth: Option<usize>,
     /// Pieces of the vocabulary, for texts.
     pub vocabulary: usize,
+    /// Part of the units, of dense layers and transformers, that learning leaves out at random (Srivastava et al. 2014).
+    pub dropout: f32,
     /// The same seed gives the same weights.
     pub seed: u64,
 }
@@ -83,6 +85,15 @@ pub fn starter(wanted: &Starter) -> Result<Model, StarterError> {
         if size.is_some_and(|size| size == 0 || size > SIZE_MAX) {
             return error(format!("{name} `{}` is not possible; expected 1 to {SIZE_MAX}", size.unwrap_or_default()));
         }
+    }
+    let convolutional = matches!(wanted.kind, Kind::Resnet | Kind::Mobilenet);
+    if !(0.0..1.0).contains(&wanted.dropout) || (convolutional && wanted.dropout > 0.0) {
+        let expected = if convolutional { "none, by batch normalisation" } else { "0 or more and less than 1" };
+        return error(format!(
+            "dropout `{}` is not possible for `{}`; expected {expected}",
+            wanted.dropout,
+            wanted.kind.name()
+        ));
     }
     match wanted.kind {
         Kind::Resnet => convolution::resnet(wanted),

@@ -1,7 +1,5 @@
 //! Metrics against scikit-learn, schedules against PyTorch, event files by TensorBoard's own reader.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::{Duration, UNIX_EPOCH};
 
 use edgeward_train::{

@@ -12,7 +12,7 @@ use serde_json::Value;
 mod reference;
 
 fn wanted(kind: Kind, input: &[usize], classes: usize) -> Starter {
-    Starter { kind, input: input.to_vec(), classes, width: None, depth: None, vocabulary: 100, seed: 1 }
+    Starter { kind, input: input.to_vec(), classes, width: None, depth: None, vocabulary: 100, dropout: 0.0, seed: 1 }
 }
 
 fn all() -> Vec<(&'static str, Starter)> {
@@ -24,6 +24,8 @@ fn all() -> Vec<(&'static str, Starter)> {
         ("mobilenet-large", wanted(Kind::Mobilenet, &[3, 96, 96], 10)),
         ("mlp", wanted(Kind::Mlp, &[1, 28, 28], 10)),
         ("mlp-rows", Starter { depth: Some(1), width: Some(5), ..wanted(Kind::Mlp, &[7], 1) }),
+        ("mlp-dropout", Starter { dropout: 0.3, ..wanted(Kind::Mlp, &[7], 2) }),
+        ("transformer-dropout", Starter { dropout: 0.1, ..wanted(Kind::Transformer, &[8], 2) }),
         ("transformer", wanted(Kind::Transformer, &[16], 2)),
         ("transformer-narrow", Starter { width: Some(9), depth: Some(1), ..wanted(Kind::Transformer, &[5], 3) }),
     ]
@@ -125,6 +127,8 @@ fn impossible_starters_are_refused() {
         (Starter { depth: Some(19), ..wanted(Kind::Resnet, &[1, 28, 28], 2) }, "depth `19`"),
         (Starter { depth: Some(3), ..wanted(Kind::Mobilenet, &[1, 28, 28], 2) }, "depth `3`"),
         (Starter { width: Some(1 << 30), ..wanted(Kind::Mlp, &[4], 2) }, "width"),
+        (Starter { dropout: 1.0, ..wanted(Kind::Mlp, &[4], 2) }, "dropout `1`"),
+        (Starter { dropout: 0.1, ..wanted(Kind::Resnet, &[1, 28, 28], 2) }, "dropout `0.1`"),
         (wanted(Kind::Mlp, &[usize::MAX, 2], 2), "no shape"),
     ];
     for (wanted, words) in table {

@@ -31,6 +31,9 @@ pub struct NewArgs {
     /// Pieces of the vocabulary of a transformer
     #[arg(long, default_value_t = 8000)]
     vocabulary: usize,
+    /// Part of the units that learning leaves out at random, of mlp and transformer
+    #[arg(long, default_value_t = 0.0, value_name = "PART")]
+    dropout: f32,
     /// The same seed gives the same weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -66,6 +69,7 @@ pub fn run(args: &NewArgs, context: &Context) -> Outcome {
         width: args.width,
         depth: args.depth,
         vocabulary: args.vocabulary,
+        dropout: args.dropout,
         seed: args.seed,
     };
     let model = starter(&wanted).or_input()?;

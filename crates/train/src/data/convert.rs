@@ -26,21 +26,25 @@ macro_rules! numbers {
 }
 
 /// As binary64; none for strings, halves and packed types.
+#[expect(clippy::unnecessary_cast, reason = "one of the types that the macro goes through is this one")]
 pub(crate) fn to_f64(tensor: &Tensor) -> Option<Vec<f64>> {
     numbers!(tensor, values => values.iter().map(|&value| value as f64).collect())
 }
 
 /// As binary32.
+#[expect(clippy::unnecessary_cast, reason = "one of the types that the macro goes through is this one")]
 pub(crate) fn to_f32(tensor: &Tensor) -> Option<Vec<f32>> {
     numbers!(tensor, values => values.iter().map(|&value| value as f32).collect())
 }
 
 /// As 64-bit integers; a fraction is cut off, so a caller asks first whether there is one.
+#[expect(clippy::unnecessary_cast, reason = "one of the types that the macro goes through is this one")]
 pub(crate) fn to_i64(tensor: &Tensor) -> Option<Vec<i64>> {
     numbers!(tensor, values => values.iter().map(|&value| value as i64).collect())
 }
 
 /// The tensor in another type of numbers; none where that has no meaning.
+#[expect(clippy::unnecessary_cast, reason = "one of the types that the macro goes through is this one")]
 pub(crate) fn cast(tensor: &Tensor, to: DataType) -> Option<Result<Tensor, TensorError>> {
     if tensor.dtype() == to {
         return Some(Ok(tensor.clone()));

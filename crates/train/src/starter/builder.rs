@@ -112,6 +112,15 @@ impl Builder {
         Ok(name.to_owned())
     }
 
+    /// A dropout, which an engine that serves leaves out; nothing where its part is 0.
+    pub(super) fn dropout(&mut self, name: &str, from: &str, part: f32) -> Result<String, StarterError> {
+        if part == 0.0 {
+            return Ok(from.to_owned());
+        }
+        let ratio = self.scalar(&format!("{name}.ratio"), part)?;
+        Ok(self.node(name, "Dropout", &[from, &ratio], Vec::new()))
+    }
+
     /// The dense layer at the end, `[batch, features]` to the output `logits`.
     pub(super) fn head(&mut self, from: &str, features: usize, classes: usize) -> Result<(), StarterError> {
         let weight = self.weight("fc.weight", &[classes, features], Init::Xavier(features, classes))?;

@@ -69,7 +69,7 @@ fn stages(depth: usize) -> Result<Vec<usize>, StarterError> {
     match depth {
         18 => Ok(vec![2, 2, 2, 2]),
         34 => Ok(vec![3, 4, 6, 3]),
-        _ if depth >= 8 && depth <= 1202 && (depth - 2).is_multiple_of(6) => Ok(vec![(depth - 2) / 6; 3]),
+        _ if (8..=1202).contains(&depth) && (depth - 2).is_multiple_of(6) => Ok(vec![(depth - 2) / 6; 3]),
         _ => Err(StarterError(format!(
             "depth `{depth}` is no resnet; expected 18, 34, or 8, 14, 20, 26, 32, 44, 56 … 6n+2"
         ))),

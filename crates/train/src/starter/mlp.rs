@@ -22,7 +22,8 @@ pub(super) fn mlp(wanted: &Starter) -> Result<Model, StarterError> {
         let weight = graph.weight(&format!("{name}.weight"), &[width, features], Init::He(features))?;
         let bias = graph.weight(&format!("{name}.bias"), &[width], Init::Constant(0.0))?;
         let gemm = graph.node(&name, "Gemm", &[&last, &weight, &bias], vec![AttributeProto::of_int("transB", 1)]);
-        last = graph.node(&format!("{name}.relu"), "Relu", &[&gemm], Vec::new());
+        let relu = graph.node(&format!("{name}.relu"), "Relu", &[&gemm], Vec::new());
+        last = graph.dropout(&format!("{name}.dropout"), &relu, wanted.dropout)?;
         features = width;
     }
     graph.head(&last, features, wanted.classes)?;

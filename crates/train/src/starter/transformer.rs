@@ -28,6 +28,7 @@ pub fn heads(width: usize) -> usize {
 struct Sizes {
     width: usize,
     heads: usize,
+    dropout: f32,
 }
 
 pub(super) fn transformer(wanted: &Starter) -> Result<Model, StarterError> {
@@ -36,14 +37,15 @@ pub(super) fn transformer(wanted: &Starter) -> Result<Model, StarterError> {
         return Err(StarterError(text));
     };
     let width = wanted.width.unwrap_or(128);
-    let sizes = Sizes { width, heads: heads(width) };
+    let sizes = Sizes { width, heads: heads(width), dropout: wanted.dropout };
     let mut graph = Builder::new("transformer", wanted.seed);
     graph.input(INPUT_IDS, DataType::Int64, &[tokens]);
     graph.input(ATTENTION_MASK, DataType::Int64, &[tokens]);
     let table = graph.weight("embedding.weight", &[wanted.vocabulary, width], Init::Normal(0.02))?;
     let places = graph.weight("position.weight", &[tokens, width], Init::Normal(0.02))?;
     let embedded = graph.node("embedding", "Gather", &[&table, INPUT_IDS], vec![AttributeProto::of_int("axis", 0)]);
-    let mut last = graph.node("position", "Add", &[&embedded, &places], Vec::new());
+    let placed = graph.node("position", "Add", &[&embedded, &places], Vec::new());
+    let mut last = graph.dropout("dropout", &placed, wanted.dropout)?;
     let mask = graph.node("mask", "Cast", &[ATTENTION_MASK], vec![AttributeProto::of_int("to", 1)]);
     let bias = mask_bias(&mut graph, &mask)?;
     shared_constants(&mut graph, sizes)?;
@@ -120,6 +122,7 @@ fn attention(graph: &mut Builder, from: &str, bias: &str, name: &str, sizes: Siz
     let turned = graph.node(&format!("{name}.back"), "Transpose", &[&seen], order);
     let joined = graph.node(&format!("{name}.joined"), "Reshape", &[&turned, "width.shape"], Vec::new());
     let out = dense(graph, &joined, &format!("{name}.out"), sizes.width, sizes.width)?;
+    let out = graph.dropout(&format!("{name}.dropout1"), &out, sizes.dropout)?;
     Ok(graph.node(&format!("{name}.add1"), "Add", &[from, &out], Vec::new()))
 }
 
@@ -133,6 +136,7 @@ fn feed_forward(graph: &mut Builder, from: &str, name: &str, sizes: Sizes) -> Re
     let product = graph.node(&format!("{name}.gelu.product"), "Mul", &[&wide, &above], Vec::new());
     let gelu = graph.node(&format!("{name}.gelu"), "Mul", &[&product, "gelu.half"], Vec::new());
     let out = dense(graph, &gelu, &format!("{name}.fc2"), 4 * sizes.width, sizes.width)?;
+    let out = graph.dropout(&format!("{name}.dropout2"), &out, sizes.dropout)?;
     Ok(graph.node(&format!("{name}.add2"), "Add", &[from, &out], Vec::new()))
 }
 
