@@ -130,6 +130,7 @@ fn is_view(node: &NodeProto) -> bool {
         && matches!(
             node.op_type(),
             "Cast"
+                | "CastLike"
                 | "DequantizeLinear"
                 | "Expand"
                 | "Flatten"

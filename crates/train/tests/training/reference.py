@@ -45,12 +45,19 @@ def export(path, model, x):
                                 dynamic_shapes=({0: torch.export.Dim("batch", min=2)},), verbose=False)
     program.save(path)
     found = onnx.load(path)
-    # Weights of the file by the model's own: equal, or transposed.
+    # Weights of the file by the model's own: those of the same name, else equal ones, or transposed ones.
     own = {n: p.detach().numpy() for n, p in model.named_parameters()}
+    buffers = {n for n, _ in model.named_buffers()}
+    stored = {t.name for t in found.graph.initializer}
     places = {}
     for tensor in found.graph.initializer:
         values = numpy_helper.to_array(tensor)
+        if tensor.name in own:
+            places[tensor.name] = (tensor.name, False)
+            continue
         for name, parameter in own.items():
+            if values.size < 2 or tensor.name in buffers or name in stored:
+                continue
             if values.shape == parameter.shape and np.array_equal(values, parameter):
                 places[tensor.name] = (name, False)
             elif values.ndim == 2 and values.shape == parameter.T.shape and np.array_equal(values, parameter.T):
@@ -339,7 +346,6 @@ def private(name, make, x, classes):
 private("mlp", mlp, torch.randn(6, 5), 4)
 private("convolutions", small, torch.randn(5, 2, 8, 8), 4)
 private("transformer", lambda: Transformer(30, 16, 2, 2, 8, 3), torch.randint(0, 30, (5, 8)), 3)
-private("lstm", lambda: Lstm(20, 6, 8, 3), torch.randint(0, 20, (5, 6)), 3)
 
 
 def write(folder, names):
