@@ -66,6 +66,9 @@ pub fn parameters(model: &Model) -> Result<Parameters, TrainError> {
             raw.extend(node.output.iter().map(String::as_str));
         }
     }
+    for name in of_groups(model)? {
+        roles.insert(name, Role::Constant);
+    }
     let mut found = Parameters::default();
     for tensor in &graph.initializer {
         let dtype = DataType::from_onnx(tensor.data_type());
@@ -84,6 +87,34 @@ pub fn parameters(model: &Model) -> Result<Parameters, TrainError> {
     Ok(found)
 }
 
+/// Ones and zeros of the InstanceNormalization within what exporters make of a normalisation by groups: a Reshape, this
+/// one, another Reshape, and only then the scale and the offset.
+fn of_groups(model: &Model) -> Result<Vec<&str>, TrainError> {
+    let graph = model.graph();
+    let made_by_reshape = |name: &String| {
+        let mut makers = graph.node.iter().filter(|node| node.output.contains(name));
+        makers.any(|node| node.op_type() == "Reshape")
+    };
+    let mut found = Vec::new();
+    for node in graph.node.iter().filter(|node| node.op_type() == "InstanceNormalization") {
+        let [x, scale, offset] = node.input.as_slice() else { continue };
+        if made_by_reshape(x) && is_all(model, scale, 1.0)? && is_all(model, offset, 0.0)? {
+            found.extend([scale.as_str(), offset.as_str()]);
+        }
+    }
+    Ok(found)
+}
+
+fn is_all(model: &Model, name: &str, value: f64) -> Result<bool, TrainError> {
+    let Some(message) = model.graph().initializer.iter().find(|t| t.name() == name) else { return Ok(false) };
+    let tensor = model.tensor(message)?;
+    Ok(match tensor.dtype() {
+        DataType::Float32 => tensor.values::<f32>().is_ok_and(|v| v.iter().all(|&v| f64::from(v) == value)),
+        DataType::Float64 => tensor.values::<f64>().is_ok_and(|v| v.iter().all(|&v| v == value)),
+        _ => false,
+    })
+}
+
 /// What a use says of a constant; the greatest of its uses counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Role {
@@ -99,6 +130,7 @@ fn is_view(node: &NodeProto) -> bool {
         && matches!(
             node.op_type(),
             "Cast"
+                | "CastLike"
                 | "DequantizeLinear"
                 | "Expand"
                 | "Flatten"

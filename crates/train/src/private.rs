@@ -189,7 +189,10 @@ fn square_of(emit: &mut Emit, x: &str) -> String {
 /// Operators that keep a weight's elements, and so its gradient's norm.
 fn is_view(node: &NodeProto) -> bool {
     node.is_standard()
-        && matches!(node.op_type(), "Identity" | "Transpose" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze")
+        && matches!(
+            node.op_type(),
+            "Cast" | "CastLike" | "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Transpose" | "Unsqueeze"
+        )
 }
 
 fn reads_source(node: &NodeProto, source: &HashMap<&str, &str>) -> bool {

@@ -113,6 +113,34 @@ impl Run {
         self.outputs(rate, feed, &[]).0
     }
 
+    /// One step of several whose gradients accumulate; `last` changes the weights.
+    pub fn step_of(&mut self, rate: f32, feed: &[(&str, &Tensor)], last: bool) -> f32 {
+        let apply = Tensor::from_bools([], vec![last]).unwrap();
+        let name = self.step.scalars.apply.clone();
+        let mut feed = feed.to_vec();
+        feed.extend(name.as_deref().map(|name| (name, &apply)));
+        let zeros: Vec<(String, Tensor)> = self
+            .step
+            .noise
+            .iter()
+            .map(|port| {
+                let shape: Vec<usize> = port
+                    .shape
+                    .iter()
+                    .flatten()
+                    .map(|dim| match dim {
+                        edgeward_graph::Dimension::Fixed(size) => *size,
+                        _ => panic!("noise of an open shape"),
+                    })
+                    .collect();
+                let count = shape.iter().product();
+                (port.name.clone(), Tensor::from_vec(shape, vec![0f32; count]).unwrap())
+            })
+            .collect();
+        feed.extend(zeros.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        self.step(rate, &feed)
+    }
+
     /// One step; returns the loss and other outputs.
     pub fn outputs(&mut self, rate: f32, feed: &[(&str, &Tensor)], more: &[&str]) -> (f32, Vec<Tensor>) {
         self.count += 1.0;
