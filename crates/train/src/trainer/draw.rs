@@ -52,8 +52,11 @@ pub(super) fn mask(
     let shape = shape.ok_or_else(|| TrainError::run(format!("the shape of dropout `{}` is not known", mask.input)))?;
     let count = edgeward_graph::element_count(&shape).map_err(self::shape)?;
     let mut rng = generator(seed, PURPOSE_DROPOUT, step, index);
-    let keep = f64::from(mask.keep).clamp(0.0, 1.0);
-    let values = (0..count).map(|_| f32::from(u8::from(rng.random_bool(keep)))).collect();
+    // One word for each element, drawn all at once: below the threshold it is kept. Exact to 2^-32.
+    let threshold = (f64::from(mask.keep).clamp(0.0, 1.0) * f64::from(u32::MAX)).round() as u32;
+    let mut words = vec![0u32; count];
+    rng.fill(words.as_mut_slice());
+    let values = words.into_iter().map(|word| if word < threshold { 1.0 } else { 0.0 }).collect();
     of_type(mask.dtype, shape, values)
 }
 
