@@ -16,7 +16,7 @@ use edgeward_engine::{Loaded, Registry, SessionOptions, Source};
 use edgeward_train::{
     Step, TrainError, build,
     data::Fit,
-    trainer::{Checkpoint, End, Progress, Run, train},
+    trainer::{Checkpoint, End, EpochReport, Run, train},
 };
 use serde::Serialize;
 
@@ -74,8 +74,12 @@ struct Report<'a> {
     threads: Option<usize>,
     end: End,
     metric: &'static str,
-    #[serde(flatten)]
-    progress: &'a Progress,
+    /// From 1; none where nothing judged.
+    best_epoch: Option<u64>,
+    /// What the metric was in it.
+    best: Option<f64>,
+    steps: u64,
+    epochs: &'a [EpochReport],
 }
 
 /// Runs the command.
@@ -170,7 +174,10 @@ fn learn(args: &TrainArgs, context: &Context) -> Outcome {
         threads: how.threads.map(usize::from),
         end: trained.end,
         metric: run.settings.metric.name(),
-        progress: &trained.progress,
+        best_epoch: trained.progress.best_epoch.map(|epoch| epoch + 1),
+        best: trained.progress.best,
+        steps: trained.progress.step,
+        epochs: &trained.progress.epochs,
     };
     show(&report, context)
 }
@@ -204,11 +211,11 @@ fn show(report: &Report<'_>, context: &Context) -> Outcome {
     if context.json {
         return print::json(report);
     }
-    let best = report.progress.best_epoch.map(|epoch| epoch + 1).zip(report.progress.best);
+    let best = report.best_epoch.zip(report.best);
     let best =
         best.map_or_else(String::new, |(epoch, value)| format!(", {} {value:.4} in epoch {epoch}", report.metric));
     let why = if report.end == End::Patience { ", ended early: no epoch was better" } else { "" };
-    print::line(&format!("{} after {} epochs on {}{best}{why}", report.output, report.progress.epoch, report.engine))?;
+    print::line(&format!("{} after {} epochs on {}{best}{why}", report.output, report.epochs.len(), report.engine))?;
     match &report.tokenizer {
         Some(tokenizer) => print::line(&format!("its tokenizer is {tokenizer}")),
         None => Ok(()),

@@ -151,9 +151,10 @@ fn it_ends_early_and_keeps_the_best() {
     assert_eq!(report["end"], "patience", "{report}");
     let epochs = report["epochs"].as_array().unwrap();
     let best = report["best_epoch"].as_u64().unwrap() as usize;
-    assert_eq!(epochs.len(), best + 1 + 3);
+    assert_eq!(epochs.len(), best + 3);
     let accuracy = |epoch: &Value| epoch["validation"]["accuracy"].as_f64().unwrap();
-    assert!(epochs.iter().all(|epoch| accuracy(epoch) <= accuracy(&epochs[best])));
+    assert!(epochs.iter().all(|epoch| accuracy(epoch) <= accuracy(&epochs[best - 1])));
+    assert_eq!(report["best"].as_f64().unwrap(), accuracy(&epochs[best - 1]));
 }
 
 #[test]
