@@ -6,11 +6,13 @@ mod bench;
 mod demo;
 mod engine;
 mod engines;
+mod evaluate;
 mod failure;
 mod gate;
 mod infer;
 mod inputs;
 mod inspect;
+mod interrupt;
 mod log;
 mod measure;
 mod memory;
@@ -20,6 +22,7 @@ mod serve;
 mod settings;
 mod signals;
 mod telemetry;
+mod train;
 mod trust;
 mod tune;
 mod wire;
@@ -54,6 +57,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Find the engine, threads and batch that serve a model best on this machine
     Tune(tune::TuneArgs),
+    /// Train a model on data, or write one to begin with
+    Train(Box<train::TrainCommand>),
+    /// Judge a model on data
+    Evaluate(Box<evaluate::EvaluateArgs>),
     /// Make a model, serve it, send requests and print what they cost
     Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
@@ -99,6 +106,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Infer(args) => infer::run(&args, &context),
         Command::Bench(args) => bench::run(&args, &context),
         Command::Tune(args) => tune::run(&args, &context),
+        Command::Train(args) => train::run(&args, &context),
+        Command::Evaluate(args) => evaluate::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(*args, &context),
         Command::Trust(args) => trust::run(&args, &context),

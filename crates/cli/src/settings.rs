@@ -30,6 +30,8 @@ pub struct Settings {
     pub engine: EngineSettings,
     /// `[serve]`
     pub serve: ServeSettings,
+    /// `[train]`
+    pub train: crate::train::options::TrainOptions,
     /// `[trust]`
     pub trust: crate::gate::TrustSettings,
     /// `[release]`

@@ -4,7 +4,6 @@
 //! `tune/state.rs` remembers. The result goes to a file beside the model; `tune/result.rs` is what `serve` takes of it.
 
 mod agree;
-mod interrupt;
 mod plan;
 pub mod result;
 mod state;
@@ -32,6 +31,7 @@ use crate::{
     engines::{self, ProviderArgs},
     failure::{Failure, OrInput as _, Outcome},
     inputs::{self, Inputs, NamedShape, Wanted},
+    interrupt,
     measure::{self, Load, Summary},
     print,
 };

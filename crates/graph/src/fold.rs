@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
-    DataType, Model, Tensor, check, codec, element_count,
+    DataType, Dimension, Model, Tensor, check, codec, element_count,
     eval::{self, count},
     infer::{Known, Place, State, Trust},
     proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto},
@@ -189,20 +189,21 @@ impl Fold<'_> {
         eval::evaluate(node, &inputs, dtype, &shape)
     }
 
-    /// What `Shape` and `Size` tell of a value whose sizes no run changes.
+    /// What `Shape` and `Size` tell of a value, where no run changes the sizes that they tell.
     fn shape(&self, node: &NodeProto) -> Option<Tensor> {
-        let sizes = self.state.of(node.input.first()?).fixed()?;
+        let value = self.state.of(node.input.first()?);
         if node.op_type() == "Size" {
-            return Tensor::from_vec([], vec![i64::try_from(count(&sizes)?).ok()?]).ok();
+            return Tensor::from_vec([], vec![i64::try_from(count(&value.fixed()?)?).ok()?]).ok();
         }
-        let rank = i64::try_from(sizes.len()).ok()?;
+        let dims = value.shape?;
+        let rank = i64::try_from(dims.len()).ok()?;
         let at = |name: &str, absent: i64| {
             let position = node.attr_int(name).unwrap_or(absent);
             (if position < 0 { position.saturating_add(rank) } else { position }).clamp(0, rank) as usize
         };
         let (start, end) = (at("start", 0), at("end", rank));
-        let taken = sizes.get(start..end.max(start))?;
-        let sizes = taken.iter().map(|&size| i64::try_from(size).ok()).collect::<Option<Vec<_>>>()?;
+        let size = |dim: &Dimension| if let Dimension::Fixed(size) = dim { i64::try_from(*size).ok() } else { None };
+        let sizes = dims.get(start..end.max(start))?.iter().map(size).collect::<Option<Vec<_>>>()?;
         Tensor::from_vec([sizes.len()], sizes).ok()
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn outputs(view: &View<'_>) -> Option<Types> {
         "Bernoulli" | "EyeLike" | "RandomNormalLike" | "RandomUniformLike" => Ok(like_with_type(view)),
         "Col2Im" => Ok(col_to_im(view)),
         "DFT" => dft(view),
+        "Einsum" => einsum(view),
         "Det" => Ok(vec![of(
             view.dtype(0),
             view.dims(0).map(|mut dims| {
@@ -124,6 +125,45 @@ fn grid_sample(view: &View<'_>) -> Vec<ValueType> {
         _ => None,
     };
     vec![of(view.dtype(0), shape)]
+}
+
+/// Letters of the equation name axes; `...` stands for those that have none, and broadcasts.
+fn einsum(view: &View<'_>) -> Types {
+    let dtype = view.dtype(0);
+    let text: String = view.node.attr_text("equation").unwrap_or_default().split_whitespace().collect();
+    let (left, right) = text.split_once("->").map_or((text.as_str(), None), |(left, right)| (left, Some(right)));
+    let (mut sizes, mut dots) = (std::collections::BTreeMap::<char, Dimension>::new(), Vec::new());
+    for (index, term) in left.split(',').enumerate() {
+        let Some(dims) = view.dims(index) else { return Ok(vec![of(dtype, None)]) };
+        let (before, after) = term.split_once("...").unwrap_or((term, ""));
+        let letters = before.chars().count() + after.chars().count();
+        let open = dims.len().checked_sub(letters).filter(|&open| open == 0 || term.contains("..."));
+        let Some(open) = open else { return Err(format!("the term `{term}` does not fit rank {}", dims.len())) };
+        let (head, rest) = dims.split_at(before.chars().count());
+        let (middle, tail) = rest.split_at(open);
+        dots = compute::joined(&dots, middle)?;
+        for (letter, dim) in before.chars().chain(after.chars()).zip(head.iter().chain(tail)) {
+            let known = sizes.entry(letter).or_insert(Fixed(1));
+            *known = match compute::joined(std::slice::from_ref(known), std::slice::from_ref(dim))?.pop() {
+                Some(dim) => dim,
+                None => Unknown,
+            };
+        }
+    }
+    let right = right.map_or_else(|| implied(left), str::to_owned);
+    let (before, after) = right.split_once("...").unwrap_or((&right, ""));
+    let named = |letters: &str| letters.chars().map(|c| sizes.get(&c).cloned().unwrap_or(Unknown)).collect::<Vec<_>>();
+    let dots = if right.contains("...") { dots } else { Vec::new() };
+    Ok(vec![of(dtype, Some([named(before), dots, named(after)].concat()))])
+}
+
+/// What an equation without an arrow means: the dots, then each letter that stands once, in order.
+fn implied(left: &str) -> String {
+    let mut once: Vec<char> =
+        left.chars().filter(|c| c.is_alphabetic() && left.chars().filter(|d| d == c).count() == 1).collect();
+    once.sort_unstable();
+    let dots = if left.contains("...") { "..." } else { "" };
+    dots.chars().chain(once).collect()
 }
 
 fn affine_grid(view: &View<'_>) -> Vec<ValueType> {

@@ -1,4 +1,4 @@
-//! Ctrl-C during a tune: it ends between two slices, with what was measured kept; a second one ends it at once.
+//! Ctrl-C during long work: it ends between two pieces of it, with what was done kept; a second one ends it at once.
 
 use std::sync::{
     Once,
