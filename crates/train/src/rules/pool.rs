@@ -124,7 +124,7 @@ fn counts(cx: &mut Context<'_>, own: &Window, with_pads: bool) -> Result<String,
         counts.iter().flat_map(|c| axis.iter().map(move |&n| c * n.max(1) as f64)).collect()
     });
     let shape: Vec<usize> = along.iter().map(Vec::len).collect();
-    let dtype = cx.dtype(&cx.x(0).to_owned());
+    let dtype = cx.dtype(cx.x(0));
     Ok(cx.emit.floats(dtype, &shape, &all))
 }
 
