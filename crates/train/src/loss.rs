@@ -131,10 +131,10 @@ impl Writer<'_> {
     /// The number of elements of one example.
     fn count(&mut self, x: &str, dims: &[Dimension]) -> String {
         let rest = dims.get(1..).unwrap_or_default();
-        let sizes: Option<usize> =
-            rest.iter().map(|dim| if let Dimension::Fixed(size) = dim { Some(*size) } else { None }).product();
+        let sizes: Option<f64> =
+            rest.iter().map(|dim| if let Dimension::Fixed(size) = dim { Some(*size as f64) } else { None }).product();
         if let Some(count) = sizes {
-            return self.n(count as f64);
+            return self.n(count);
         }
         let (start, shape) = (AttributeProto::of_int("start", 1), [x]);
         let shape = self.emit.with("Shape", &shape, vec![start]);

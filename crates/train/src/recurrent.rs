@@ -9,6 +9,9 @@ use crate::{
     known::Known,
 };
 
+/// Steps that are written out, each some ten nodes.
+const STEPS_MAX: usize = 4096;
+
 /// What one direction works with.
 struct Cell {
     kind: Kind,
@@ -72,7 +75,13 @@ pub(crate) fn unroll(emit: &mut Emit, node: &NodeProto, known: &Known) -> Result
     }
     let (x, dtype) = (input(0), known.dtype(input(0)).unwrap_or(DataType::Float32));
     let steps = known.size(x, 0)?;
+    if steps > STEPS_MAX {
+        return Err(format!("goes {steps} steps, at most {STEPS_MAX} are written out"));
+    }
     let hidden = known.size(input(2), 2)? as i64;
+    if hidden > 1 << 30 {
+        return Err(format!("has a state of {hidden} elements, which is too large"));
+    }
     let directions: &[bool] = match node.attr_text("direction").unwrap_or("forward") {
         "forward" => &[false],
         "reverse" => &[true],

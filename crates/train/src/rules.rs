@@ -68,7 +68,6 @@ pub(crate) fn is_flat(node: &NodeProto) -> bool {
 }
 
 /// Gives the gradients of a node's inputs; an error says why this node has none.
-#[expect(clippy::too_many_lines, reason = "a table: one line for each operator or family")]
 pub(crate) fn gradient(cx: &mut Context<'_>) -> Done {
     if !cx.node.is_standard() {
         return Err(format!("no gradient is known for operators of the domain `{}`", cx.node.domain()));

@@ -17,6 +17,11 @@ pub(crate) fn axis(axis: i64, rank: usize) -> Result<usize, String> {
         .ok_or_else(|| format!("axis {axis} is outside of rank {rank}"))
 }
 
+/// The product of sizes; none where one is open, or where it cannot be counted.
+pub(crate) fn counted(mut sizes: impl Iterator<Item = Option<i64>>) -> Option<i64> {
+    sizes.try_fold(1i64, |n, size| n.checked_mul(size?))
+}
+
 impl Known {
     /// The number of dimensions.
     pub fn rank(&self, name: &str) -> Result<usize, String> {

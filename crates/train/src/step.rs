@@ -279,7 +279,8 @@ impl Draft {
         }
         let dtype = self.scalars.dtype;
         let weights = if spec.example_weights {
-            Some(self.target("example_weight", dtype, &[self.batch.clone()])?)
+            let batch = self.batch.clone();
+            Some(self.target("example_weight", dtype, &[batch])?)
         } else {
             None
         };

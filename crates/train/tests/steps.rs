@@ -78,3 +78,151 @@ fn frozen_weights_are_no_state() {
     let gradients = step.graph.graph().node.iter().filter(|n| n.name().starts_with("gradient/MatMul"));
     assert_eq!(gradients.count(), 0);
 }
+
+/// A batch of numbers, the mean of whose embeddings is classified.
+fn embedding(rows: usize) -> Model {
+    model(
+        vec![
+            node("Gather", &["table", "x"], &["e"], vec![]),
+            node("ReduceMean", &["e"], &["m"], vec![AttributeProto::of_ints("axes", vec![1])]),
+            node("Reshape", &["m", "target_shape"], &["f"], vec![]),
+            node("Gemm", &["f", "w"], &["logits"], vec![]),
+        ],
+        vec![port("x", DataType::Int64, &["batch", "64"])],
+        vec![port("logits", DataType::Float32, &["batch", "3"])],
+        vec![
+            ("table", noise(1, &[rows, 32])),
+            ("w", noise(2, &[32, 3])),
+            ("target_shape", Tensor::from_vec([2], vec![-1i64, 32]).unwrap()),
+        ],
+    )
+}
+
+#[test]
+fn sums_into_repeated_rows_are_right_with_any_number_of_threads() {
+    let momentum = OptimiserSpec::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 };
+    let step = build(&embedding(7), &StepSpec::new(Loss::cross_entropy().into(), momentum)).unwrap();
+    // 4096 indices into 7 rows: each row gets some 600 sums.
+    let (batch, length) = (64, 64);
+    let numbers: Vec<i64> =
+        noise(5, &[batch * length]).values::<f32>().unwrap().iter().map(|v| ((v + 1.0) * 3.49) as i64).collect();
+    let x = Tensor::from_vec([batch, length], numbers).unwrap();
+    let target = Tensor::from_vec([batch], (0..batch as i64).map(|i| i % 3).collect()).unwrap();
+    for engine in engines() {
+        let gradient = |threads| {
+            let mut run = Run::new(engine.as_ref(), &step, threads);
+            run.step(0.1, &[("x", &x), ("target", &target)]);
+            run.states()["momentum/table"].clone()
+        };
+        let alone = gradient(1);
+        for threads in [2, 4, 8, 2, 4, 8, 2, 4, 8] {
+            let (own, other) = (gradient(threads), alone.values::<f32>().unwrap());
+            let own = own.values::<f32>().unwrap();
+            let largest = other.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let error = own.iter().zip(other.iter()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(error <= 1e-5 * largest, "{} with {threads} threads: {error} of {largest}", engine.name());
+        }
+    }
+}
+
+fn refusal(forward: &Model, spec: &StepSpec) -> String {
+    build(forward, spec).map(drop).unwrap_err().to_string()
+}
+
+fn plain() -> StepSpec {
+    StepSpec::new(Loss::cross_entropy().into(), OptimiserSpec::sgd())
+}
+
+#[test]
+fn what_cannot_be_trained_is_named() {
+    let mut forward = perceptron();
+    forward.graph_mut().node[2].op_type = Some("Shrink".to_owned());
+    assert!(refusal(&forward, &plain()).contains("node `Relu_h2` (Shrink)"), "{}", refusal(&forward, &plain()));
+    // Only where a gradient must pass: the weights before it are frozen.
+    let frozen = StepSpec { frozen: vec![Pattern::new("?1").unwrap()], ..plain() };
+    forward.graph_mut().node[2].op_type = Some("Round".to_owned());
+    build(&forward, &frozen).unwrap();
+
+    let none = StepSpec { frozen: vec![Pattern::new("*").unwrap()], ..plain() };
+    assert!(refusal(&perceptron(), &none).contains("no weight is left to train"));
+    let unknown = StepSpec { frozen: vec![Pattern::new("layer*").unwrap()], ..plain() };
+    assert!(refusal(&perceptron(), &unknown).contains("pattern `layer*` fits no weight; there are `w1`"));
+    assert!(Pattern::new("[").unwrap_err().to_string().contains("pattern `[`"));
+    for (spec, text) in [
+        (StepSpec { clip_norm: Some(0.0), ..plain() }, "clip_norm is `0`"),
+        (StepSpec { ema: Some(1.0), ..plain() }, "decay is `1`"),
+        (StepSpec { clip_norm: Some(f32::NAN), ..plain() }, "clip_norm is `NaN`"),
+    ] {
+        assert!(refusal(&perceptron(), &spec).contains(text), "{}", refusal(&perceptron(), &spec));
+    }
+    let mut function = perceptron();
+    function.graph_mut().node[2].domain = Some("com.example".to_owned());
+    function
+        .proto_mut()
+        .opset_import
+        .push(edgeward_graph::proto::OperatorSetIdProto { domain: Some("com.example".to_owned()), version: Some(1) });
+    assert!(refusal(&function, &plain()).contains("operators of the domain `com.example`"));
+}
+
+#[test]
+fn state_of_another_model_is_refused() {
+    let step = build(&perceptron(), &plain()).unwrap();
+    let state: Vec<Tensor> = step.state.iter().map(|s| s.initial.clone()).collect();
+    let error = finished(&perceptron(), &step, &state[1..]).map(drop).unwrap_err().to_string();
+    assert!(error.contains("3 tensors of state, the step has 4"), "{error}");
+    let error = finished(&embedding(7), &step, &state).map(drop).unwrap_err().to_string();
+    assert!(error.contains("has no weight"), "{error}");
+    let mut swapped = state.clone();
+    swapped.swap(0, 1);
+    let error = finished(&perceptron(), &step, &swapped).map(drop).unwrap_err().to_string();
+    assert!(error.contains("state `w1` is float32 [16], expected float32 [6, 16]"), "{error}");
+}
+
+#[test]
+fn a_dropout_keeps_what_its_mask_says() {
+    let mut forward = perceptron();
+    let ratio = Tensor::from_vec([], vec![0.25f32]).unwrap();
+    forward.graph_mut().initializer.push(edgeward_graph::tensor_proto("ratio", &ratio));
+    forward.graph_mut().node[2] = node("Dropout", &["h1", "ratio"], &["h2"], vec![]);
+    let momentum = OptimiserSpec::Sgd { momentum: 0.5, nesterov: false, weight_decay: 0.0 };
+    let step = build(&forward, &StepSpec { optimiser: momentum, ..plain() }).unwrap();
+    let [mask] = step.masks.as_slice() else { panic!("{:?}", step.masks) };
+    assert_eq!((mask.input.as_str(), mask.keep), ("mask/Dropout_h2", 0.75));
+    let (x, target) = rows(8);
+    // Of 16 units every second is dropped: no gradient reaches its bias, and the others' outputs are divided by 0.75.
+    let kept: Vec<f32> = (0..8 * 16).map(|i| (i % 2) as f32).collect();
+    let kept = Tensor::from_vec([8, 16], kept).unwrap();
+    for engine in engines() {
+        let mut run = Run::new(engine.as_ref(), &step, 1);
+        run.step(0.1, &[("x", &x), ("target", &target), (&mask.input, &kept)]);
+        let bias = run.states()["momentum/b1"].clone();
+        let bias = bias.values::<f32>().unwrap();
+        assert!(bias.iter().step_by(2).all(|v| *v == 0.0), "{bias:?}");
+        assert!(bias.iter().skip(1).step_by(2).all(|v| *v != 0.0), "{bias:?}");
+    }
+}
+
+/// The same network as an older operator set writes it.
+#[test]
+fn older_operator_sets_are_brought_forward() {
+    let (x, target) = rows(16);
+    let loss = |forward: &Model| {
+        let step = build(forward, &plain()).unwrap();
+        assert_eq!(step.graph.opset(), 17);
+        engines()
+            .iter()
+            .map(|e| Run::new(e.as_ref(), &step, 1).step(0.1, &[("x", &x), ("target", &target)]))
+            .collect::<Vec<_>>()
+    };
+    let new = perceptron();
+    let mut old = perceptron();
+    old.proto_mut().opset_import[0].version = Some(11);
+    let graph = old.graph_mut();
+    graph.node[4].attribute.clear();
+    graph.node.insert(3, node("Unsqueeze", &["h2"], &["h3"], vec![AttributeProto::of_ints("axes", vec![1])]));
+    graph.node.insert(4, node("Squeeze", &["h3"], &["h4"], vec![AttributeProto::of_ints("axes", vec![1])]));
+    graph.node[5].input[0] = "h4".to_owned();
+    assert_eq!(loss(&new), loss(&old));
+    old.proto_mut().opset_import[0].version = Some(9);
+    assert!(refusal(&old, &plain()).contains("operator set 9, training takes 11 and newer"));
+}

@@ -126,14 +126,18 @@ impl Arrangement<'_> {
             let (&size, &offset) = (from.get(axis)?, offsets.get(axis)?);
             let (first, length) = slice(size, *starts.get(i)?, *ends.get(i)?, *steps.get(i)?)?;
             let step = *steps.get(i)?;
-            let at = |k: usize| usize::try_from(first + i64::try_from(k).ok()? * step).ok().map(|p| p * offset);
+            let at = |k: usize| usize::try_from(first + i64::try_from(k).ok()? * step).ok()?.checked_mul(offset);
             if taken.get(axis)?.is_some() {
                 return None;
             }
             *taken.get_mut(axis)? = Some((0..length).map(at).collect::<Option<_>>()?);
         }
-        let whole = from.iter().zip(offsets).map(|(&size, offset)| walked(size, offset));
-        Some(taken.into_iter().zip(whole).map(|(taken, whole)| taken.unwrap_or(whole)).collect())
+        // Only axes that are taken whole have the output's size, and so one that is walked through.
+        let whole = from.iter().zip(offsets);
+        let axis = |(taken, (&size, offset)): (Option<Vec<usize>>, (&usize, usize))| {
+            taken.unwrap_or_else(|| walked(size, offset))
+        };
+        Some(taken.into_iter().zip(whole).map(axis).collect())
     }
 
     fn gathered(&self) -> Option<Vec<Vec<usize>>> {
@@ -141,11 +145,13 @@ impl Arrangement<'_> {
         let axis = position(self.node.attr_int("axis").unwrap_or(0), from.len())?;
         let size = *from.get(axis)?;
         let indices = (self.numbers)(1)?.into_iter().map(|i| position(i, size)).collect::<Option<Vec<_>>>()?;
-        let mut axes: Vec<Vec<usize>> =
-            from.iter().zip(strides(from)).map(|(&size, step)| walked(size, step)).collect();
-        let step = *strides(from).get(axis)?;
-        *axes.get_mut(axis)? = indices.into_iter().map(|i| i * step).collect();
-        Some(axes)
+        let one = |(at, (&size, step)): (usize, (&usize, usize))| {
+            if at != axis {
+                return Some(walked(size, step));
+            }
+            indices.iter().map(|i| i.checked_mul(step)).collect()
+        };
+        from.iter().zip(strides(from)).enumerate().map(one).collect()
     }
 
     fn joined(&self) -> Option<Vec<usize>> {
@@ -208,7 +214,7 @@ pub(super) fn strides(shape: &[usize]) -> Vec<usize> {
 }
 
 fn walked(size: usize, step: usize) -> Vec<usize> {
-    (0..size).map(|i| i * step).collect()
+    (0..size).map(|i| i.saturating_mul(step)).collect()
 }
 
 /// The places of `from` that the elements of `to` read when it is broadcast.
@@ -236,6 +242,6 @@ pub(super) fn grid(axes: &[Vec<usize>]) -> Vec<usize> {
     }
     axes.iter().fold(vec![0], |bases, axis| match axis.as_slice() {
         [0] => bases,
-        axis => bases.iter().flat_map(|base| axis.iter().map(move |offset| base + offset)).collect(),
+        axis => bases.iter().flat_map(|base| axis.iter().map(move |offset| base.saturating_add(*offset))).collect(),
     })
 }

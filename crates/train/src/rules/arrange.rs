@@ -127,6 +127,7 @@ pub(super) fn slice(cx: &mut Context<'_>) -> Done {
 }
 
 /// What a slice takes along one axis.
+#[derive(Clone, Copy)]
 struct Part {
     along: usize,
     start: i64,
@@ -138,11 +139,17 @@ impl Part {
     /// The gradient as it lay along this axis before the slice.
     fn back(&self, cx: &mut Context<'_>, g: &str, x: &str, rank: usize) -> Result<String, String> {
         let Ok(size) = cx.known.size(x, self.along) else { return self.back_in_run(cx, g, x, rank) };
-        let size = size as i64;
-        let at = |position: i64| if position < 0 { position.saturating_add(size) } else { position };
+        let size = (size as i64).min(i64::MAX / 4);
         if self.step == 0 {
             return Err("has a step of 0".to_owned());
         }
+        // Longer steps than the axis take one element, as this one does.
+        let own = Self { step: self.step.clamp(-size - 1, size + 1), ..*self };
+        own.back_sized(cx, g, x, rank, size)
+    }
+
+    fn back_sized(&self, cx: &mut Context<'_>, g: &str, x: &str, rank: usize, size: i64) -> Result<String, String> {
+        let at = |position: i64| if position < 0 { position.saturating_add(size) } else { position };
         let (first, count) = if self.step > 0 {
             let (from, to) = (at(self.start).clamp(0, size), at(self.end).clamp(0, size));
             (from, (to - from).max(0).div_ceil_positive(self.step))
@@ -251,6 +258,8 @@ impl DivCeil for i64 {
     }
 }
 
+const PAD_MAX: i64 = 1 << 40;
+
 /// Pad with a constant: the padding cut off. Reflecting and repeating pads sum into what they copy.
 pub(super) fn pad(cx: &mut Context<'_>) -> Done {
     let (g, x) = (cx.g()?, cx.x(0).to_owned());
@@ -263,6 +272,9 @@ pub(super) fn pad(cx: &mut Context<'_>) -> Done {
             list.into_iter().map(|a| axis(a, rank)).collect::<Result<_, _>>()?
         }
     };
+    if given.iter().any(|p| !(-PAD_MAX..=PAD_MAX).contains(p)) {
+        return Err(format!("pads by more than {PAD_MAX}"));
+    }
     let mut pads = vec![0i64; 2 * rank];
     for (i, &along) in axes.iter().enumerate() {
         for (to, from) in [(along, i), (rank + along, i + axes.len())] {
@@ -302,7 +314,7 @@ pub(super) fn depth_space(cx: &mut Context<'_>) -> Done {
     let gradient = match (cx.node.op_type(), cx.node.attr_text("mode")) {
         ("SpaceToDepth", _) => cx.emit.with("DepthToSpace", &[&g], vec![block]),
         (_, Some("CRD")) => {
-            let (size, b) = (cx.known.size(cx.x(0), 1)? as i64, cx.int("blocksize", 1).max(1));
+            let (size, b) = (cx.known.size(cx.x(0), 1)? as i64, cx.int("blocksize", 1).clamp(1, 1 << 16));
             let channels = size / (b * b);
             let deep = cx.emit.with("SpaceToDepth", &[&g], vec![block]);
             // [n, b², c, …] to [n, c, b², …]

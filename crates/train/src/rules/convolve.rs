@@ -11,7 +11,14 @@ use crate::{
     emit::{Axes, Emit, Range, Side},
     gradient::{Context, Done},
     known::Known,
+    shape::counted,
 };
+
+/// Places of a kernel: the gradient by it has nodes for each.
+const PLACES_MAX: i64 = 1024;
+
+/// Greatest stride, dilation, padding and size of a kernel, so that sums of them are numbers.
+const STEP_MAX: i64 = 1 << 30;
 
 /// How a kernel moves over the spatial dimensions.
 #[derive(Clone, Debug)]
@@ -36,8 +43,14 @@ impl Window {
         let strides = fit(list("strides").unwrap_or_else(|| vec![1; rank]), rank, "strides")?;
         let dilations = fit(list("dilations").unwrap_or_else(|| vec![1; rank]), rank, "dilations")?;
         let pads = fit(list("pads").unwrap_or_else(|| vec![0; 2 * rank]), 2 * rank, "pads")?;
-        if strides.iter().chain(&dilations).chain(&kernel).any(|&v| v < 1) {
-            return Err("`kernel_shape`, `strides` and `dilations` must be 1 or more".to_owned());
+        if strides.iter().chain(&dilations).chain(&kernel).any(|v| !(1..=STEP_MAX).contains(v)) {
+            return Err(format!("`kernel_shape`, `strides` and `dilations` must be from 1 to {STEP_MAX}"));
+        }
+        if pads.iter().any(|p| !(0..=STEP_MAX).contains(p)) {
+            return Err(format!("`pads` must be from 0 to {STEP_MAX}"));
+        }
+        if kernel.iter().try_fold(1i64, |n, &k| n.checked_mul(k)).is_none_or(|places| places > PLACES_MAX) {
+            return Err(format!("its kernel {kernel:?} has more than {PLACES_MAX} places, each of which takes nodes"));
         }
         let (begins, ends) = pads.split_at(rank);
         let mut window = Self { kernel, strides, dilations, begins: begins.to_vec(), ends: ends.to_vec() };
@@ -52,7 +65,7 @@ impl Window {
     /// Padding by which the output has the input's size divided by the stride.
     fn pad_same(&mut self, known: &Known, x: &str, more_at_end: bool) -> Result<(), String> {
         for i in 0..self.kernel.len() {
-            let size = known.size(x, i + 2)? as i64;
+            let size = (known.size(x, i + 2)? as i64).min(i64::MAX / 4);
             let steps = (size + self.strides[i] - 1) / self.strides[i];
             let all = ((steps - 1) * self.strides[i] + self.reach(i) - size).max(0);
             let (less, more) = (all / 2, all - all / 2);
@@ -89,7 +102,7 @@ impl Window {
         for (i, &at) in place.iter().enumerate() {
             let start = at * self.dilations[i];
             let end = match steps.get(i).copied().flatten() {
-                Some(steps) => start + (steps - 1) * self.strides[i] + 1,
+                Some(steps) => (steps - 1).saturating_mul(self.strides[i]).saturating_add(start + 1),
                 // From the end: as much as the rest of the kernel covers.
                 None => match start + 1 - self.reach(i) {
                     0 => i64::MAX,
@@ -137,7 +150,8 @@ pub(super) fn spread(cx: &mut Context<'_>, window: &Window, g: &str, weight: &st
     // there can be, and the rest is cut off.
     let spare: Vec<i64> = (0..window.rank())
         .map(|i| match sizes[i] {
-            Some(size) => (size + window.begins[i] + window.ends[i] - window.reach(i)).rem_euclid(window.strides[i]),
+            Some(size) => (size.min(i64::MAX / 4) + window.begins[i] + window.ends[i] - window.reach(i))
+                .rem_euclid(window.strides[i]),
             None => window.strides[i] - 1,
         })
         .collect();
@@ -231,7 +245,7 @@ enum Form {
 
 impl Product<'_> {
     fn form(&self) -> Form {
-        let places = self.steps.iter().copied().product::<Option<i64>>().unwrap_or(i64::MAX);
+        let places = counted(self.steps.iter().copied()).unwrap_or(i64::MAX);
         let inner = self.weight.get(1).copied().unwrap_or(1) as i64;
         if self.group > 1 || inner < 16 {
             Form::Together

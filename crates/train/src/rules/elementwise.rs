@@ -431,7 +431,7 @@ pub(super) fn extreme(cx: &mut Context<'_>) -> Done {
 /// Where: a product with the condition, which costs less than another choice.
 pub(super) fn choose(cx: &mut Context<'_>) -> Done {
     let (g, condition) = (cx.g()?, cx.x(0).to_owned());
-    let dtype = cx.dtype(&cx.y(0).to_owned());
+    let dtype = cx.dtype(cx.y(0));
     let opposite = if cx.wants(2) { cx.emit.op("Not", &[&condition]) } else { String::new() };
     for (input, truth) in [(1, condition), (2, opposite)] {
         if cx.wants(input) {

@@ -9,7 +9,7 @@ use super::convolve::{Window, spatial_sizes};
 use crate::{
     emit::{Axes, Emit},
     known::Known,
-    shape::axis,
+    shape::{axis, counted},
 };
 
 /// What one use of a weight tells.
@@ -35,7 +35,7 @@ impl Factors {
     pub fn joined(emit: &mut Emit, all: Vec<Self>) -> Self {
         let names = |of: fn(&Self) -> &String| all.iter().map(|f| of(f).clone()).collect::<Vec<_>>();
         let (a, b) = (names(|f| &f.a), names(|f| &f.b));
-        let steps = all.iter().map(|f| f.steps).sum();
+        let steps = all.iter().try_fold(0i64, |sum, f| sum.checked_add(f.steps?));
         Self { a: emit.concat(&a, 1), b: emit.concat(&b, 1), steps, sizes: all.first().and_then(|f| f.sizes) }
     }
 
@@ -160,7 +160,7 @@ impl Reader<'_> {
         let dims = self.known.dims(like).ok_or_else(|| format!("the rank of `{like}` is not known"))?;
         let fixed = |dim: &Dimension| if let Dimension::Fixed(size) = dim { Some(*size as i64) } else { None };
         let middle = dims.get(1..dims.len().saturating_sub(1)).unwrap_or_default();
-        let count = middle.iter().map(fixed).product();
+        let count = counted(middle.iter().map(fixed));
         Ok(match dims.len() {
             0 | 1 => return Err(format!("`{like}` has no axis beside the batch")),
             2 => (self.emit.unsqueeze(x, &[1]), Some(1)),
@@ -257,7 +257,7 @@ impl Reader<'_> {
             let a = self.emit.transpose(&all, &[0, 2, 1]);
             let g = self.emit.reshape(self.g, &[0, outer, -1]);
             let b = self.emit.transpose(&g, &[0, 2, 1]);
-            let count = steps.iter().copied().product();
+            let count = counted(steps.iter().copied());
             return Ok(Part::Factors(Factors { a, b, steps: count, sizes: Some((width, outer)) }));
         }
         let all = self.emit.reshape(&all, &[0, group, width, -1]);

@@ -61,6 +61,11 @@ pub(super) fn gather_elements(cx: &mut Context<'_>) -> Done {
     Ok(())
 }
 
+/// The product of sizes; that of a value which no memory holds is of no account.
+fn saturated(sizes: &[usize]) -> usize {
+    sizes.iter().fold(1usize, |n, &s| n.saturating_mul(s))
+}
+
 /// GatherND: the indices become places in the flat data.
 pub(super) fn gather_nd(cx: &mut Context<'_>) -> Done {
     let (g, data, indices) = (cx.g()?, cx.x(0).to_owned(), cx.x(1).to_owned());
@@ -73,9 +78,9 @@ pub(super) fn gather_nd(cx: &mut Context<'_>) -> Done {
         return Err(format!("takes {depth} indices into {} dimensions", sizes.len()));
     }
     let (outer, inner) = sizes.split_at(depth);
-    let row: usize = inner.iter().product();
-    let strides: Vec<i64> = (0..depth).map(|i| outer.iter().skip(i + 1).product::<usize>() as i64).collect();
-    let rows: usize = outer.iter().product();
+    let row = saturated(inner);
+    let strides: Vec<i64> = (0..depth).map(|i| saturated(outer.get(i + 1..).unwrap_or_default()) as i64).collect();
+    let rows = saturated(outer);
     let table = cx.emit.reshape(&indices, &[-1, depth as i64]);
     let sizes = cx.emit.ints(&outer.iter().map(|&s| s as i64).collect::<Vec<_>>());
     // Indices may count from the end.

@@ -303,7 +303,7 @@ pub(crate) fn channel_count(emit: &mut Emit, known: &Known, x: &str) -> String {
 /// `x a + b`, a and b for each channel: one pass of a BatchNormalization whose statistics are 0 and 1, where a product and
 /// a sum that broadcast take two.
 fn affine(cx: &mut Context<'_>, x: &str, a: &str, b: &str) -> String {
-    let dtype = cx.dtype(&cx.x(0).to_owned());
+    let dtype = cx.dtype(cx.x(0));
     let (zero, one) = (cx.emit.scalar(dtype, 0.0), cx.emit.scalar(dtype, 1.0));
     let shape = cx.emit.op("Shape", &[a]);
     let (zeros, ones) = (cx.emit.op("Expand", &[&zero, &shape]), cx.emit.op("Expand", &[&one, &shape]));

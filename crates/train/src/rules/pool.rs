@@ -9,14 +9,17 @@ use crate::{
     known::Known,
 };
 
+/// Windows whose elements are counted one by one.
+const COUNTS_MAX: i64 = 1 << 22;
+
 /// The window of a pool. With `ceil_mode` the last window may reach beyond the padding: so does the padding then.
 fn window(known: &Known, cx: &Context<'_>) -> Result<Window, String> {
     let mut window = Window::of(known, cx.node, cx.x(0), None)?;
     if cx.int("ceil_mode", 0) != 0 {
         for i in 0..window.rank() {
             let (size, steps) = (known.size(cx.x(0), i + 2)? as i64, known.size(cx.y(0), i + 2)? as i64);
-            let last = (steps - 1) * window.strides[i] + window.reach(i);
-            window.ends[i] = window.ends[i].max(last - size - window.begins[i]);
+            let last = (steps - 1).saturating_mul(window.strides[i]).saturating_add(window.reach(i));
+            window.ends[i] = window.ends[i].max(last.saturating_sub(size).saturating_sub(window.begins[i]));
         }
     }
     Ok(window)
@@ -114,17 +117,24 @@ fn counts(cx: &mut Context<'_>, own: &Window, with_pads: bool) -> Result<String,
         let size = cx.known.size(cx.x(0), i + 2)? as i64;
         let steps = cx.known.size(cx.y(0), i + 2)? as i64;
         let (low, high) = if with_pads { (-own.begins[i], size + own.ends[i]) } else { (0, size) };
+        if steps > COUNTS_MAX {
+            return Err(format!("counts {steps} windows along axis {}, at most {COUNTS_MAX} are", i + 2));
+        }
         let inside = |step: i64| {
             let start = step * own.strides[i] - own.begins[i];
             (0..own.kernel[i]).map(|k| start + k * own.dilations[i]).filter(|&at| at >= low && at < high).count()
         };
         along.push((0..steps).map(inside).collect::<Vec<usize>>());
     }
+    let windows = along.iter().try_fold(1usize, |n, axis| n.checked_mul(axis.len()));
+    if windows.is_none_or(|n| n > COUNTS_MAX as usize) {
+        return Err(format!("counts more than {COUNTS_MAX} windows"));
+    }
     let all = along.iter().fold(vec![1.0f64], |counts, axis| {
         counts.iter().flat_map(|c| axis.iter().map(move |&n| c * n.max(1) as f64)).collect()
     });
     let shape: Vec<usize> = along.iter().map(Vec::len).collect();
-    let dtype = cx.dtype(&cx.x(0).to_owned());
+    let dtype = cx.dtype(cx.x(0));
     Ok(cx.emit.floats(dtype, &shape, &all))
 }
 
@@ -134,7 +144,7 @@ pub(super) fn global_average(cx: &mut Context<'_>) -> Done {
     let rank = cx.known.rank(&x)?;
     let sizes: Result<Vec<usize>, String> = (2..rank).map(|i| cx.known.size(&x, i)).collect();
     let share = match sizes {
-        Ok(sizes) => cx.emit.scale(&g, dtype, 1.0 / sizes.iter().product::<usize>().max(1) as f64),
+        Ok(sizes) => cx.emit.scale(&g, dtype, 1.0 / sizes.iter().map(|&s| s as f64).product::<f64>().max(1.0)),
         Err(_) => {
             let shape = cx.emit.with("Shape", &[&x], vec![AttributeProto::of_int("start", 2)]);
             let area = cx.emit.reduce("ReduceProd", &shape, &[], Axes::Drop);

@@ -26,7 +26,7 @@ pub(super) fn quantise(cx: &mut Context<'_>) -> Done {
     if cx.int("block_size", 0) != 0 {
         return Err("has no gradient in blocks".to_owned());
     }
-    let (low, high) = range(cx.dtype(&cx.y(0).to_owned()))?;
+    let (low, high) = range(cx.dtype(cx.y(0)))?;
     let dtype = cx.dtype(&x);
     // What rounds to the last number of the range is still within it.
     let [low, high] = [low - 0.5, high + 0.5].map(|bound| {

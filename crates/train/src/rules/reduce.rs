@@ -104,8 +104,8 @@ fn over_count(cx: &mut Context<'_>, g: &str, x: &str, axes: &[i64]) -> Result<St
     };
     let sizes: Result<Vec<usize>, String> = places.iter().map(|&a| cx.known.size(x, a)).collect();
     if let Ok(sizes) = sizes {
-        let count: usize = sizes.iter().product();
-        return Ok(cx.emit.scale(g, dtype, 1.0 / count.max(1) as f64));
+        let count: f64 = sizes.iter().map(|&s| s as f64).product();
+        return Ok(cx.emit.scale(g, dtype, 1.0 / count.max(1.0)));
     }
     let shape = cx.emit.op("Shape", &[x]);
     let places = cx.emit.ints(&places.iter().map(|&a| a as i64).collect::<Vec<_>>());

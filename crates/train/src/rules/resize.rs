@@ -11,6 +11,9 @@ use crate::{
     shape,
 };
 
+/// Elements of one map: 4096 to 4096 and less.
+const WEIGHTS_MAX: usize = 1 << 24;
+
 /// A linear map along one axis: `weights[out · input + in]`.
 struct Map {
     input: usize,
@@ -19,8 +22,10 @@ struct Map {
 }
 
 impl Map {
-    fn new(input: usize, output: usize) -> Self {
-        Self { input, output, weights: vec![0.0; input * output] }
+    fn new(input: usize, output: usize) -> Result<Self, String> {
+        let count = input.checked_mul(output).filter(|&count| count <= WEIGHTS_MAX);
+        let count = count.ok_or_else(|| format!("a map from {input} to {output} elements is too large"))?;
+        Ok(Self { input, output, weights: vec![0.0; count] })
     }
 
     fn add(&mut self, to: usize, from: usize, weight: f64) {
@@ -40,8 +45,10 @@ impl Map {
 
     /// The gradient of the input along `axis` of a value of these sizes.
     fn back(&self, emit: &mut Emit, dtype: DataType, g: &str, axis: usize, sizes: &[i64]) -> String {
-        let before: i64 = sizes.iter().take(axis).product();
-        let after: i64 = sizes.iter().skip(axis + 1).product();
+        // Sizes whose product no number holds belong to a value that no memory holds.
+        let count = |sizes: &[i64]| sizes.iter().fold(1i64, |n, &s| n.saturating_mul(s));
+        let before = count(sizes.get(..axis).unwrap_or_default());
+        let after = count(sizes.get(axis + 1..).unwrap_or_default());
         let mut target: Vec<i64> = sizes.to_vec();
         if let Some(size) = target.get_mut(axis) {
             *size = self.input as i64;
@@ -116,7 +123,7 @@ pub(super) fn resize(cx: &mut Context<'_>) -> Done {
         };
         if input != output || scale.is_some_and(|scale| scale != 1.0) {
             let scale = scale.unwrap_or(output as f64 / input.max(1) as f64);
-            maps.push((axis, rule.map(input, output, scale)));
+            maps.push((axis, rule.map(input, output, scale)?));
         }
     }
     let gradient = back(cx, &g, &y, maps)?;
@@ -153,15 +160,15 @@ impl Rule {
         Ok(rule)
     }
 
-    fn map(&self, input: usize, output: usize, scale: f64) -> Map {
-        let mut map = Map::new(input, output);
+    fn map(&self, input: usize, output: usize, scale: f64) -> Result<Map, String> {
+        let mut map = Map::new(input, output)?;
         for to in 0..output {
             let at = self.coordinate(to as f64, input as f64, output as f64, scale);
             for (from, weight) in self.neighbours(at, input) {
                 map.add(to, from, weight);
             }
         }
-        map
+        Ok(map)
     }
 
     fn coordinate(&self, to: f64, input: f64, output: f64, scale: f64) -> f64 {
@@ -222,7 +229,7 @@ pub(super) fn copying_pad(cx: &mut Context<'_>, g: &str, x: &str, pads: &[i64], 
         }
         let size = cx.known.size(x, axis)? as i64;
         let output = usize::try_from(size + begin + end).map_err(|_| "cuts off more than there is")?;
-        let mut map = Map::new(size as usize, output);
+        let mut map = Map::new(size as usize, output)?;
         for to in 0..output {
             let at = to as i64 - begin;
             let from = match mode {

