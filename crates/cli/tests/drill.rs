@@ -396,8 +396,17 @@ fn a_log_that_was_changed_is_found_out() {
     server.terminate();
     let server = trust.serve(&[models.path()]);
     drill(&https(&server), &trust.folder(), "log", &[]).expect(&[("log", "held")]);
-    let entries = trust.folder().join("audit/tile/entries");
-    let mut parts: Vec<PathBuf> = fs::read_dir(&entries).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // A server that writes its next records writes the last tile anew, and mends what was done to it.
+    let found = (0..5).any(|_| {
+        change_denials(&trust.folder().join("audit/tile/entries"));
+        let run = drill(&https(&server), &trust.folder(), "log", &[]);
+        run.drill("log")["outcome"] == "got_through" && run.code == 1
+    });
+    assert!(found, "the log is said to be whole");
+}
+
+fn change_denials(entries: &Path) {
+    let mut parts: Vec<PathBuf> = fs::read_dir(entries).unwrap().map(|entry| entry.unwrap().path()).collect();
     while let Some(path) = parts.pop() {
         if path.is_dir() {
             parts.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
@@ -405,8 +414,7 @@ fn a_log_that_was_changed_is_found_out() {
         }
         let mut bytes = fs::read(&path).unwrap();
         let at = bytes.windows(6).position(|found| found == b"\"deny\"").unwrap_or(40);
-        bytes[at + 1] ^= 1;
+        bytes[at + 1] = b'D';
         fs::write(path, bytes).unwrap();
     }
-    drill(&https(&server), &trust.folder(), "log", &[]).expect(&[("log", "got_through")]);
 }

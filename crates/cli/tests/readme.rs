@@ -30,7 +30,7 @@ fn shortened(words: &[&str]) -> &'static [&'static str] {
     }
 }
 
-/// The reader's folder: `model.onnx`, and a server once `serve` was typed.
+/// The reader's folder: `model.onnx`, `flowers.csv`, and a server once `serve` was typed.
 struct Reader {
     folder: tempfile::TempDir,
     server: Option<Child>,
@@ -40,6 +40,9 @@ impl Reader {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         support::identity(DataType::Float32).write(folder.path().join("model.onnx")).unwrap();
+        let rows = (0..90).map(|i| format!("{}.5,{},1,0.25,kind{}\n", i % 3, 2 * (i % 3), i % 3));
+        let flowers = std::iter::once("a,b,c,d,kind\n".to_owned()).chain(rows).collect::<String>();
+        fs::write(folder.path().join("flowers.csv"), flowers).unwrap();
         Self { folder, server: None }
     }
 
@@ -115,7 +118,7 @@ fn the_readme_is_true() {
         }
         ran.push(line);
     }
-    for part in ["-- demo", "xtask test", "edgeward tune", "edgeward serve", "curl"] {
+    for part in ["-- demo", "xtask test", "edgeward tune", "edgeward serve", "curl", "edgeward train"] {
         assert!(ran.iter().any(|line| line.contains(part)), "README.md does not show `{part}`: {ran:?}");
     }
 }
