@@ -14,6 +14,7 @@ use edgeward_trust::{
     admission::{Admission, AdmissionSettings},
     audit::{AuditLog, Durability, LogOptions, LogSigner},
     authority::{AuthorityKeys, BUNDLE, Lifetimes, REVOCATIONS, State},
+    detect::DetectorSettings,
     identity::{
         Http, HttpSettings, Identities, IdentityProvider,
         aws::{Aws, AwsSettings},
@@ -24,7 +25,7 @@ use edgeward_trust::{
     },
     keys::{KeyProvider, PkiSettings, SealedFile, Vault, VaultPki, VaultSettings},
     policy::{Policies, Sources},
-    revocation::Revocations,
+    revocation::{KEPT, Kept, Revocations},
     score::{ScoreSettings, Scorer},
     session::{LocalSigner, SessionSettings, Sessions},
     tls::{AuthoritySource, KeyFiles, ServerKeySource, ServerKeys},
@@ -66,6 +67,8 @@ pub struct TrustSettings {
     pub session: SessionTable,
     /// `[trust.score]`
     pub score: ScoreSettings,
+    /// `[trust.detectors]`
+    pub detectors: DetectorSettings,
     /// `[trust.admission]`
     pub admission: AdmissionSettings,
     /// `[[trust.oidc]]`
@@ -202,6 +205,12 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
     let (options, waits_for_disk) = audit(folder, &settings.audit)?;
     let signer = LogSigner::new(&format!("{domain}/audit"), online.clone(), AUDIT_KEY).or_input()?;
     let keys = server_keys(folder, settings, online, unlock, (&spiffe, &bundles))?;
+    // A file that cannot be read must not forgive anybody: then there is no server.
+    let (kept, revocations, now) =
+        (Kept::at(folder.join(KEPT)), Revocations::new(REVOCATIONS_MAX), std::time::SystemTime::now());
+    for (what, until) in kept.read(now).or_input()? {
+        revocations.add(what, until, now).or_input()?;
+    }
     let followed = Followed {
         policies: Some(policies_folder),
         revocations: Some(folder.join(REVOCATIONS)),
@@ -213,9 +222,11 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
         identities: Identities::new(providers),
         sessions,
         dpop,
-        revocations: Arc::new(Revocations::new(REVOCATIONS_MAX)),
+        revocations: Arc::new(revocations),
+        kept: Some(kept),
         policies: Arc::new(policies),
         scorer: Scorer::new(settings.score.clone()).or_input()?,
+        detectors: settings.detectors,
         admission: Admission::new(&settings.admission),
         audit: Arc::new(AuditLog::open(&options, signer).map_err(|error| Failure::Work(error.into()))?),
         waits_for_disk,

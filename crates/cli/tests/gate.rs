@@ -207,6 +207,26 @@ fn terms_of_a_policy_hold() {
     let batch = trust.curl("batch", &url(&server, INFER), &["-d", &rows.to_string()]);
     assert_eq!(batch.status, 429, "{}", batch.body);
     assert_eq!(ask("batch").status, 200, "a batch that is refused counts as one");
+    let metrics = trust.curl("admin", &format!("https://{}/metrics", server.metrics), &[]).body;
+    server.terminate();
+    let records = trust.audit();
+    let of = |who: &str| {
+        let principal = json!(format!("spiffe://edgeward.local/{who}"));
+        let records = records.iter().filter(|record| record["principal"] == principal);
+        records.map(|record| (record["decision"].clone(), record["context"]["limit"].clone())).collect::<Vec<_>>()
+    };
+    let (allowed, spent) = ((json!("allow"), Value::Null), (json!("deny"), json!("QueryBudget(Day)")));
+    assert_eq!(of("budget"), [allowed.clone(), allowed.clone(), spent.clone()]);
+    assert_eq!(of("batch"), [spent, allowed]);
+    // What was counted is what was written: the call for the metrics is counted when it is answered.
+    let count = |decision: &str| {
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("edgeward_trust_decisions_total{{decision=\"{decision}\"}} ")));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    let written = records.iter().filter(|record| record["decision"] == "allow").count();
+    assert_eq!((count("allowed"), count("limited")), (written - 1, 3));
 }
 
 #[test]
@@ -364,6 +384,144 @@ fn the_log_tells_of_each_call_by_digest() {
     let simulated: Value = serde_json::from_slice(&support::trust::edgeward(&arguments).stdout).unwrap();
     assert_eq!((&simulated["requests"], &simulated["newly_denied"]), (&json!(2), &json!(1)));
     assert_eq!(simulated["changes"][0]["request"]["action"], "unload");
+}
+
+/// Over gRPC as over REST's binary form: the digest is that of the tensors' bytes, however a message holds them.
+#[test]
+fn typed_and_raw_tensors_of_grpc_have_the_same_digest() {
+    use edgeward_serve::proto::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor};
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    let values: Vec<f32> = (0..16).map(|n| n as f32).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let input = |contents| InferInputTensor {
+        name: "INPUT0".to_owned(),
+        datatype: "FP32".to_owned(),
+        shape: vec![1, 16],
+        contents,
+        ..InferInputTensor::default()
+    };
+    let typed = InferTensorContents { fp32_contents: values, ..InferTensorContents::default() };
+    for (inputs, raw) in [(vec![input(Some(typed))], vec![]), (vec![input(None)], vec![bytes.clone().into()])] {
+        let request = ModelInferRequest {
+            model_name: "ident".to_owned(),
+            inputs,
+            raw_input_contents: raw,
+            ..ModelInferRequest::default()
+        };
+        let message = prost::Message::encode_to_vec(&request);
+        let file = trust.files.path().join("message");
+        fs::write(&file, [&[0], (message.len() as u32).to_be_bytes().as_slice(), &message].concat()).unwrap();
+        let body = format!("@{}", file.display());
+        let headers = ["--http2", "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", &body];
+        let address = format!("https://{}/inference.GRPCInferenceService/ModelInfer", server.grpc);
+        let answer = trust.curl("admin", &address, &headers);
+        assert!(answer.status == 200 && answer.body.contains("OUTPUT0"), "{}{}", answer.head, answer.body);
+    }
+    server.terminate();
+    let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digests: Vec<Value> = trust.audit().iter().map(|record| record["digests"]["request"].clone()).collect();
+    assert_eq!(digests, [json!(digest), json!(digest)]);
+}
+
+/// Each request is permitted; what many of them are together is not.
+#[test]
+fn whose_requests_look_like_an_attack_is_denied() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let config = trust.files.path().join("edgeward.toml");
+    fs::write(&config, "[trust.detectors]\nprobing = true\n").unwrap();
+    for name in ["ward", "prober", "fuzzer"] {
+        trust.issue(name);
+        trust
+            .policy(&format!("{name}.cedar"), &permit(name, "").replace(" };", " && context.score_detectors >= 50 };"));
+    }
+    let arguments = ["--engine", "rten", "--config", config.to_str().unwrap()];
+    let server = Server::start_trusted(&[models.path()], &trust.folder(), &arguments, &trust.log());
+    let ask = |who: &str, body: &str| trust.curl(who, &url(&server, INFER), &["-d", body]).status;
+    let near = |n: usize| row(std::array::from_fn(|at| at as f32 + if at == n % 16 { 0.01 * n as f32 } else { 0.0 }));
+    let other = |n: usize| row(std::array::from_fn(|at| ((n * 37 + at * 53) * (n + 3) % 101) as f32));
+    let first_denied = |who: &str, body: &dyn Fn(usize) -> String| (1..60).find(|n| ask(who, &body(*n)) == 403);
+    let (probed, fuzzed) = (first_denied("prober", &near), first_denied("fuzzer", &|_| "{".to_owned()));
+    assert!(probed.is_some_and(|n| n > 20) && fuzzed.is_some_and(|n| n > 15), "{probed:?} {fuzzed:?}");
+    assert_eq!((1..50).find(|n| ask("ward", &other(*n)) != 200), None);
+    server.terminate();
+    let records = trust.audit();
+    let suspicion = |who: &str, detector: &str| {
+        let denied = |record: &&Value| {
+            record["principal"] == format!("spiffe://edgeward.local/{who}") && record["decision"] == "deny"
+        };
+        let observed = records.iter().find(denied).unwrap()["context"]["observed"].as_str().unwrap();
+        serde_json::from_str::<Value>(observed).unwrap()["suspicions"][detector].as_u64()
+    };
+    assert!(suspicion("prober", "probing").is_some_and(|percent| percent > 50));
+    assert!(suspicion("fuzzer", "malformed").is_some_and(|percent| percent > 50));
+}
+
+#[test]
+fn a_restart_forgives_nobody() {
+    let (models, trust) = (repository(), Trust::init(&[]));
+    ["lost", "late", "back"].into_iter().for_each(|name| trust.issue(name));
+    let server = trust.serve(&[models.path()]);
+    let call = |server: &Server, method: &str, what: Value| {
+        let answer =
+            trust.curl("admin", &url(server, "/v2/trust/revocations"), &["-X", method, "-d", &what.to_string()]);
+        (answer.status, answer.json())
+    };
+    let id = |name: &str| format!("spiffe://edgeward.local/{name}");
+    let status = |server: &Server, name: &str| trust.curl(name, &url(server, "/v2/health/live"), &[]).status;
+    for (name, seconds) in [("lost", None), ("late", Some(1)), ("back", None)] {
+        assert_eq!(status(&server, name), 200);
+        assert_eq!(call(&server, "POST", json!({ "principal": id(name), "seconds": seconds })).0, 200);
+    }
+    assert_eq!(call(&server, "POST", json!({ "session": "s" })).0, 200);
+    assert_eq!(call(&server, "DELETE", json!({ "principal": id("back") })), (200, json!({ "lifted": true })));
+    assert_eq!(call(&server, "DELETE", json!({ "principal": id("back") })), (200, json!({ "lifted": false })));
+    server.terminate();
+
+    let server = trust.serve(&[models.path()]);
+    assert_eq!([status(&server, "lost"), status(&server, "back")], [403, 200]);
+    until("the end of a revocation", || status(&server, "late") == 200);
+    // A revocation that is lifted beside the server: by another one, or by hand.
+    let file = trust.folder().join("revoked-callers.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let entries: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert!(entries.contains(&json!({ "principal": id("lost") })) && !text.contains("back"), "{text}");
+    fs::write(&file, "[]").unwrap();
+    until("the pardon", || status(&server, "lost") == 200);
+    fs::write(&file, text).unwrap();
+    until("the revocation", || status(&server, "lost") == 403);
+    server.terminate();
+    // A file that cannot be read forgives nobody either.
+    fs::write(&file, "[").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+    let output = command.arg("serve").arg(models.path()).arg("--trust").arg(trust.folder()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && text.contains("revoked-callers.json"), "{text}");
+}
+
+/// A failure that is met with every look at the files, twice a second.
+#[test]
+fn a_certificate_that_cannot_be_renewed_is_told_of_once() {
+    let (models, trust) = (repository(), Trust::init(&[]));
+    let folder = trust.folder();
+    let config = trust.files.path().join("edgeward.toml");
+    let path = |name: &str| folder.join(name).display().to_string();
+    fs::write(&config, format!("[trust]\ncertificate = {:?}\nkey = {:?}\n", path("server.pem"), path("server.key")))
+        .unwrap();
+    let arguments = ["--engine", "rten", "--config", config.to_str().unwrap()];
+    let server = Server::start_trusted(&[models.path()], &folder, &arguments, &trust.log());
+    let told = || fs::read_to_string(trust.log()).unwrap().matches("the server's certificate is not renewed").count();
+    fs::remove_file(folder.join("server.pem")).unwrap();
+    until("word of the certificate that is gone", || told() == 1);
+    // Revocations are followed with the same looks: each that has taken effect is a look that said nothing more.
+    for name in ["a", "b", "c"] {
+        trust.issue(name);
+        support::trust::edgeward(&["trust", "revoke", folder.to_str().unwrap(), name, "--reason", "lost"]);
+        until("the revocation", || trust.curl(name, &url(&server, "/v2/health/live"), &[]).status == 403);
+    }
+    assert_eq!(told(), 1);
+    fs::write(folder.join("server.pem"), "no certificate").unwrap();
+    until("word of the certificate that is none", || told() == 2);
 }
 
 #[test]

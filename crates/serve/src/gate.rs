@@ -13,15 +13,17 @@ mod layer;
 mod peer;
 mod record;
 mod route;
+mod suspect;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use edgeward_trust::{
     admission::Admission,
     audit::AuditLog,
+    detect::DetectorSettings,
     identity::{Identities, dpop::Dpop, spiffe::Spiffe},
     policy::Policies,
-    revocation::{Registry, RegistrySettings, Revocations},
+    revocation::{Kept, Registry, RegistrySettings, Revocations},
     score::Scorer,
     session::{Exchange, Sessions},
     tls::ServerKeySource,
@@ -34,7 +36,7 @@ pub(crate) use self::{
     peer::Peer,
     route::model_version,
 };
-use self::{ask::Asked, familiar::Familiar, record::Counters};
+use self::{ask::Asked, familiar::Familiar, record::Counters, suspect::Suspects};
 
 /// Whom a server believes, what it permits and where it writes that down.
 pub struct TrustConfig {
@@ -48,10 +50,14 @@ pub struct TrustConfig {
     pub dpop: Arc<Dpop>,
     /// Who is believed no more.
     pub revocations: Arc<Revocations>,
+    /// Where revocations of an administrator's calls are kept, and followed; without it they end with the process.
+    pub kept: Option<Kept>,
     /// The rules.
     pub policies: Arc<Policies>,
     /// Scores requests.
     pub scorer: Scorer,
+    /// Which attacks are looked for.
+    pub detectors: DetectorSettings,
     /// Counts what is used.
     pub admission: Admission,
     /// Every decision.
@@ -96,9 +102,11 @@ pub(crate) struct Gate {
     site: String,
     hosts: Vec<String>,
     familiar: Familiar,
+    suspects: Suspects,
     registry: Arc<Registry<Arc<Asked>>>,
     identity: Arc<crate::tls::Identity>,
     policy_folder: Option<PathBuf>,
+    kept: Option<Kept>,
     counters: Counters,
 }
 
@@ -126,9 +134,11 @@ impl Gate {
             site: config.site,
             hosts: config.hosts,
             familiar: Familiar::default(),
+            suspects: Suspects::new(config.detectors),
             registry,
             identity,
             policy_folder: config.followed.policies.clone(),
+            kept: config.kept,
             counters: Counters::default(),
         });
         follow::start(&gate, config.followed, config.review_every, now);

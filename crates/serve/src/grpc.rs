@@ -17,6 +17,7 @@ use std::{
 };
 
 use axum::middleware::from_fn_with_state;
+use bytes::Bytes;
 use edgeward_trust::{Action, Resource, ResourceKind};
 use futures_util::{StreamExt as _, future, stream::once};
 use hyper::body::Incoming;
@@ -33,6 +34,7 @@ use crate::{
     core::{LoadOverrides, ModelRef, ServeError, ServeErrorKind},
     gate::{Grant, allow, model_version},
     http::{self, Protocol, version_of},
+    json,
     proto::{
         self,
         grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
@@ -333,12 +335,17 @@ async fn answer(
     let bytes_in = if app.gate.is_some() || slot.is_some() { request.encoded_len() } else { 0 };
     let grant =
         allow(app, extensions, action, || model_version(&app.server, &model.name, model.version), bytes_in).await?;
-    if let Some(grant) = &grant {
+    let raw = convert::is_raw(&request);
+    if let Some(grant) = grant.as_ref().filter(|_| raw) {
         grant.body(request.raw_input_contents.iter().map(|bytes| &**bytes));
     }
     let call = Call { grant: grant.as_deref(), ..call };
-    let raw = convert::is_raw(&request);
     let mut request = convert::request(request, model).map_err(status)?;
+    if let Some(grant) = grant.as_ref().filter(|_| !raw) {
+        // As the raw contents would be: the same tensors have the same digest.
+        let inputs: Vec<Bytes> = request.inputs.iter().map(|(_, tensor)| json::to_binary(tensor)).collect();
+        grant.body(inputs.iter().map(|bytes| &**bytes));
+    }
     request.timeout = request.timeout.into_iter().chain(deadline).min();
     let response = app.infer(request, call).await.map_err(status)?;
     let response = convert::response(response, raw).map_err(status)?;

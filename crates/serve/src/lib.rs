@@ -8,6 +8,7 @@ mod connection;
 pub mod core;
 #[doc(hidden)]
 pub mod decode;
+mod failing;
 mod gate;
 mod grpc;
 mod http;

@@ -28,7 +28,7 @@ pub use settings::TraceLevels;
 pub(crate) use settings::Update;
 
 use crate::{
-    core::{InferRequest, InferResponse, RequestTimes, ServeError, Server},
+    core::{InferRequest, InferResponse, RequestTimes, ServeError, ServeErrorKind, Server},
     gate::{Gate, Grant},
     limits::Limits,
     local::{self, Foreign},
@@ -153,6 +153,11 @@ impl App {
             Ok(()) => self.server.infer(request).await,
             Err(error) => Err(error),
         };
+        if let (Some(grant), Err(error)) = (call.grant, &result)
+            && error.kind == ServeErrorKind::InvalidArgument
+        {
+            grant.unfit();
+        }
         if let Ok(response) = &mut result {
             response.parameters.extend(repeated);
             if let Some(Err(error)) = call.grant.map(|grant| grant.answered(response)) {

@@ -27,6 +27,8 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::TlsAcceptor;
 
+use crate::failing::Failing;
+
 /// From the first byte of a handshake to its last.
 pub(crate) const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 /// What a client may show: longer chains and certificates are no client's.
@@ -36,7 +38,7 @@ const CERTIFICATE_BYTES_MAX: usize = 16 * 1024;
 /// The keys of the moment and where the next ones come from.
 pub(crate) struct Identity {
     certified: ArcSwap<Certified>,
-    source: Mutex<Box<dyn ServerKeySource>>,
+    source: Mutex<(Box<dyn ServerKeySource>, Failing)>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -53,13 +55,13 @@ impl Identity {
         let keys = source.renew(now)?;
         let keys = keys.ok_or_else(|| TrustError::new(ErrorKind::Unavailable, "the server has no certificate"))?;
         let certified = ArcSwap::from_pointee(Certified::new(keys, &provider)?);
-        Ok(Self { certified, source: Mutex::new(source), provider })
+        Ok(Self { certified, source: Mutex::new((source, Failing::default())), provider })
     }
 
     /// Asks the source; connections that come from now on get what it has.
     pub(crate) fn renew(&self, now: SystemTime) {
-        let renewed = self.source.lock().renew(now);
-        let certified = match renewed {
+        let (source, failing) = &mut *self.source.lock();
+        let certified = match source.renew(now) {
             Ok(None) => return,
             Ok(Some(keys)) => Certified::new(keys, &self.provider),
             Err(error) => Err(error),
@@ -69,11 +71,13 @@ impl Identity {
                 let until = humantime::format_rfc3339_seconds(certified.not_after).to_string();
                 tracing::info!(until, "the server's certificate is renewed");
                 self.certified.store(Arc::new(certified));
+                failing.ended();
             }
-            Err(error) => {
+            Err(error) if failing.tells(&error.to_string(), now) => {
                 let left = self.certified.load().not_after.duration_since(now).unwrap_or_default();
                 tracing::error!(%error, left_s = left.as_secs(), "the server's certificate is not renewed");
             }
+            Err(_) => {}
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod audit;
 pub mod authority;
+pub mod detect;
 mod error;
 mod file;
 pub mod identity;

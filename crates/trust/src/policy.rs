@@ -5,12 +5,15 @@
 
 mod context;
 mod decision;
+mod evaluate;
 mod explain;
 mod hindsight;
 mod index;
 mod listing;
+mod read;
 mod record;
 mod rules;
+mod schema;
 mod sources;
 mod subject;
 mod terms;

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorKind, Strength, TrustError};
+use crate::{ErrorKind, Strength, TrustError, detect::Detector};
 
 /// What is known of a request beside who asks for what.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +30,7 @@ pub struct Signals<'a> {
     /// Time since the principal was first seen at this resource; `None` where this is the first time.
     pub known_for: Option<Duration>,
     /// Suspicion of each detector, 0 (none) to 1 (certain).
-    pub detectors: &'a [(String, f32)],
+    pub detectors: &'a [(Detector, f32)],
 }
 
 /// Where a peer's address lies.
@@ -92,6 +92,9 @@ pub struct Score {
     pub total: u8,
     /// One per [`Part`], in its order.
     pub parts: [Contribution; 7],
+    /// What each detector suspects that suspects something, in percent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub suspicions: Vec<(Detector, u8)>,
 }
 
 /// What one part brought.
@@ -112,7 +115,7 @@ impl Score {
     pub fn flat(total: u8) -> Self {
         let total = total.min(100);
         let contribution = |part| Contribution { part, value: total, points: 0.0, because: "given" };
-        Self { total, parts: Part::ALL.map(contribution) }
+        Self { total, parts: Part::ALL.map(contribution), suspicions: Vec::new() }
     }
 
     /// The value of a part.
@@ -234,7 +237,9 @@ impl Scorer {
         if let Some(slot) = parts.last_mut() {
             *slot = Contribution { part: Part::Detectors, value: percent(trusted), points: total - mean, because };
         }
-        Score { total: total.clamp(0.0, 100.0).round() as u8, parts }
+        let suspicions = signals.detectors.iter().map(|(detector, value)| (*detector, percent(suspicion(*value))));
+        let suspicions = suspicions.filter(|(_, value)| *value > 0).collect();
+        Score { total: total.clamp(0.0, 100.0).round() as u8, parts, suspicions }
     }
 
     fn posture(&self, signals: &Signals<'_>) -> (f32, &'static str) {
@@ -315,11 +320,15 @@ fn rate(ratio: Option<f32>) -> (f32, &'static str) {
     }
 }
 
-/// The most suspicious detector decides; a detector that answers no number is as suspicious as can be.
-fn detectors(detectors: &[(String, f32)]) -> (f32, &'static str) {
-    let suspicion = |value: f32| if value.is_nan() { 1.0 } else { value.clamp(0.0, 1.0) };
+/// The most suspicious detector decides.
+fn detectors(detectors: &[(Detector, f32)]) -> (f32, &'static str) {
     let worst = detectors.iter().map(|(_, value)| suspicion(*value)).fold(0.0, f32::max);
     (1.0 - worst, if worst > 0.0 { "a detector suspects an attack" } else { "no detector suspects anything" })
+}
+
+/// A detector that answers no number is as suspicious as can be.
+fn suspicion(value: f32) -> f32 {
+    if value.is_nan() { 1.0 } else { value.clamp(0.0, 1.0) }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use crate::{
 };
 
 const PEM_BYTES_MAX: u64 = 1 << 20;
+/// A source that makes keys, and failed to, is tried again after so long.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// A certificate with its key.
 pub struct ServerKeys {
@@ -150,6 +152,7 @@ impl ServerKeySource for AuthoritySource {
         if self.renew_at.is_some_and(|at| now < at) {
             return Ok(None);
         }
+        self.renew_at = Some(now + RETRY_AFTER);
         // Opened for as long as this takes: `edgeward trust issue` wants it too.
         let mut authority = Authority::open(&self.folder, self.keys.clone(), self.lifetimes.clone())?;
         let issued = authority.issue(&self.request, now)?;

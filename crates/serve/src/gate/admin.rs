@@ -18,7 +18,7 @@ use edgeward_trust::{
     audit::Sha256Digest,
     identity::Connection,
     policy::{SourceFile, Sources},
-    revocation::{Change, Revoked},
+    revocation::{Change, Kept, Revoked},
     session::{ExchangeRequest, oauth_error},
 };
 use serde::Deserialize;
@@ -216,24 +216,53 @@ impl What {
     }
 }
 
-/// Revokes, and cuts what is open.
+/// Revokes, and cuts what is open; then the revocation is kept.
 async fn revoke(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
     let now = SystemTime::now();
     let revoked = What::read(&body).and_then(|(what, time)| {
         tracing::info!(%what, "revoked");
-        gate.registry.revoke(what, time.and_then(|time| now.checked_add(time)), now)
+        let until = time.and_then(|time| now.checked_add(time));
+        Ok((gate.registry.revoke(what.clone(), until, now)?, what, until))
     });
-    match revoked {
-        Ok(cut) => Json(json!({ "cut": cut })).into_response(),
+    let (cut, what, until) = match revoked {
+        Ok(revoked) => revoked,
+        Err(error) => return refuse(&error),
+    };
+    match keep(&gate, move |kept| kept.add(what, until, now)).await {
+        Ok(_) => Json(json!({ "cut": cut })).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a revocation is in force and not kept");
+            refuse(&TrustError::new(error.kind(), format!("in force until this server ends, and not kept: {error}")))
+        }
+    }
+}
+
+/// Forgets a revocation where it is kept, so that nobody follows it any more, and then here.
+async fn lift(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+    let now = SystemTime::now();
+    let what = match What::read(&body) {
+        Ok((what, _)) => what,
+        Err(error) => return refuse(&error),
+    };
+    let lifted = what.clone();
+    match keep(&gate, move |kept| kept.lift(&lifted, now)).await {
+        Ok(kept) => {
+            let lifted = gate.registry.revocations().lift(&what);
+            tracing::info!(%what, "a revocation is lifted");
+            Json(json!({ "lifted": kept || lifted })).into_response()
+        }
         Err(error) => refuse(&error),
     }
 }
 
-async fn lift(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
-    match What::read(&body) {
-        Ok((what, _)) => Json(json!({ "lifted": gate.registry.revocations().lift(&what) })).into_response(),
-        Err(error) => refuse(&error),
-    }
+/// Changes what is kept, away from the threads that answer.
+async fn keep(
+    gate: &Gate,
+    change: impl FnOnce(&Kept) -> Result<bool, TrustError> + Send + 'static,
+) -> Result<bool, TrustError> {
+    let Some(kept) = gate.kept.clone() else { return Ok(false) };
+    let changed = tokio::task::spawn_blocking(move || change(&kept)).await;
+    changed.unwrap_or_else(|error| Err(TrustError::new(ErrorKind::Unavailable, error.to_string())))
 }
 
 async fn audit(State(gate): State<Arc<Gate>>) -> Response {

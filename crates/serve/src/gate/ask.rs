@@ -12,15 +12,15 @@ use edgeward_engine::Dim;
 use edgeward_trust::{
     Action, Principal, Resource, TrustError,
     admission::{Demand, Permit, Refusal},
-    audit::{Record, Sha256Digest, Ticket},
+    audit::{Record, Sha256Digest, Ticket, Verdict},
     identity::Credential,
-    policy::{Decision, Observed, Request, Terms},
+    policy::{Decision, LIMIT, Observed, Request, Terms},
     score::Signals,
 };
 use http::{Method, header::AUTHORIZATION, request::Parts};
 use parking_lot::Mutex;
 
-use super::{Gate, Peer, familiar::Habit, harden, record};
+use super::{Gate, Peer, familiar::Habit, harden, record, suspect::Suspect};
 use crate::{
     core::{InferRequest, InferResponse, ServeError, ServeErrorKind, Server},
     telemetry::App,
@@ -75,6 +75,8 @@ pub(crate) struct Grant {
     terms: Terms,
     /// Whose, for noise that is the same each time.
     principal: Arc<Principal>,
+    /// Who is told of its request, where it is to a model.
+    suspect: Option<Suspect>,
     pending: Mutex<Pending>,
 }
 
@@ -85,6 +87,8 @@ struct Pending {
     permit: Option<Permit>,
     computed: Duration,
     classes: harden::Classes,
+    /// The request could be read, and has so many bytes.
+    read: Option<usize>,
 }
 
 impl Gate {
@@ -163,11 +167,19 @@ impl Gate {
     }
 
     /// What is known of a call beside who asks for what.
-    fn observe(&self, principal: &Principal, peer: &Peer, habit: &Habit, bytes: u64, now: SystemTime) -> Observed {
+    fn observe(
+        &self,
+        principal: &Principal,
+        (resource, bytes): (&Resource, u64),
+        peer: &Peer,
+        habit: &Habit,
+        now: SystemTime,
+    ) -> Observed {
         let (hour, weekday) = Observed::hour_and_weekday(now);
         let source = Some(peer.address.ip());
         let age = principal.since().and_then(|since| now.duration_since(since).ok());
         let attested_age = age.filter(|_| principal.strength == edgeward_trust::Strength::Attested);
+        let suspicions = resource.model().map(|model| self.suspects.suspicions(principal, model));
         let score = self.scorer.score(&Signals {
             strength: principal.strength,
             attested_age,
@@ -177,7 +189,7 @@ impl Gate {
             weekday,
             rate_ratio: habit.rate_ratio,
             known_for: habit.known_for,
-            detectors: &[],
+            detectors: suspicions.as_ref().map_or(&[], |suspicions| suspicions),
         });
         let (network, site) = (self.scorer.network(source), self.site.clone());
         Observed {
@@ -213,7 +225,7 @@ impl Gate {
         habit: &Habit,
         now: SystemTime,
     ) -> (Observed, Decision) {
-        let observed = self.observe(principal, peer, habit, bytes, now);
+        let observed = self.observe(principal, (resource, bytes), peer, habit, now);
         let decision = self.policies.decide(&Request { principal, action, resource }, &observed);
         (observed, decision)
     }
@@ -293,18 +305,16 @@ impl Caller {
             Ok(permit) => permit,
             Err(refusal) => return Err(self.limited(record, &refusal).await),
         };
-        gate.counters.allowed.fetch_add(1, Relaxed);
+        let suspect = matches!(action, Action::Infer | Action::Stream).then(|| gate.suspects.suspect(principal, model));
         *self.asked.last.lock() = Some((action, resource, bytes));
         let pending = Pending { record: Some(record), permit: Some(permit), ..Pending::default() };
         let (gate, terms, principal) = (gate.clone(), decision.terms, principal.clone());
-        Ok(Arc::new(Grant { gate, terms, principal, pending: Mutex::new(pending) }))
+        Ok(Arc::new(Grant { gate, terms, principal, suspect, pending: Mutex::new(pending) }))
     }
 
     async fn limited(&self, mut record: Record, refusal: &Refusal) -> Refused {
         self.gate.counters.limited.fetch_add(1, Relaxed);
-        record.decision = edgeward_trust::audit::Verdict::Deny;
-        record.reason = refusal.to_string();
-        record.context.insert(edgeward_trust::policy::LIMIT.to_owned(), format!("{:?}", refusal.limit));
+        limited(&mut record, refusal);
         match self.gate.write(&record).await {
             Ok(()) => Refused::Limited(refusal.retry_after),
             Err(refused) => refused,
@@ -316,24 +326,33 @@ impl Grant {
     /// Bounds a request as the terms say, and charges its rows: each is a query. A model that takes one input at a time has one row.
     pub(crate) fn prepare(&self, request: &mut InferRequest, server: &Server) -> Result<(), ServeError> {
         let limits = &self.terms.limits;
+        let bytes = request.inputs.iter().map(|(_, tensor)| tensor.byte_len()).sum();
+        self.pending.lock().read = Some(bytes);
         if !limits.query_budgets.is_empty() || limits.rate.is_some() {
             let more = u32::try_from(rows(request, server).saturating_sub(1)).unwrap_or(u32::MAX);
-            let pending = self.pending.lock();
+            let mut pending = self.pending.lock();
             if let Some(Err(refusal)) =
                 pending.permit.as_ref().map(|permit| permit.more(more, limits, SystemTime::now()))
             {
                 self.gate.counters.limited.fetch_add(1, Relaxed);
+                pending.record.iter_mut().for_each(|record| limited(record, &refusal));
                 let text = Refused::Limited(refusal.retry_after).text();
                 let retry_after = refusal.retry_after;
                 return Err(ServeError { retry_after, ..ServeError::new(ServeErrorKind::Overloaded, text) });
             }
         }
+        // All is decided: the record is written beside the work.
+        let mut pending = self.pending.lock();
+        pending.write(&self.gate);
+        if let Some(suspect) = &self.suspect {
+            self.gate.suspects.asked(suspect, request);
+        }
         request.timeout = request.timeout.into_iter().chain(self.terms.limits.compute_per_request).min();
-        self.pending.lock().classes = harden::prepare(&self.terms.obligations, request);
+        pending.classes = harden::prepare(&self.terms.obligations, request);
         Ok(())
     }
 
-    /// Adds the digest of a body to the record, where it is short enough, and lets it be written beside the work.
+    /// Adds the digest of a body to the record, where it is short enough.
     pub(crate) fn body<'a>(&self, parts: impl Iterator<Item = &'a [u8]> + Clone) {
         let length: usize = parts.clone().map(<[u8]>::len).sum();
         let digest = (length as u64 <= self.gate.digest_bytes_max).then(|| digest(parts));
@@ -341,13 +360,20 @@ impl Grant {
         if let (Some(record), Some(digest)) = (&mut pending.record, digest) {
             record.digests.insert("request".to_owned(), digest);
         }
-        pending.write(&self.gate);
+    }
+
+    /// The request could be decoded, but is none that the model takes.
+    pub(crate) fn unfit(&self) {
+        self.pending.lock().read = None;
     }
 
     /// Charges what was computed, and changes the outputs as the terms say.
     pub(crate) fn answered(&self, response: &mut InferResponse) -> Result<(), ServeError> {
         let mut pending = self.pending.lock();
         pending.computed += response.times.infer;
+        if let (Some(suspect), Some(bytes)) = (&self.suspect, pending.read) {
+            suspect.computed(response.times.infer, bytes);
+        }
         harden::harden(&self.terms.obligations, &self.principal.id, &pending.classes, response)
     }
 
@@ -365,6 +391,13 @@ impl Grant {
     }
 }
 
+/// Turns the record of what was permitted into that of a refusal for what has been used.
+fn limited(record: &mut Record, refusal: &Refusal) {
+    record.decision = Verdict::Deny;
+    record.reason = refusal.to_string();
+    record.context.insert(LIMIT.to_owned(), format!("{:?}", refusal.limit));
+}
+
 /// Rows of a request: the first dimension of its inputs, where the model leaves that open.
 fn rows(request: &InferRequest, server: &Server) -> usize {
     let Ok(version) = server.version(&request.model) else { return 1 };
@@ -380,6 +413,7 @@ fn rows(request: &InferRequest, server: &Server) -> usize {
 impl Pending {
     fn write(&mut self, gate: &Gate) {
         if let Some(record) = self.record.take() {
+            gate.counters.allowed.fetch_add(u64::from(record.decision == Verdict::Allow), Relaxed);
             self.ticket = Some(gate.audit.append(&record));
         }
     }
@@ -392,6 +426,9 @@ impl Drop for Grant {
         pending.write(&self.gate);
         if let Some(permit) = pending.permit.take() {
             permit.finish(pending.computed);
+        }
+        if let Some(suspect) = &self.suspect {
+            suspect.read(pending.read.is_some());
         }
     }
 }

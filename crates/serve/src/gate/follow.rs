@@ -10,7 +10,7 @@ use std::{
 use edgeward_trust::{
     ErrorKind, TrustError, authority,
     policy::Sources,
-    revocation::{Change, Revoked},
+    revocation::{Change, KeptRevocations, Revoked},
 };
 
 use super::{Followed, Gate};
@@ -23,8 +23,10 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 pub(super) fn start(gate: &Arc<Gate>, followed: Followed, review_every: Duration, now: SystemTime) {
     let weak = Arc::downgrade(gate);
     tokio::spawn(review(weak.clone(), review_every));
-    let mut follower = Follower { gate: weak, followed, seen: HashMap::new(), serials: Vec::new() };
-    // What is there at the start was read for the start; revocations take effect before the first call.
+    let (seen, serials, kept) = Default::default();
+    let mut follower = Follower { gate: weak, followed, seen, serials, kept };
+    // Revocations take effect before the first call. Policies and roots were read for the start; they are read once more here, so that no
+    // change between that and the first look is missed: what is the same is found out by its digest and not compiled again.
     follower.look(now);
     tokio::spawn(async move {
         while follower.gate.strong_count() > 0 {
@@ -57,6 +59,8 @@ struct Follower {
     seen: HashMap<PathBuf, Vec<(SystemTime, u64)>>,
     /// Serial numbers that were revoked already.
     serials: Vec<String>,
+    /// What the file of an administrator's revocations held.
+    kept: KeptRevocations,
 }
 
 impl Follower {
@@ -66,6 +70,7 @@ impl Follower {
         self.policies(&gate);
         self.roots(&gate);
         self.revocations(&gate, now);
+        self.kept(&gate, now);
     }
 
     /// True where a file, or one of a folder, is another than at the last look.
@@ -125,6 +130,27 @@ impl Follower {
             gate.registry.revocations().lift(&Revoked::Serial(serial.clone()));
         }
         self.serials = revoked;
+    }
+
+    /// Revocations of an administrator's calls, to this server before it was started or to another one.
+    fn kept(&mut self, gate: &Gate, now: SystemTime) {
+        let Some(file) = gate.kept.as_ref().filter(|file| self.changed(file.path())) else { return };
+        let kept = match file.read(now) {
+            Ok(kept) => kept,
+            Err(error) => return tracing::error!(%error, "revocations cannot be read; those before stay in force"),
+        };
+        for (what, until) in kept.iter().filter(|(what, until)| self.kept.get(what) != Some(until)) {
+            if let Err(error) = gate.registry.revoke(what.clone(), *until, now) {
+                tracing::error!(%error, %what, "not revoked");
+            }
+        }
+        for what in self.kept.keys().filter(|what| !kept.contains_key(what)) {
+            // The authority's own word stays.
+            if !matches!(what, Revoked::Serial(serial) if self.serials.contains(serial)) {
+                gate.registry.revocations().lift(what);
+            }
+        }
+        self.kept = kept;
     }
 }
 

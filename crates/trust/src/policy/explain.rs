@@ -64,7 +64,7 @@ impl Rules {
         let (Ok(Some(prepared)), Some(reach)) = (self.prepare(request), self.reach(request)) else {
             return Explanation { decision, nearest: Vec::new() };
         };
-        let Ok(asked) = prepared.request(Keys::ALL, observed) else {
+        let Ok(asked) = prepared.question.request(Keys::ALL, observed) else {
             return Explanation { decision, nearest: Vec::new() };
         };
         let probe = Probe { rules: self, prepared: &prepared, request: asked };
@@ -123,7 +123,7 @@ impl Probe<'_> {
         // As written in JSON: `to_cedar` would say `!(a < b)` for `a >= b`.
         let text = policy.to_string();
         let set = PolicySet::from_policies([policy]).ok()?;
-        let response = self.rules.authorizer.is_authorized(&self.request, &set, &self.prepared.entities);
+        let response = self.rules.authorizer.is_authorized(&self.request, &set, &self.prepared.question.entities);
         if response.decision() == cedar_policy::Decision::Allow {
             return None;
         }
@@ -142,7 +142,7 @@ impl Probe<'_> {
         names.dedup();
         let value = |name: &String| {
             let expression = Expression::from_str(name).ok()?;
-            let value = eval_expression(&self.request, &self.prepared.entities, &expression).ok()?;
+            let value = eval_expression(&self.request, &self.prepared.question.entities, &expression).ok()?;
             Some((name.clone(), value.to_string()))
         };
         names.iter().filter_map(value).collect()

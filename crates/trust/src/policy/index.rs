@@ -4,13 +4,11 @@
 //! leaving it out changes nothing. Policies with the same scope share a set; a request finds the sets of every combination of what its
 //! principal, action and resource are and are in. A part of a scope that names nothing is met by every request.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use cedar_policy::{
-    ActionConstraint, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
-};
+use cedar_policy::{ActionConstraint, EntityTypeName, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
 
-use super::{context::Keys, sources::invalid};
+use super::{context::Keys, evaluate::Compiled, listing::Within, sources::invalid};
 use crate::TrustError;
 
 /// What a part of a scope names.
@@ -24,20 +22,53 @@ enum Head {
 /// Policies with one scope.
 #[derive(Default)]
 pub(super) struct Bucket {
-    pub(super) policies: PolicySet,
+    pub(super) policies: Vec<Arc<Compiled>>,
     pub(super) keys: Keys,
 }
 
 /// The policies by their scopes.
 #[derive(Default)]
 pub(super) struct Index {
-    heads: HashMap<Head, u32>,
+    heads: Heads,
     /// By what the scope names as principal, then by action and resource.
     scopes: HashMap<u32, HashMap<(u32, u32), u32>>,
     buckets: Vec<Bucket>,
+    /// The head of each listed entity that a scope names.
+    by_place: Vec<Option<u32>>,
+}
+
+/// A number for each head. Apart by what they are, so that nothing is copied to look one up.
+#[derive(Default)]
+struct Heads {
+    any: Option<u32>,
+    types: HashMap<EntityTypeName, u32>,
+    entities: HashMap<EntityUid, u32>,
+    next: u32,
+}
+
+impl Heads {
+    fn get(&self, head: &Head) -> Option<u32> {
+        match head {
+            Head::Any => self.any,
+            Head::Type(kind) => self.types.get(kind).copied(),
+            Head::Entity(uid) => self.entities.get(uid).copied(),
+        }
+    }
+
+    fn get_or_insert(&mut self, head: Head) -> u32 {
+        let next = self.next;
+        let number = match head {
+            Head::Any => *self.any.get_or_insert(next),
+            Head::Type(kind) => *self.types.entry(kind).or_insert(next),
+            Head::Entity(uid) => *self.entities.entry(uid).or_insert(next),
+        };
+        self.next += u32::from(number == next);
+        number
+    }
 }
 
 /// Heads that a part of a request meets, ascending.
+#[derive(Clone)]
 pub(super) struct Reach(Vec<u32>);
 
 /// What the parts of a policy's scope name.
@@ -75,11 +106,11 @@ impl Scope {
 
 impl Index {
     /// Puts a policy where requests will find it.
-    pub(super) fn insert(&mut self, policy: &Policy, keys: Keys) -> Result<(), TrustError> {
+    pub(super) fn insert(&mut self, policy: &Policy, compiled: &Arc<Compiled>, keys: Keys) -> Result<(), TrustError> {
         let Scope { principal, actions, resource } = Scope::of(policy);
-        let (principal, resource) = (self.head(principal), self.head(resource));
+        let (principal, resource) = (self.heads.get_or_insert(principal), self.heads.get_or_insert(resource));
         for action in actions {
-            let action = self.head(action);
+            let action = self.heads.get_or_insert(action);
             let next =
                 u32::try_from(self.buckets.len()).map_err(|_| invalid("there are too many policies".to_owned()))?;
             let place = *self.scopes.entry(principal).or_default().entry((action, resource)).or_insert(next);
@@ -88,8 +119,9 @@ impl Index {
             }
             let bucket =
                 self.buckets.get_mut(place as usize).ok_or_else(|| invalid("the index is broken".to_owned()))?;
-            if bucket.policies.policy(policy.id()).is_none() {
-                bucket.policies.add(policy.clone()).map_err(|error| invalid(error.to_string()))?;
+            // Policies come one after the other, so one that is here already came last.
+            if !bucket.policies.last().is_some_and(|last| Arc::ptr_eq(last, compiled)) {
+                bucket.policies.push(Arc::clone(compiled));
             }
             bucket.keys = bucket.keys.and(keys);
         }
@@ -99,7 +131,7 @@ impl Index {
     /// How many parts of a policy's scope are not met.
     pub(super) fn unmet(&self, policy: &Policy, [principal, action, resource]: &[Reach; 3]) -> usize {
         let met =
-            |head: &Head, reach: &Reach| self.heads.get(head).is_some_and(|head| reach.0.binary_search(head).is_ok());
+            |head: &Head, reach: &Reach| self.heads.get(head).is_some_and(|head| reach.0.binary_search(&head).is_ok());
         let scope = Scope::of(policy);
         let parts = [
             met(&scope.principal, principal),
@@ -109,16 +141,18 @@ impl Index {
         parts.into_iter().filter(|met| !met).count()
     }
 
-    fn head(&mut self, head: Head) -> u32 {
-        let next = self.heads.len() as u32;
-        *self.heads.entry(head).or_insert(next)
+    /// Notes which listed entities scopes name, once all policies are in.
+    pub(super) fn note_places<'a>(&mut self, listed: impl Iterator<Item = &'a EntityUid>) {
+        self.by_place = listed.map(|uid| self.heads.entities.get(uid).copied()).collect();
     }
 
     /// The heads that an entity meets: any, its type, itself, and all that it is in.
-    pub(super) fn reach<'a>(&self, uid: &EntityUid, ancestors: impl Iterator<Item = &'a EntityUid>) -> Reach {
-        let own = [Head::Any, Head::Type(uid.type_name().clone()), Head::Entity(uid.clone())];
-        let all = own.into_iter().chain(ancestors.cloned().map(Head::Entity));
-        let mut found: Vec<u32> = all.filter_map(|head| self.heads.get(&head).copied()).collect();
+    pub(super) fn reach(&self, uid: &EntityUid, within: &Within) -> Reach {
+        let heads = &self.heads;
+        let own = [heads.any, heads.types.get(uid.type_name()).copied(), heads.entities.get(uid).copied()];
+        let listed = within.listed.iter().map(|&place| self.by_place.get(place as usize).copied().flatten());
+        let others = within.others.iter().map(|uid| heads.entities.get(uid).copied());
+        let mut found: Vec<u32> = own.into_iter().chain(listed).chain(others).flatten().collect();
         found.sort_unstable();
         found.dedup();
         Reach(found)

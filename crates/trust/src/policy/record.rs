@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     Action, Method, Principal, Resource, Strength, TrustError,
+    detect::Detector,
     score::{Network, Part, Score},
 };
 
@@ -86,6 +87,9 @@ pub struct ObservedRecord {
     /// Parts of the score that differ from it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub score_parts: BTreeMap<Part, u8>,
+    /// What detectors suspect, in percent; those that suspect nothing are absent.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub suspicions: BTreeMap<Detector, u8>,
 }
 
 /// A moment, written as RFC 3339.
@@ -212,6 +216,7 @@ impl ObservedRecord {
             request_bytes: observed.request_bytes,
             score: Some(total),
             score_parts: parts.map(|part| (part.part, part.value)).collect(),
+            suspicions: observed.score.suspicions.iter().copied().collect(),
         }
     }
 
@@ -221,6 +226,7 @@ impl ObservedRecord {
         for part in &mut score.parts {
             part.value = self.score_parts.get(&part.part).map_or(part.value, |&value| value.min(100));
         }
+        score.suspicions = self.suspicions.iter().map(|(&detector, &value)| (detector, value.min(100))).collect();
         Observed {
             now: self.at.map_or(now, |at| at.0),
             source: self.source,

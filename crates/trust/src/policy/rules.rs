@@ -1,25 +1,23 @@
 //! One checked set of policies with its entities, ready to decide.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     hash::{Hash, Hasher},
-    str::FromStr as _,
-    sync::{Arc, LazyLock},
+    sync::Arc,
 };
 
-use cedar_policy::{
-    Authorizer, Effect as CedarEffect, Entities, Entity, EntityUid, Policy, PolicyId, PolicySet, Response, Schema,
-    ValidationMode, Validator,
-};
-use miette::Diagnostic;
+use cedar_policy::{Authorizer, Entities, Entity, EntityUid, PolicyId, PolicySet, Response, Schema};
 use quick_cache::{Equivalent, sync::Cache};
 
 use super::{
     context::{Keys, Observed},
     decision::{Decision, Effect, PolicyInfo, Reason, Request, Version},
+    evaluate::{Compiled, Findings, Made, Question},
     index::{Index, Reach},
-    listing::{Listing, shown, uid_of},
-    sources::{SourceFile, Sources, invalid, line_column},
+    listing::{Listing, Within, shown},
+    read::{self, Read},
+    schema::{schema, uid_of},
+    sources::{Sources, invalid},
     subject::Subject,
     terms::Terms,
 };
@@ -28,9 +26,6 @@ use crate::{
     resource::{Action, RESOURCE_ID_BYTES_MAX, Resource, ResourceKind},
 };
 
-const SCHEMA: &str = include_str!("../../policies/schema.cedarschema");
-/// How far policies may follow attributes: `principal.strength` is one step. Requests carry the entities of that one step only.
-const LEVEL: u32 = 1;
 /// Combinations of principal, action and resource that are remembered; each takes about 2 kB.
 const REMEMBERED: usize = 16_384;
 
@@ -42,8 +37,8 @@ pub struct Rules {
     pub(super) infos: HashMap<PolicyId, Arc<PolicyInfo>>,
     pub(super) policies: PolicySet,
     warnings: Vec<String>,
-    /// Each with the groups of actions that it is in.
-    actions: HashMap<Action, (Entity, Vec<EntityUid>)>,
+    /// Each with what scopes may name to be met by it.
+    actions: HashMap<Action, (Made, Reach)>,
     remembered: Cache<Asked, Arc<Prepared>>,
     pub(super) authorizer: Authorizer,
 }
@@ -59,19 +54,19 @@ struct Asked {
 /// The same without a copy.
 struct AskedRef<'a>(Request<'a>);
 
+/// A resource with all that it is in and its labels.
+type Found<'a> = (EntityUid, Within, &'a [(String, String)]);
+
 /// An action and a resource, with what their scopes may name.
 pub(super) struct Target {
-    action: Entity,
-    resource: Entity,
+    action: Made,
+    resource: Made,
     pub(super) reach: [Reach; 2],
 }
 
 /// What does not change while the same principal asks the same: entities and candidates.
 pub(super) struct Prepared {
-    pub(super) entities: Entities,
-    pub(super) principal: EntityUid,
-    pub(super) action: EntityUid,
-    pub(super) resource: EntityUid,
+    pub(super) question: Question,
     buckets: Vec<u32>,
     keys: Keys,
 }
@@ -96,11 +91,13 @@ impl Rules {
             remembered: Cache::new(REMEMBERED),
             authorizer: Authorizer::new(),
         };
-        rules.read_actions(schema)?;
-        for file in &sources.policies {
-            rules.read_policies(file)?;
+        let policies = read::policies(&sources.policies)?;
+        for policy in &policies {
+            rules.insert(policy)?;
         }
-        rules.validate(schema, &sources.policies)?;
+        rules.index.note_places(rules.listing.iter());
+        rules.read_actions(schema)?;
+        rules.warnings = read::validate(&policies, schema)?;
         rules.warn_of_unlisted();
         Ok(rules)
     }
@@ -125,84 +122,23 @@ impl Rules {
         for &action in Action::ALL {
             let uid = uid_of("Action", action.name())?;
             let ancestors: Vec<EntityUid> = all.ancestors(&uid).into_iter().flatten().cloned().collect();
-            let entity = Entity::new_no_attrs(uid, ancestors.iter().cloned().collect());
-            self.actions.insert(action, (entity, ancestors));
+            let within = Within { listed: Vec::new(), others: ancestors };
+            let reach = self.index.reach(&uid, &within);
+            let made = Made::new(uid, within.others.into_iter(), std::iter::empty(), std::iter::empty());
+            self.actions.insert(action, (made, reach));
         }
         Ok(())
     }
 
-    fn read_policies(&mut self, file: &SourceFile) -> Result<(), TrustError> {
-        let parsed = PolicySet::from_str(&file.text).map_err(|error| {
-            // The first of several is enough: the others often follow from it.
-            error
-                .iter()
-                .next()
-                .map_or_else(|| invalid(error.to_string()), |first| located(file, first, &first.to_string()))
-        })?;
-        if let Some(template) = parsed.templates().next() {
-            let line = line_of(file, &template.to_cedar(), &mut 0);
-            return Err(invalid(format!("{}:{line}: templates (`?principal`) are not used; name a group", file.name)));
+    fn insert(&mut self, read: &Read<'_>) -> Result<(), TrustError> {
+        let (key, info) = (read.policy.id(), &read.info);
+        let wrong = |message: &str| invalid(format!("{}: {message}", info.place));
+        if let Some(first) = self.infos.get(key) {
+            return Err(wrong(&format!("id `{}` is used twice, first at {}", info.id, first.place)));
         }
-        let mut cursor = 0;
-        for policy in parsed.policies() {
-            let line = line_of(file, &policy.to_cedar().unwrap_or_default(), &mut cursor);
-            self.insert(policy, format!("{}:{line}", file.name))?;
-        }
-        Ok(())
-    }
-
-    fn insert(&mut self, policy: &Policy, place: String) -> Result<(), TrustError> {
-        let wrong = |message: &str| invalid(format!("{place}: {message}"));
-        let annotations: BTreeMap<String, String> =
-            policy.annotations().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let terms = Terms::read(annotations.iter().map(|(name, value)| (name.as_str(), value.as_str())))
-            .map_err(|message| wrong(&message))?;
-        let forbids = policy.effect() == CedarEffect::Forbid;
-        if forbids && !terms.is_empty() {
-            return Err(wrong("terms of a `forbid` have no effect; put them on the `permit`s that they are for"));
-        }
-        let id = annotations.get("id").cloned().unwrap_or_else(|| place.clone());
-        let key = PolicyId::new(&id);
-        if let Some(first) = self.infos.get(&key) {
-            return Err(wrong(&format!("id `{id}` is used twice, first at {}", first.place)));
-        }
-        let policy = policy.new_id(key.clone());
-        let json = policy.to_json().map_err(|error| wrong(&error.to_string()))?;
-        self.index.insert(&policy, Keys::of(&json))?;
-        self.policies.add(policy).map_err(|error| wrong(&error.to_string()))?;
-        self.infos.insert(key, Arc::new(PolicyInfo { id, place, forbids, annotations, terms }));
-        Ok(())
-    }
-
-    /// Checks the policies against the schema.
-    fn validate(&mut self, schema: &Schema, files: &[SourceFile]) -> Result<(), TrustError> {
-        let result = Validator::new(schema.clone()).validate_with_level(&self.policies, ValidationMode::Strict, LEVEL);
-        let place = |id: &PolicyId, error: &dyn Diagnostic| {
-            let place = self.infos.get(id).map_or("", |info| info.place.as_str());
-            let file = files.iter().find(|file| place.rsplit_once(':').is_some_and(|(name, _)| name == file.name));
-            let offset = error.labels().and_then(|mut labels| labels.next()).map(|label| label.offset());
-            match (file, offset) {
-                (Some(file), Some(offset)) => {
-                    let (line, column) = line_column(&file.text, offset);
-                    format!("{}:{line}:{column}", file.name)
-                }
-                _ => place.to_owned(),
-            }
-        };
-        let mut errors: Vec<String> = result
-            .validation_errors()
-            .map(|error| format!("{}: {error}{}", place(error.policy_id(), error), help(error)))
-            .collect();
-        errors.sort();
-        errors.dedup();
-        if !errors.is_empty() {
-            return Err(invalid(errors.join("\n")));
-        }
-        let warnings: Vec<String> = result
-            .validation_warnings()
-            .map(|warning| format!("{}: {warning}", place(warning.policy_id(), warning)))
-            .collect();
-        self.warnings.extend(warnings);
+        self.index.insert(&read.policy, &Arc::new(Compiled::new(&read.policy, info)), read.keys)?;
+        self.policies.add(read.policy.clone()).map_err(|error| wrong(&error.to_string()))?;
+        self.infos.insert(key.clone(), Arc::clone(info));
         Ok(())
     }
 
@@ -245,39 +181,54 @@ impl Rules {
 
     /// Evaluates the policies that can apply.
     pub(super) fn evaluate(&self, prepared: &Prepared, observed: &Observed) -> Decision {
-        match prepared.request(prepared.keys, observed) {
-            Ok(request) => {
-                let buckets = prepared.buckets.iter().filter_map(|&place| self.index.bucket(place));
-                self.combine(
-                    buckets.map(|bucket| self.authorizer.is_authorized(&request, &bucket.policies, &prepared.entities)),
-                )
+        match prepared.question.request(prepared.keys, observed) {
+            Ok(request) => self.combine(prepared.question.evaluate(&request, self.candidates_of(prepared))),
+            Err(error) => Decision::deny(Reason::Failed, &self.version, vec![error]),
+        }
+    }
+
+    fn candidates_of(&self, prepared: &Prepared) -> impl Iterator<Item = &Compiled> {
+        let buckets = prepared.buckets.iter().filter_map(|&place| self.index.bucket(place));
+        buckets.flat_map(|bucket| &bucket.policies).map(|policy| &**policy)
+    }
+
+    /// Decides as [`Rules::decide`] by Cedar's authorizer over every policy and every entity: slow, for comparison.
+    pub fn decide_by_all(&self, request: &Request<'_>, observed: &Observed) -> Decision {
+        let prepared = match self.prepare(request) {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => return Decision::deny(Reason::NotListed, &self.version, Vec::new()),
+            Err(error) => return Decision::deny(Reason::Failed, &self.version, vec![error.to_string()]),
+        };
+        let request = prepared.question.request(Keys::ALL, observed);
+        match request.and_then(|request| Ok((request, self.all_with(&prepared.question)?))) {
+            Ok((request, entities)) => {
+                let response = self.authorizer.is_authorized(&request, &self.policies, &entities);
+                self.combine(self.findings(&response))
             }
             Err(error) => Decision::deny(Reason::Failed, &self.version, vec![error]),
         }
     }
 
-    /// Decides as [`Rules::decide`] by evaluating every policy over every entity: slow, for comparison.
-    pub fn decide_by_all(&self, request: &Request<'_>, observed: &Observed) -> Decision {
-        let failed = |error: String| Decision::deny(Reason::Failed, &self.version, vec![error]);
-        let prepared = match self.prepare(request) {
-            Ok(Some(prepared)) => prepared,
-            Ok(None) => return Decision::deny(Reason::NotListed, &self.version, Vec::new()),
-            Err(error) => return failed(error.to_string()),
-        };
-        let asked = [&prepared.principal, &prepared.resource];
+    /// Everything that is listed, and who asks.
+    fn all_with(&self, question: &Question) -> Result<Entities, String> {
+        let listed = schema().map_err(|error| error.to_string()).and_then(|schema| self.listing.all(schema))?;
+        let principal = question.principal();
         // The listing's own entry of the resource is kept, so that it is compared as well.
-        let added = asked.into_iter().filter(|&uid| *uid == prepared.principal || !self.listing.contains(uid));
-        let added: Vec<Entity> = added.filter_map(|uid| prepared.entities.get(uid)).cloned().collect();
-        let entities = match self.listing.all().clone().upsert_entities(added, None) {
-            Ok(entities) => entities,
-            Err(error) => return failed(error.to_string()),
-        };
-        match prepared.request(Keys::ALL, observed) {
-            Ok(request) => {
-                self.combine([self.authorizer.is_authorized(&request, &self.policies, &entities)].into_iter())
-            }
-            Err(error) => failed(error),
+        let resource = question.resource().filter(|uid| !self.listing.contains(uid));
+        let added = [principal, resource].into_iter().flatten();
+        let added: Vec<Entity> = added.filter_map(|uid| question.entities.get(&uid)).cloned().collect();
+        listed.clone().upsert_entities(added, None).map_err(|error| error.to_string())
+    }
+
+    fn findings(&self, response: &Response) -> Findings {
+        let mut findings = Findings::default();
+        let reasons = response.diagnostics().reason().filter_map(|id| self.infos.get(id)).map(Arc::clone);
+        match response.decision() {
+            cedar_policy::Decision::Allow => findings.permits.extend(reasons),
+            cedar_policy::Decision::Deny => findings.forbids.extend(reasons),
         }
+        findings.errors.extend(response.diagnostics().errors().map(ToString::to_string));
+        findings
     }
 
     /// What was found out before of the same question, or is now. `None` where the resource is not listed.
@@ -287,8 +238,8 @@ impl Rules {
         }
         let Some(target) = self.target(request.action, request.resource)? else { return Ok(None) };
         let subject = Subject::new(request.principal, &self.listing)?;
-        let buckets = self.index.candidates(&self.index.reach(&subject.uid, subject.ancestors.iter()), &target.reach);
-        let prepared = Arc::new(self.prepare_buckets(&subject, &target, buckets)?);
+        let buckets = self.index.candidates(&self.index.reach(&subject.uid, &subject.within), &target.reach);
+        let prepared = Arc::new(self.prepare_buckets(subject, &target, buckets)?);
         let asked =
             Asked { principal: request.principal.clone(), action: request.action, resource: request.resource.clone() };
         self.remembered.insert(asked, Arc::clone(&prepared));
@@ -297,28 +248,27 @@ impl Rules {
 
     /// What is asked for, whoever asks. `None` where it is not listed.
     pub(super) fn target(&self, action: Action, resource: &Resource) -> Result<Option<Target>, TrustError> {
-        let Some((resource, ancestors)) = self.resource(resource)? else { return Ok(None) };
-        let Some((action, groups)) = self.actions.get(&action) else {
+        let Some((uid, within, tags)) = self.resource(resource)? else { return Ok(None) };
+        let Some((action, meets)) = self.actions.get(&action) else {
             return Err(invalid(format!("action `{action}` is not in the schema")));
         };
-        let reach =
-            [self.index.reach(&action.uid(), groups.iter()), self.index.reach(&resource.uid(), ancestors.iter())];
+        let reach = [meets.clone(), self.index.reach(&uid, &within)];
+        let ancestors = within.uids(&self.listing).cloned();
+        let resource = Made::new(uid, ancestors, std::iter::empty(), tags.iter().cloned());
         Ok(Some(Target { action: action.clone(), resource, reach }))
     }
 
     /// Brings together who asks, what is asked for, and the policies that can apply.
     pub(super) fn prepare_buckets(
         &self,
-        subject: &Subject,
+        subject: Subject,
         target: &Target,
         buckets: Vec<u32>,
     ) -> Result<Prepared, TrustError> {
         let keys = buckets.iter().filter_map(|&place| self.index.bucket(place)).map(|bucket| bucket.keys);
         let keys = keys.fold(Keys::default(), Keys::and);
-        let (action, resource) = (target.action.uid(), target.resource.uid());
-        let entities = [subject.entity(&self.listing)?, target.action.clone(), target.resource.clone()];
-        let entities = Entities::from_entities(entities, None).map_err(|error| invalid(error.to_string()))?;
-        Ok(Prepared { entities, principal: subject.uid.clone(), action, resource, buckets, keys })
+        let question = Question::new(subject.entity(&self.listing), &target.action, &target.resource)?;
+        Ok(Prepared { question, buckets, keys })
     }
 
     /// Ids of the policies that are evaluated for a request.
@@ -326,54 +276,40 @@ impl Rules {
     /// # Errors
     /// A principal that cannot be decided on.
     pub fn candidates(&self, request: &Request<'_>) -> Result<Vec<&str>, TrustError> {
-        let prepared = self.prepare(request)?;
-        let buckets =
-            prepared.iter().flat_map(|prepared| &prepared.buckets).filter_map(|&place| self.index.bucket(place));
-        let policies = buckets.flat_map(|bucket| bucket.policies.policies());
-        Ok(policies.filter_map(|policy| self.infos.get(policy.id())).map(|info| info.id.as_str()).collect())
+        let Some(prepared) = self.prepare(request)? else { return Ok(Vec::new()) };
+        Ok(self.candidates_of(&prepared).map(|policy| policy.info.id.as_str()).collect())
     }
 
     /// What the scope of a policy may name to be met by a request: as principal, as action, as resource.
     pub(super) fn reach(&self, request: &Request<'_>) -> Option<[Reach; 3]> {
         let [action, resource] = self.target(request.action, request.resource).ok()??.reach;
         let subject = Subject::new(request.principal, &self.listing).ok()?;
-        Some([self.index.reach(&subject.uid, subject.ancestors.iter()), action, resource])
+        Some([self.index.reach(&subject.uid, &subject.within), action, resource])
     }
 
-    /// A listed resource, or a version of a model whose versions need not be listed, with all that it is in.
-    fn resource(&self, resource: &Resource) -> Result<Option<(Entity, Vec<EntityUid>)>, TrustError> {
+    /// A listed resource, or a version of a model whose versions need not be listed, with all that it is in and its labels.
+    fn resource(&self, resource: &Resource) -> Result<Option<Found<'_>>, TrustError> {
         if resource.id.len() > RESOURCE_ID_BYTES_MAX {
             return Ok(None);
         }
         let uid = uid_of(resource.kind.name(), &resource.id)?;
-        let mut ancestors: Vec<EntityUid> = self.listing.ancestors(&uid).cloned().collect();
-        if !self.listing.contains(&uid) {
-            let model = (resource.kind == ResourceKind::ModelVersion).then(|| resource.model()).flatten();
-            let Some(model) = model.filter(|model| self.listing.any_version(model)) else { return Ok(None) };
-            let model = uid_of("Model", model)?;
-            ancestors.extend(self.listing.ancestors(&model).cloned());
-            ancestors.push(model);
+        let mut within = Within::default();
+        if let Some((_, listed)) = self.listing.get(&uid) {
+            within.add_above(listed);
+            return Ok(Some((uid, within, listed.tags())));
         }
-        let text = |value: &String| cedar_policy::RestrictedExpression::new_string(value.clone());
-        let tags = self.listing.tags(&uid).iter().map(|(name, value)| (name.clone(), text(value)));
-        let entity = Entity::new_with_tags(uid, [], ancestors.iter().cloned(), tags)
-            .map_err(|error| invalid(error.to_string()))?;
-        Ok(Some((entity, ancestors)))
+        let model = (resource.kind == ResourceKind::ModelVersion).then(|| resource.model()).flatten();
+        let Some(model) = model.map(|model| uid_of("Model", model)).transpose()? else { return Ok(None) };
+        let model = self.listing.get(&model).filter(|(_, listed)| listed.any_version());
+        Ok(model.map(|(place, listed)| {
+            within.add(place, listed);
+            (uid, within, [].as_slice())
+        }))
     }
 
-    /// One decision of the answers over parts of the policies, by Cedar's rule: a forbid wins, else a permit is needed. An error denies.
-    fn combine(&self, responses: impl Iterator<Item = Response>) -> Decision {
-        let (mut permits, mut forbids, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-        for response in responses {
-            let denied = response.decision() == cedar_policy::Decision::Deny;
-            let reasons = response.diagnostics().reason().filter_map(|id| self.infos.get(id)).map(Arc::clone);
-            if denied {
-                forbids.extend(reasons)
-            } else {
-                permits.extend(reasons)
-            }
-            errors.extend(response.diagnostics().errors().map(ToString::to_string));
-        }
+    /// One decision of what applies, by Cedar's rule: a forbid wins, else a permit is needed. An error denies.
+    fn combine(&self, findings: Findings) -> Decision {
+        let Findings { permits, forbids, mut errors } = findings;
         let (reason, mut policies) = match (errors.is_empty(), forbids.is_empty(), permits.is_empty()) {
             (_, false, _) => (Reason::Forbidden, forbids),
             (false, true, _) => (Reason::Failed, Vec::new()),
@@ -394,41 +330,6 @@ impl Rules {
         let effect = if allowed { Effect::Allow } else { Effect::Deny };
         Decision { effect, reason, policies, terms, version: Arc::clone(&self.version), errors }
     }
-}
-
-impl Prepared {
-    /// The question in Cedar's form.
-    pub(super) fn request(&self, keys: Keys, observed: &Observed) -> Result<cedar_policy::Request, String> {
-        let (principal, action, resource) = (self.principal.clone(), self.action.clone(), self.resource.clone());
-        cedar_policy::Request::new(principal, action, resource, keys.context(observed)?, None)
-            .map_err(|error| error.to_string())
-    }
-}
-
-/// The schema of this program.
-fn schema() -> Result<&'static Schema, TrustError> {
-    static READ: LazyLock<Result<Schema, String>> = LazyLock::new(|| {
-        Schema::from_cedarschema_str(SCHEMA).map(|(schema, _)| schema).map_err(|error| error.to_string())
-    });
-    READ.as_ref().map_err(|error| invalid(format!("the schema is wrong: {error}")))
-}
-
-fn located(file: &SourceFile, error: &dyn Diagnostic, message: &str) -> TrustError {
-    let offset = error.labels().and_then(|mut labels| labels.next()).map_or(0, |label| label.offset());
-    let (line, column) = line_column(&file.text, offset);
-    invalid(format!("{}:{line}:{column}: {message}{}", file.name, help(error)))
-}
-
-fn help(error: &dyn Diagnostic) -> String {
-    error.help().map_or_else(String::new, |help| format!("; {help}"))
-}
-
-/// The line at which a policy's text begins, searched from where the one before ended.
-fn line_of(file: &SourceFile, text: &str, cursor: &mut usize) -> usize {
-    let rest = file.text.get(*cursor..).unwrap_or_default();
-    let start = *cursor + rest.find(text).unwrap_or_default();
-    *cursor = start + text.len();
-    line_column(&file.text, start).0
 }
 
 impl PartialEq for Asked {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use cedar_policy::{Entity, EntityUid, RestrictedExpression};
+use cedar_policy::EntityUid;
 
 use super::{
-    listing::{Listing, shown, uid_of},
+    evaluate::{Made, Value},
+    listing::{Listing, Within},
+    schema::uid_of,
     sources::invalid,
 };
 use crate::{Method, Principal, Strength, TrustError};
@@ -18,8 +20,8 @@ pub(super) const CLAIMS_MAX: usize = 256;
 /// Who a caller is to the policies: what it is in, and what its credential says.
 pub(super) struct Subject {
     pub(super) uid: EntityUid,
-    /// All that it is in, directly or not.
-    pub(super) ancestors: Vec<EntityUid>,
+    pub(super) within: Within,
+    tags: Vec<(String, String)>,
     method: &'static str,
     issuer: String,
     strength: Strength,
@@ -41,23 +43,26 @@ impl Subject {
         }
         let uid = uid_of(kind(principal), &principal.id)?;
         let issuer = issuer(principal);
-        let mut parents = Vec::with_capacity(groups + 1);
+        let (mut within, mut tags) = (Within::default(), Vec::new());
+        if let Some((_, listed)) = listing.get(&uid) {
+            within.add_above(listed);
+            tags.extend_from_slice(listed.tags());
+        }
         for group in &principal.groups {
-            parents.push(uid_of("Group", &format!("{issuer}#{group}"))?);
+            let group = uid_of("Group", &format!("{issuer}#{group}"))?;
+            match listing.get(&group) {
+                Some((place, listed)) => within.add(place, listed),
+                None => within.add_other(group),
+            }
         }
         if let Some(tenant) = &principal.tenant {
-            let tenant = uid_of("Tenant", tenant)?;
-            parents.extend(listing.vouches(&issuer, &tenant).then_some(tenant));
+            let listed = listing.get(&uid_of("Tenant", tenant)?);
+            if let Some((place, listed)) = listed.filter(|(_, listed)| listed.takes_word_of(&issuer)) {
+                within.add(place, listed);
+            }
         }
-        let mut ancestors: Vec<EntityUid> = listing.ancestors(&uid).cloned().collect();
-        for parent in parents {
-            ancestors.extend(listing.ancestors(&parent).cloned());
-            ancestors.push(parent);
-        }
-        ancestors.sort_unstable();
-        ancestors.dedup();
         let (method, strength, claims) = (method(principal.method), principal.strength, principal.claims.clone());
-        Ok(Self { uid, ancestors, method, issuer, strength, claims })
+        Ok(Self { uid, within: within.sorted(), tags, method, issuer, strength, claims })
     }
 
     /// Somebody of whom nothing is known but one group or tenant, or not even that.
@@ -67,25 +72,27 @@ impl Subject {
         strength: Strength,
         listing: &Listing,
     ) -> Result<Self, TrustError> {
-        let ancestors = of.map(|of| listing.ancestors(of).chain([of]).cloned().collect()).unwrap_or_default();
+        let mut within = Within::default();
+        if let Some((place, listed)) = of.and_then(|of| listing.get(of)) {
+            within.add(place, listed);
+        }
         let issuer = of.and_then(|of| of.id().unescaped().split_once('#')).map_or("", |(issuer, _)| issuer);
         let (method, issuer) = ("", issuer.to_owned());
-        Ok(Self { uid: uid_of(kind, "")?, ancestors, method, issuer, strength, claims: BTreeMap::new() })
+        let (within, tags, claims) = (within.sorted(), Vec::new(), BTreeMap::new());
+        Ok(Self { uid: uid_of(kind, "")?, within, tags, method, issuer, strength, claims })
     }
 
-    /// Its entity, with all that it is in as parents.
-    pub(super) fn entity(&self, listing: &Listing) -> Result<Entity, TrustError> {
-        let text = |value: &str| RestrictedExpression::new_string(value.to_owned());
+    /// Its entity.
+    pub(super) fn entity(self, listing: &Listing) -> Made {
         let attributes = [
-            ("method".to_owned(), text(self.method)),
-            ("issuer".to_owned(), text(&self.issuer)),
-            ("strength".to_owned(), RestrictedExpression::new_long(strength(self.strength))),
+            ("method", Value::from(self.method)),
+            ("issuer", Value::from(self.issuer)),
+            ("strength", Value::from(strength(self.strength))),
         ];
-        let claims = self.claims.iter().map(|(name, value)| (format!("claim.{name}"), text(value)));
+        let claims = self.claims.into_iter().map(|(name, value)| (format!("claim.{name}"), value));
         // A label of the operator cannot begin with `claim.`, so neither hides the other.
-        let labels = listing.tags(&self.uid).iter().map(|(name, value)| (name.clone(), text(value)));
-        Entity::new_with_tags(self.uid.clone(), attributes, self.ancestors.iter().cloned(), claims.chain(labels))
-            .map_err(|error| invalid(format!("`{}` cannot be decided on: {error}", shown(&self.uid))))
+        let tags = claims.chain(self.tags);
+        Made::new(self.uid, self.within.uids(listing).cloned(), attributes.into_iter(), tags)
     }
 }
 

@@ -63,7 +63,7 @@ impl Rules {
         };
         let mut found = Vec::new();
         let mut ask = |who: Who, subject: Result<Subject, TrustError>| {
-            if let Some(decision) = self.may(&subject?, &target, observed)? {
+            if let Some(decision) = self.may(subject?, &target, observed)? {
                 found.push(Allowed { who, decision });
             }
             Ok::<_, TrustError>(())
@@ -75,14 +75,14 @@ impl Rules {
             match uid.type_name().basename() {
                 "Group" | "Tenant" => {
                     for kind in ["User", "Workload"] {
-                        let who = Who::AnyOf(format!("{kind} of {}", shown(&uid)));
-                        ask(who, Subject::member(kind, Some(&uid), strength, &self.listing))?;
+                        let who = Who::AnyOf(format!("{kind} of {}", shown(uid)));
+                        ask(who, Subject::member(kind, Some(uid), strength, &self.listing))?;
                     }
                 }
                 "User" | "Workload" => {
                     // An id of no known form is nobody's.
-                    let Some(subject) = self.listed(&uid, strength) else { continue };
-                    ask(Who::Listed(shown(&uid)), subject)?;
+                    let Some(subject) = self.listed(uid, strength) else { continue };
+                    ask(Who::Listed(shown(uid)), subject)?;
                 }
                 _ => {}
             }
@@ -99,8 +99,8 @@ impl Rules {
         (!subject.as_ref().is_ok_and(|subject| subject.uid != *uid)).then_some(subject)
     }
 
-    fn may(&self, subject: &Subject, target: &Target, observed: &Observed) -> Result<Option<Decision>, TrustError> {
-        let reach = self.index.reach(&subject.uid, subject.ancestors.iter());
+    fn may(&self, subject: Subject, target: &Target, observed: &Observed) -> Result<Option<Decision>, TrustError> {
+        let reach = self.index.reach(&subject.uid, &subject.within);
         let buckets = self.index.candidates(&reach, &target.reach);
         if buckets.is_empty() {
             return Ok(None);

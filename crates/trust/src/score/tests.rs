@@ -40,13 +40,14 @@ fn the_best_is_100_and_the_worst_near_0() {
 
 #[test]
 fn a_detector_caps_what_everything_else_says() {
-    let detectors = [("extraction".to_owned(), 0.2), ("replay".to_owned(), 0.9)];
+    let detectors = [(Detector::Probing, 0.2), (Detector::Costly, 0.9), (Detector::Malformed, 0.0)];
     let score = scorer().score(&Signals { detectors: &detectors, ..calm() });
     assert_eq!(score.total, 10);
     assert_eq!(score.part(Part::Detectors), 10);
     assert_eq!(score.parts[6].points, -90.0);
+    assert_eq!(score.suspicions, [(Detector::Probing, 20), (Detector::Costly, 90)]);
     for odd in [f32::NAN, f32::INFINITY, 7.0] {
-        let detectors = [("odd".to_owned(), odd)];
+        let detectors = [(Detector::Probing, odd)];
         assert_eq!(scorer().score(&Signals { detectors: &detectors, ..calm() }).total, 0, "{odd}");
     }
 }
@@ -118,7 +119,7 @@ proptest! {
         strength in strengths(), age in proptest::option::of(0u64..10_000), ratio in proptest::option::of(0f32..1e6),
         known in proptest::option::of(0u64..1_000_000), suspicion in 0f32..1.0, more in 1u64..5_000,
     ) {
-        let detectors = [("d".to_owned(), suspicion)];
+        let detectors = [(Detector::Costly, suspicion)];
         let signals = Signals {
             strength, attested_age: age.map(Duration::from_secs), rate_ratio: ratio,
             known_for: known.map(Duration::from_secs), detectors: &detectors, ..calm()
@@ -127,7 +128,7 @@ proptest! {
         prop_assert!(score.total <= 100);
         let sum: f32 = score.parts.iter().map(|part| part.points).sum();
         prop_assert!((sum - f32::from(score.total)).abs() <= 0.51, "{sum} {}", score.total);
-        let suspected = [("d".to_owned(), suspicion), ("e".to_owned(), suspicion + 0.1)];
+        let suspected = [(Detector::Costly, suspicion), (Detector::Probing, suspicion + 0.1)];
         let worse = [
             Signals { strength: Strength::Bearer, ..signals.clone() },
             Signals { attested_age: None, ..signals.clone() },

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     ErrorKind, TrustError,
-    tls::{ServerKeySource, ServerKeys},
+    tls::{RETRY_AFTER, ServerKeySource, ServerKeys},
 };
 
 /// What certificates are asked for.
@@ -115,6 +115,8 @@ impl ServerKeySource for VaultPki {
         if self.renew_at.is_some_and(|at| now < at) {
             return Ok(None);
         }
+        // Asked for new keys with every look, a PKI that says no would be asked twice a second.
+        self.renew_at = Some(now + RETRY_AFTER);
         let keys = self.issue()?;
         let left = keys.not_after.duration_since(now).unwrap_or_default();
         self.renew_at = Some(now + left * 2 / 3);

@@ -60,8 +60,11 @@ fn entities_are_refused_by_place() {
             "[Tenant.t]\n[Segment.s]\nin = \"Tenant::t\"",
             "e.toml:2:10: `Segment::s` must be in exactly one `ModelGroup`",
         ),
-        ("[Group.a]\nin = \"Group::b\"\n[Group.b]\nin = \"Group::a\"", "the entities do not fit together: "),
-        ("[Group.a]\nin = \"Group::a\"", "e.toml:1:8: "),
+        (
+            "[Group.a]\nin = \"Group::b\"\n[Group.b]\nin = \"Group::a\"",
+            "e.toml:1:8: `Group::a` is in itself: `Group::a` in `Group::b` in `Group::a`; take",
+        ),
+        ("[Group.a]\nin = \"Group::a\"", "e.toml:1:8: `Group::a` is in itself: `Group::a` in `Group::a`; take"),
     ];
     let wrong: Vec<String> = rows
         .into_iter()
