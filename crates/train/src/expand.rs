@@ -17,8 +17,8 @@ use crate::{
 /// What the expanded nodes ask for and bring beside the forward graph.
 #[derive(Default)]
 pub(crate) struct Expanded {
-    /// Outputs of normalisations whose statistics are those of the batch.
-    pub of_batch: HashSet<String>,
+    /// Normalisations whose statistics are those of the batch: from the output to what was normalised.
+    pub of_batch: HashMap<String, String>,
     /// Running statistics: from the name of the old one to that of the next.
     pub statistics: HashMap<String, String>,
     /// Dropouts: inputs that hold 1 for what is kept, else 0.
@@ -76,17 +76,18 @@ fn batch_normalization(
         return Err(format!("has {} inputs, expected 5", node.input.len()));
     };
     let (rank, dtype) = (known.rank(x)?, known.dtype(x).unwrap_or(edgeward_graph::DataType::Float32));
-    let axes: Vec<i64> = std::iter::once(0).chain(2..rank as i64).collect();
-    let own_mean = emit.reduce("ReduceMean", x, &axes, Axes::Drop);
+    let own_mean = channel_mean(emit, x, rank);
     let beside = emit.unsqueeze(&own_mean, &(1..rank as i64 - 1).collect::<Vec<_>>());
     let middle = emit.op("Sub", &[x, &beside]);
     let square = emit.op("Mul", &[&middle, &middle]);
-    let own_variance = emit.reduce("ReduceMean", &square, &axes, Axes::Drop);
+    let own_variance = channel_mean(emit, &square, rank);
+    // What remains has a mean of 0: taken from x itself, a mean much larger than the deviation would cost digits.
+    let zeros = emit.zeros_like(scale, dtype);
     let mut own = node.clone();
-    own.input = vec![x.clone(), scale.clone(), bias.clone(), own_mean.clone(), own_variance.clone()];
+    own.input = vec![middle, scale.clone(), bias.clone(), zeros, own_variance.clone()];
     own.output.truncate(1);
     own.attribute.retain(|a| a.name() == "epsilon");
-    expanded.of_batch.extend(own.output.first().cloned());
+    expanded.of_batch.extend(own.output.first().map(|y| (y.clone(), x.clone())));
     emit.nodes.push(own);
     let kept = f64::from(node.attr_float("momentum").unwrap_or(0.9));
     let count = channel_count(emit, known, x);
@@ -101,6 +102,13 @@ fn batch_normalization(
         expanded.statistics.insert(old.clone(), next);
     }
     Ok(())
+}
+
+/// The mean of each channel: over space first, which adds fewer numbers to each other than all at once.
+fn channel_mean(emit: &mut Emit, x: &str, rank: usize) -> String {
+    let space: Vec<i64> = (2..rank as i64).collect();
+    let inner = if space.is_empty() { x.to_owned() } else { emit.reduce("ReduceMean", x, &space, Axes::Drop) };
+    emit.reduce("ReduceMean", &inner, &[0], Axes::Drop)
 }
 
 /// `x · mask / keep`.

@@ -91,8 +91,7 @@ impl Sweep<'_> {
         let mut context = Context { emit, known: self.known, node, outputs, wants, given: Vec::new() };
         rules::gradient(&mut context)
             .map_err(|reason| TrainError::Unsupported { place: place(node, index), reason })?;
-        let given = context.given;
-        Ok(given.into_iter().filter_map(|(i, g)| Some((node.input.get(i)?.clone(), g))).collect())
+        Ok(context.given)
     }
 
     fn keep(&self, gradients: &mut Gradients, node: &NodeProto, outputs: &[Option<String>]) {
@@ -146,7 +145,7 @@ pub(crate) struct Context<'a> {
     pub node: &'a NodeProto,
     outputs: Vec<Option<String>>,
     wants: Vec<bool>,
-    given: Vec<(usize, String)>,
+    given: Vec<(String, String)>,
 }
 
 /// What keeps a rule from giving a gradient.
@@ -173,7 +172,14 @@ impl Context<'_> {
 
     /// Hands a gradient to an input.
     pub fn give(&mut self, input: usize, gradient: String) {
-        self.given.push((input, gradient));
+        if let Some(name) = self.node.input.get(input) {
+            self.given.push((name.clone(), gradient));
+        }
+    }
+
+    /// Hands a gradient to a value before the node's inputs.
+    pub fn give_past(&mut self, name: &str, gradient: String) {
+        self.given.push((name.to_owned(), gradient));
     }
 
     /// Name of an input; empty where it is absent.

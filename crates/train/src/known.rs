@@ -1,6 +1,6 @@
 //! What is known of a graph's values before it runs: types, sizes, small constants.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use edgeward_graph::{DataType, Dimension, GraphError, Inferred, Model, Tensor, ValueType, infer, proto::NodeProto};
 
@@ -12,7 +12,7 @@ pub(crate) struct Known {
     types: Inferred,
     constants: HashMap<String, Tensor>,
     produced: HashMap<String, NodeProto>,
-    of_batch: HashSet<String>,
+    of_batch: HashMap<String, String>,
 }
 
 impl Known {
@@ -34,17 +34,18 @@ impl Known {
         let made = graph.node.iter().flat_map(|n| n.output.iter().map(move |o| (o.clone(), n)));
         // Attributes of nodes share their tensors' bytes.
         let produced = made.filter(|(name, _)| !name.is_empty()).map(|(name, node)| (name, node.clone())).collect();
-        Ok(Self { types, constants, produced, of_batch: HashSet::new() })
+        Ok(Self { types, constants, produced, of_batch: HashMap::new() })
     }
 
-    /// Says which normalisations take the batch's own statistics, by their outputs.
-    pub fn with_batch_statistics(self, of_batch: HashSet<String>) -> Self {
+    /// Says which normalisations take the batch's own statistics: from their outputs to what they normalise.
+    pub fn with_batch_statistics(self, of_batch: HashMap<String, String>) -> Self {
         Self { of_batch, ..self }
     }
 
-    /// True for the output of a normalisation by the batch's own statistics.
-    pub fn is_of_batch(&self, output: &str) -> bool {
-        self.of_batch.contains(output)
+    /// What a normalisation by the batch's own statistics normalises, by its output; none for other nodes. The node itself
+    /// is given what remains of it without its mean.
+    pub fn of_batch(&self, output: &str) -> Option<&str> {
+        self.of_batch.get(output).map(String::as_str)
     }
 
     /// Type and shape.

@@ -327,7 +327,7 @@ impl Draft {
         let sweep = Sweep { nodes: &nodes, known: &known, wanted: &wanted, deferred: &HashSet::new() };
         self.emit.stem = "gradient".to_owned();
         if let Some(private) = &spec.private {
-            if let Some(name) = self.expanded.of_batch.iter().next() {
+            if let Some(name) = self.expanded.of_batch.keys().min() {
                 let text = "takes statistics of the whole batch, so no example stands for itself";
                 return Err(TrainError::invalid(format!(
                     "the normalisation that makes `{name}` {text}; freeze its scale and offset, or use GroupNormalization"

@@ -1,7 +1,5 @@
 //! Nodes whose attributes and sizes make no sense: an error or a graph, and neither a panic nor endless memory.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use edgeward_graph::{

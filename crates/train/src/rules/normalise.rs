@@ -218,30 +218,33 @@ pub(super) fn batch(cx: &mut Context<'_>) -> Done {
     let rank = cx.known.rank(&x)?;
     let (dtype, epsilon) = (cx.dtype(&x), cx.float("epsilon", 1e-5));
     let inverse = inverse_root(cx.emit, dtype, &variance, epsilon);
-    let of_batch = cx.known.is_of_batch(cx.y(0));
+    let whole = cx.known.of_batch(cx.y(0)).map(str::to_owned);
+    let of_batch = whole.is_some();
     if !of_batch && (cx.wants(3) || cx.wants(4)) {
         return Err("has no gradient for statistics that are given; freeze them".to_owned());
     }
     let factor = cx.emit.op("Mul", &[&scale, &inverse]);
     let (mut offsets, mut along) = (String::new(), String::new());
-    let mut middle = String::new();
+    let mut middle = x.clone();
     if of_batch || cx.wants(1) {
-        let mean = beside_channels(cx.emit, &mean, rank);
-        middle = cx.emit.op("Sub", &[&x, &mean]);
+        if !of_batch {
+            let mean = beside_channels(cx.emit, &mean, rank);
+            middle = cx.emit.op("Sub", &[&x, &mean]);
+        }
         let product = cx.emit.op("Mul", &[&g, &middle]);
         along = channel_sum(cx.emit, &product, rank);
     }
     if of_batch || cx.wants(2) {
         offsets = channel_sum(cx.emit, &g, rank);
     }
-    if cx.wants(0) && !of_batch {
-        let factor = beside_channels(cx.emit, &factor, rank);
-        let gradient = cx.emit.op("Mul", &[&g, &factor]);
-        cx.give(0, gradient);
-    } else if cx.wants(0) {
+    if let (true, Some(whole)) = (cx.wants(0), whole) {
         let sums =
             Sums { g: &g, middle: &middle, factor: &factor, inverse: &inverse, offsets: &offsets, along: &along };
         let gradient = sums.back(cx, &x, rank);
+        cx.give_past(&whole, gradient);
+    } else if cx.wants(0) {
+        let factor = beside_channels(cx.emit, &factor, rank);
+        let gradient = cx.emit.op("Mul", &[&g, &factor]);
         cx.give(0, gradient);
     }
     if cx.wants(1) {
