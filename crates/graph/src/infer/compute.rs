@@ -228,7 +228,7 @@ pub(super) fn transposed_convolution(view: &View<'_>) -> Types {
             (Some(&size), _) => usize::try_from(size).map_or(Unknown, Fixed),
             (None, Fixed(size)) => {
                 let (stride, same) = (window.strides[i], window.auto_pad.starts_with("SAME"));
-                let reach = (window.kernel[i].saturating_sub(1)).saturating_mul(window.dilations[i]) + 1;
+                let reach = (window.kernel[i].saturating_sub(1)).saturating_mul(window.dilations[i]).saturating_add(1);
                 let added = extra.get(i).and_then(|&e| usize::try_from(e).ok()).unwrap_or(0);
                 let whole = size.saturating_sub(1).saturating_mul(stride).saturating_add(reach).saturating_add(added);
                 let pads = window.pads[i].saturating_add(window.pads[i + window.kernel.len()]);
