@@ -1,0 +1,314 @@
+//! `ConvWeightGradient`: the sum over all images and pixels of input times output gradient, for each tap.
+//!
+//! Each task has some blocks of outputs and inputs to itself and goes through all images, so that sums do not depend on the threads.
+//! Sixteen sums (8 inputs by 2 blocks of outputs) stay in registers while the pixels of one tap pass.
+
+use super::{
+    Kernel, Port, Spec,
+    bridge::Attributes,
+    convolution::Settings,
+    depthwise,
+    geometry::Window,
+    lanes::{Block, fma, load, splat, store, zero},
+    run::Run,
+};
+
+pub(super) const SPECS: &[Spec] = &[Spec {
+    name: c"ConvWeightGradient",
+    inputs: &[Port::Floats, Port::Floats],
+    outputs: &[Port::Floats],
+    make: WeightGradient::make,
+}];
+
+struct WeightGradient {
+    settings: Settings,
+    window: Window,
+    kernel: [usize; 2],
+    outputs: usize,
+}
+
+impl WeightGradient {
+    fn make(attributes: &Attributes<'_>) -> Result<Box<dyn Kernel>, String> {
+        let settings = Settings::of(attributes)?;
+        let kernel = attributes.ints(c"kernel_shape", 1, None)?;
+        let outputs = attributes.size(c"outputs")?;
+        if settings.depthwise && outputs != settings.channels {
+            return Err(format!("`outputs` is {outputs}, expected the {} `channels`", settings.channels));
+        }
+        Ok(Box::new(Self { window: settings.window.with_kernel(kernel), settings, kernel, outputs }))
+    }
+}
+
+impl Kernel for WeightGradient {
+    #[target_feature(enable = "avx512f")]
+    unsafe fn run(&self, run: &Run<'_>) -> Result<(), String> {
+        let (x, dy) = (run.input(0, "x")?, run.input(1, "dy")?);
+        let ([n, output_blocks, oh, ow], dy) = dy.channels("dy", self.outputs)?;
+        let channels = self.settings.channels;
+        let inputs = if self.settings.depthwise { 1 } else { channels };
+        let (images, size) = if self.settings.plain {
+            let [images, c, h, w] = x.dims("x")?;
+            if c != channels {
+                return Err(format!("`x` has {c} channels, expected {channels}"));
+            }
+            (images, [h, w])
+        } else {
+            let ([images, _, h, w], _) = x.channels("x", channels)?;
+            (images, [h, w])
+        };
+        if images != n {
+            return Err(format!("`x` has {images} images and `dy` {n}"));
+        }
+        self.window.check(size, [oh, ow])?;
+        let dw = run.output(0, &[self.outputs, inputs, self.kernel[0], self.kernel[1]])?;
+        let taps = self.window.kernel_size();
+        if self.settings.depthwise {
+            let blocks = x.data.as_chunks().0;
+            let sums = depthwise::weight_gradient(run, &self.window, (blocks, size), (dy, [oh, ow]), output_blocks)?;
+            for (channel, taps) in dw.chunks_exact_mut(taps).enumerate() {
+                let from = sums.iter().skip(channel / 16 * taps.len());
+                taps.iter_mut().zip(from).for_each(|(to, from)| *to = from[channel % 16]);
+            }
+            return Ok(());
+        }
+        let width = if self.settings.plain { 1 } else { 16 };
+        let work = Work {
+            window: &self.window,
+            dy,
+            size,
+            output: [oh, ow],
+            images,
+            inputs: inputs.div_ceil(width),
+            outputs: output_blocks,
+        };
+        let split = work.split();
+        let mut sums = vec![[0.0; 16]; split.tasks() * split.task_blocks(taps * width)];
+        if self.settings.plain {
+            work.run::<1>(run, x.data.as_chunks().0, &split, &mut sums)?;
+        } else {
+            work.run::<16>(run, x.data.as_chunks().0, &split, &mut sums)?;
+        }
+        unpack(run, &sums, (&split, taps, width), (inputs, dw))
+    }
+}
+
+/// Adds the parts up and puts them into ONNX's order.
+#[target_feature(enable = "avx512f")]
+fn unpack(
+    run: &Run<'_>,
+    sums: &[Block],
+    (split, taps, width): (&Split, usize, usize),
+    (inputs, dw): (usize, &mut [f32]),
+) -> Result<(), String> {
+    run.chunks(dw, inputs * taps, |output, dw| {
+        for (input, dw) in dw.chunks_exact_mut(taps).enumerate() {
+            for (tap, to) in dw.iter_mut().enumerate() {
+                *to = (0..split.parts)
+                    .map(|part| {
+                        let block = split.place(part, output / 16, input / width, taps * width) + tap * width + input % width;
+                        sums[block][output % 16]
+                    })
+                    .sum();
+            }
+        }
+    })
+}
+
+/// How the work is split into tasks: by shape alone.
+struct Split {
+    /// Parts of the images, added up at the end.
+    parts: usize,
+    /// Blocks of outputs of a task, an even number; and blocks of inputs.
+    outputs: usize,
+    inputs: usize,
+    /// Tasks of one part along outputs and inputs.
+    along: [usize; 2],
+}
+
+impl Split {
+    fn tasks(&self) -> usize {
+        self.parts * self.along[0] * self.along[1]
+    }
+
+    /// Blocks of a task's sums: [output][input][tap and lane].
+    fn task_blocks(&self, each: usize) -> usize {
+        self.outputs * self.inputs * each
+    }
+
+    /// Where the sums of a block of outputs and inputs begin.
+    fn place(&self, part: usize, output: usize, input: usize, each: usize) -> usize {
+        let task = (part * self.along[0] + output / self.outputs) * self.along[1] + input / self.inputs;
+        task * self.task_blocks(each) + (output % self.outputs * self.inputs + input % self.inputs) * each
+    }
+}
+
+/// Tasks that keep a few threads busy to the end.
+const TASKS: usize = 8;
+/// Pixels of one visit: two blocks of output gradients and one of inputs fill half of the first cache.
+const VISIT_PIXELS: usize = 128;
+
+struct Work<'a> {
+    window: &'a Window,
+    dy: &'a [Block],
+    size: [usize; 2],
+    output: [usize; 2],
+    images: usize,
+    /// Blocks of inputs, or channels of a plain image; and blocks of outputs.
+    inputs: usize,
+    outputs: usize,
+}
+
+/// Images and rows that are visited together.
+struct Visit {
+    images: std::ops::Range<usize>,
+    rows: std::ops::Range<usize>,
+}
+
+impl Work<'_> {
+    fn split(&self) -> Split {
+        let outputs = self.outputs.div_ceil(TASKS).next_multiple_of(2);
+        let along_outputs = self.outputs.div_ceil(outputs);
+        let inputs = self.inputs.div_ceil(TASKS.div_ceil(along_outputs));
+        let along = [along_outputs, self.inputs.div_ceil(inputs)];
+        let tasks = along[0] * along[1];
+        let parts = if tasks * 2 > TASKS { 1 } else { (TASKS / tasks).min(self.images).max(1) };
+        Split { parts, outputs, inputs, along }
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn run<const I: usize>(
+        &self,
+        run: &Run<'_>,
+        x: &[[f32; I]],
+        split: &Split,
+        sums: &mut [Block],
+    ) -> Result<(), String> {
+        let each = self.window.kernel_size() * I;
+        run.chunks(sums, split.task_blocks(each), |task, sums| {
+            let (rest, inputs) = (task / split.along[1], task % split.along[1] * split.inputs);
+            let (part, outputs) = (rest / split.along[0], rest % split.along[0] * split.outputs);
+            let images = self.images * part / split.parts..self.images * (part + 1) / split.parts;
+            for visit in self.visits(images) {
+                for output in (outputs..self.outputs.min(outputs + split.outputs)).step_by(2) {
+                    for input in inputs..self.inputs.min(inputs + split.inputs) {
+                        let at = ((output - outputs) * split.inputs + input - inputs) * each;
+                        let (first, second) = sums[at..].split_at_mut(split.inputs * each);
+                        let second = if output + 1 < self.outputs { &mut second[..each] } else { &mut [] };
+                        self.taps::<I>(&visit, x, (input, output), [&mut first[..each], second]);
+                    }
+                }
+            }
+        })
+    }
+
+    /// Whole images while they are small, else some rows of one.
+    fn visits(&self, images: std::ops::Range<usize>) -> impl Iterator<Item = Visit> + '_ {
+        let [rows, columns] = self.output;
+        let together = (VISIT_PIXELS / (rows * columns).max(1)).max(1);
+        let some = (VISIT_PIXELS / columns.max(1)).clamp(1, rows.max(1));
+        let end = images.end;
+        images.step_by(together).flat_map(move |image| {
+            (0..rows).step_by(some).map(move |row| Visit {
+                images: image..(image + together).min(end),
+                rows: row..(row + some).min(rows),
+            })
+        })
+    }
+
+    /// All taps of one visit, for a block of inputs and one or two of outputs.
+    #[target_feature(enable = "avx512f")]
+    fn taps<const I: usize>(
+        &self,
+        visit: &Visit,
+        x: &[[f32; I]],
+        (input, output): (usize, usize),
+        [first, second]: [&mut [Block]; 2],
+    ) {
+        let columns = self.window.0[1].kernel;
+        for tap in 0..self.window.kernel_size() {
+            let taps = [tap / columns, tap % columns];
+            let (first, second) = (&mut first[tap * I..(tap + 1) * I], second.get_mut(tap * I..(tap + 1) * I));
+            match second {
+                Some(second) if I == 16 => {
+                    for half in 0..2 {
+                        let range = half * 8..half * 8 + 8;
+                        let sums = [&mut first[range.clone()], &mut second[range]];
+                        self.tap::<I, 2, 8>(visit, x, (input, output), (taps, half), sums);
+                    }
+                }
+                Some(second) => self.tap::<I, 2, 1>(visit, x, (input, output), (taps, 0), [first, second]),
+                None if I == 16 => self.tap::<I, 1, 16>(visit, x, (input, output), (taps, 0), [first]),
+                None => self.tap::<I, 1, 1>(visit, x, (input, output), (taps, 0), [first]),
+            }
+        }
+    }
+
+    /// One tap of one visit: `L` inputs by `O` blocks of outputs.
+    #[target_feature(enable = "avx512f")]
+    fn tap<const I: usize, const O: usize, const L: usize>(
+        &self,
+        visit: &Visit,
+        x: &[[f32; I]],
+        (input, output): (usize, usize),
+        ([kh, kw], part): ([usize; 2], usize),
+        mut sums: [&mut [Block]; O],
+    ) {
+        let [rows, columns] = &self.window.0;
+        let ([height, width], [out_height, out_width]) = (self.size, self.output);
+        let (top, bottom) = rows.inside(kh, height, out_height);
+        let (left, right) = columns.inside(kw, width, out_width);
+        if left == right {
+            return;
+        }
+        let mut lanes = [[zero(); L]; O];
+        for (lanes, sums) in lanes.iter_mut().zip(&sums) {
+            for (lane, sum) in lanes.iter_mut().zip(sums.iter()) {
+                *lane = load(sum);
+            }
+        }
+        for image in visit.images.clone() {
+            for row in visit.rows.start.max(top)..visit.rows.end.min(bottom) {
+                let from = (image * self.inputs + input) * height * width;
+                let from = from + rows.pixel(kh, row) * width + columns.pixel(kw, left);
+                let pixels = &x[from..from + (right - left - 1) * columns.stride + 1];
+                let mut dy: [&[Block]; O] = [&[]; O];
+                for (o, dy) in dy.iter_mut().enumerate() {
+                    let from = ((image * self.outputs + output + o) * out_height + row) * out_width;
+                    *dy = &self.dy[from + left..from + right];
+                }
+                strip::<I, O, L>(pixels, columns.stride, part, dy, &mut lanes);
+            }
+        }
+        for (lanes, sums) in lanes.iter().zip(&mut sums) {
+            for (lane, sum) in lanes.iter().zip(sums.iter_mut()) {
+                store(sum, *lane);
+            }
+        }
+    }
+}
+
+/// Pixels of one row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn strip<const I: usize, const O: usize, const L: usize>(
+    pixels: &[[f32; I]],
+    stride: usize,
+    part: usize,
+    dy: [&[Block]; O],
+    lanes: &mut [[super::lanes::Lanes; L]; O],
+) {
+    let count = dy[0].len();
+    for at in 0..count {
+        let Some(x) = pixels.get(at * stride).and_then(|p| p.as_chunks::<L>().0.get(part)) else { return };
+        let mut gradients = [zero(); O];
+        for o in 0..O {
+            gradients[o] = load(&dy[o][at]);
+        }
+        for l in 0..L {
+            let x = splat(x[l]);
+            for o in 0..O {
+                lanes[o][l] = fma(x, gradients[o], lanes[o][l]);
+            }
+        }
+    }
+}
