@@ -40,7 +40,7 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn of(attributes: &Attributes<'_>) -> Result<Self, String> {
         let channels = attributes.size(c"channels")?;
-        let [group] = attributes.ints(c"group", 1, Some([1]))?;
+        let group = if attributes.maybe_int(c"group").is_some() { attributes.size(c"group")? } else { 1 };
         let plain = attributes.maybe_int(c"plain").unwrap_or(0) != 0;
         let depthwise = group > 1;
         if depthwise && group != channels {
