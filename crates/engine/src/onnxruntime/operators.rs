@@ -15,6 +15,9 @@ mod depthwise;
 mod geometry;
 mod lanes;
 mod layout;
+mod mask;
+mod normalisation;
+mod pool;
 mod run;
 mod sweep;
 mod weight_gradient;
@@ -62,5 +65,13 @@ struct Spec {
 
 /// Every operator of the domain.
 fn specs() -> impl Iterator<Item = &'static Spec> {
-    [layout::SPECS, convolution::SPECS, weight_gradient::SPECS].into_iter().flatten()
+    [
+        layout::SPECS,
+        convolution::SPECS,
+        weight_gradient::SPECS,
+        normalisation::SPECS,
+        mask::SPECS,
+        pool::SPECS,
+    ]
+   .into_iter().flatten()
 }

@@ -1,3 +1,5 @@
 //! One file for each family of operators.
 
 mod convolution;
+mod normalisation;
+mod pool;

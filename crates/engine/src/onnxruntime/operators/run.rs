@@ -216,17 +216,19 @@ impl<'r> Run<'r> {
         })
     }
 
-    /// Calls `task` with the number of each of `columns`, and that column of each of the `outputs`, which hold
-    /// [rows][columns][plane].
-    pub(super) fn columns<const OUTPUTS: usize>(
+    /// As [`Run::chunks`], with the same chunk of a second output where that is wanted.
+    pub(super) fn chunk_pairs<T: Send>(
         &self,
-        outputs: [&mut [Block]; OUTPUTS],
-        (rows, columns): (usize, usize),
-        task: impl Fn(usize, [Column<'_>; OUTPUTS]) + Sync,
+        first: &mut [T],
+        second: Option<&mut [T]>,
+        size: usize,
+        task: impl Fn(usize, &mut [T], Option<&mut [T]>) + Sync,
     ) -> Result<(), String> {
-        let all = outputs.map(|data| (data.len() / (rows * columns).max(1), Shared::new(data)));
-        self.parallel(columns, |index| {
-            task(index, std::array::from_fn(|o| Column { all: &all[o].1, plane: all[o].0, columns, index }));
+        let second = second.map(Shared::new);
+        self.chunks(first, size, |index, first| {
+            // SAFETY: each task has a chunk of its own.
+            let other = second.as_ref().map(|s| unsafe { s.part(index * size, first.len()) });
+            task(index, first, other);
         })
     }
 }
@@ -250,7 +252,7 @@ fn entry<F: Fn(usize) + Sync>(_: &Job<F>) -> unsafe extern "C" fn(*mut c_void, u
 }
 
 /// Memory that tasks write to, each its own part.
-pub(super) struct Shared<'a, T> {
+struct Shared<'a, T> {
     start: *mut T,
     length: usize,
     _memory: PhantomData<&'a mut [T]>,
@@ -271,21 +273,5 @@ impl<'a, T> Shared<'a, T> {
         assert!(start <= self.length && length <= self.length - start, "a part outside the memory");
         // SAFETY: within the memory, and nobody else's.
         unsafe { slice::from_raw_parts_mut(self.start.add(start), length) }
-    }
-}
-
-/// One column of an output, of which one task is the owner.
-pub(super) struct Column<'a> {
-    all: &'a Shared<'a, Block>,
-    plane: usize,
-    columns: usize,
-    index: usize,
-}
-
-impl Column<'_> {
-    /// The plane of this column in `row`.
-    pub(super) fn plane(&mut self, row: usize) -> &mut [Block] {
-        // SAFETY: planes of another column or row do not overlap, and one is held at a time.
-        unsafe { self.all.part((row * self.columns + self.index) * self.plane, self.plane) }
     }
 }
