@@ -102,12 +102,9 @@ impl Op {
         let input = given.collect();
         let wanted = self.outputs.iter().enumerate().filter(|(_, there)| **there);
         let output = wanted.map(|(i, _)| port(&format!("o{i}"), DataType::Float32)).collect();
-        let graph =
-            GraphProto { name: Some("g".to_owned()), node: vec![node], input, output, ..GraphProto::default() };
-        let opset = |domain: &str, version| OperatorSetIdProto {
-            domain: Some(domain.to_owned()),
-            version: Some(version),
-        };
+        let graph = GraphProto { name: Some("g".to_owned()), node: vec![node], input, output, ..GraphProto::default() };
+        let opset =
+            |domain: &str, version| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
         let proto = ModelProto {
             ir_version: Some(8),
             opset_import: vec![opset("", 17), opset("edgeward", 1)],

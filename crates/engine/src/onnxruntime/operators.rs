@@ -19,12 +19,14 @@ mod mask;
 mod normalisation;
 mod pool;
 mod run;
+mod sequence;
 mod sweep;
+mod update;
 mod weight_gradient;
 mod weights;
 
-pub(super) use bridge::Domain;
 use bridge::Attributes;
+pub(super) use bridge::Domain;
 use run::Run;
 
 /// The domain's name in models; its version is 1.
@@ -72,6 +74,9 @@ fn specs() -> impl Iterator<Item = &'static Spec> {
         normalisation::SPECS,
         mask::SPECS,
         pool::SPECS,
+        update::SPECS,
+        sequence::SPECS,
     ]
-   .into_iter().flatten()
+    .into_iter()
+    .flatten()
 }

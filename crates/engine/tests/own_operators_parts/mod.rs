@@ -3,3 +3,5 @@
 mod convolution;
 mod normalisation;
 mod pool;
+mod sequence;
+mod update;

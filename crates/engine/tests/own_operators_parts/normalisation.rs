@@ -15,16 +15,17 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let bounds = prop_oneof![
-        Just(None),
-        Just(Some([0.0, f32::INFINITY])),
-        Just(Some([0.0, 0.7])),
-        Just(Some([-0.5, 0.5]))
-    ];
+    let bounds =
+        prop_oneof![Just(None), Just(Some([0.0, f32::INFINITY])), Just(Some([0.0, 0.7])), Just(Some([-0.5, 0.5]))];
     let shape = [1..7usize, 1..40, 1..12, 1..12];
     let offset = prop_oneof![Just(0.0f32), Just(3.0), Just(-1000.0), Just(20_000.0)];
-    (shape, offset, bounds, any::<bool>(), 1..3usize)
-        .prop_map(|(shape, offset, bounds, addend, threads)| Case { shape, offset, bounds, addend, threads })
+    (shape, offset, bounds, any::<bool>(), 1..3usize).prop_map(|(shape, offset, bounds, addend, threads)| Case {
+        shape,
+        offset,
+        bounds,
+        addend,
+        threads,
+    })
 }
 
 impl Case {
@@ -93,11 +94,8 @@ fn backward(engine: &dyn Engine, case: &Case, x: &Tensor, y: &Tensor, [scale, me
         wide(&g).iter().zip(wide(y)).map(|(g, y)| if low < y && y < high { *g } else { 0.0 }).collect();
     let deviation: Vec<f64> = wide(variance).iter().map(|v| (v + f64::from(1e-3f32)).sqrt()).collect();
     let means = wide(mean);
-    let normal: Vec<f64> = wide(x)
-        .iter()
-        .enumerate()
-        .map(|(at, v)| (v - means[case.channel(at)]) / deviation[case.channel(at)])
-        .collect();
+    let normal: Vec<f64> =
+        wide(x).iter().enumerate().map(|(at, v)| (v - means[case.channel(at)]) / deviation[case.channel(at)]).collect();
     let dbias = case.sums(masked.iter().copied());
     let dscale = case.sums(masked.iter().zip(&normal).map(|(g, n)| g * n));
     let scales = wide(scale);

@@ -176,11 +176,15 @@ unsafe extern "system" fn create(
     let spec = spec(op);
     let name = format!("`{}` (node `{}`)", spec.name.to_string_lossy(), attributes.node());
     let made = guarded(|| (spec.make)(&attributes));
-    status(api, &name.clone(), made.map(|made| {
-        let node = Box::into_raw(Box::new(Node { api, name, kernel: made }));
-        // SAFETY: the place for the result, which `destroy` gets back.
-        unsafe { *kernel = node.cast() };
-    }))
+    status(
+        api,
+        &name.clone(),
+        made.map(|made| {
+            let node = Box::into_raw(Box::new(Node { api, name, kernel: made }));
+            // SAFETY: the place for the result, which `destroy` gets back.
+            unsafe { *kernel = node.cast() };
+        }),
+    )
 }
 
 unsafe extern "system" fn compute(kernel: *mut c_void, context: *mut OrtKernelContext) -> OrtStatusPtr {
@@ -292,7 +296,10 @@ impl Attributes<'_> {
             return default.ok_or_else(|| format!("the attribute {name:?} must be {COUNT} whole numbers"));
         };
         let fit: Vec<usize> = given.iter().filter_map(|&v| usize::try_from(v).ok()).collect();
-        let fit = <[usize; COUNT]>::try_from(fit).ok().filter(|all| all.iter().all(|v| (least..=1_000_000).contains(v)));
-        fit.ok_or_else(|| format!("the attribute {name:?} is {given:?}; it must be {COUNT} whole numbers, at least {least}"))
+        let fit =
+            <[usize; COUNT]>::try_from(fit).ok().filter(|all| all.iter().all(|v| (least..=1_000_000).contains(v)));
+        fit.ok_or_else(|| {
+            format!("the attribute {name:?} is {given:?}; it must be {COUNT} whole numbers, at least {least}")
+        })
     }
 }

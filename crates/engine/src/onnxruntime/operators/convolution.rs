@@ -7,7 +7,7 @@ use super::{
     geometry::{Plan, Window},
     lanes::Block,
     layout::from_blocked,
-    run::{Run, View},
+    run::{Run, View, zeros},
     sweep::Convolution,
     weights::{Direction, Plain, channel_blocks},
 };
@@ -171,7 +171,7 @@ impl Kernel for InputGradient {
         let ([n, ..], _) = dy.blocked("dy")?;
         let ([h, w], c) = (self.size, self.settings.channels);
         if self.settings.plain {
-            let mut blocks = vec![[0.0; 16]; n * c.div_ceil(16) * h * w];
+            let mut blocks = zeros(n * c.div_ceil(16) * h * w)?;
             self.fill(run, &dy, &mut blocks)?;
             return from_blocked(run, &blocks, [n, c, h, w]);
         }

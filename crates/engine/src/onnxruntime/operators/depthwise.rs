@@ -3,7 +3,7 @@
 use super::{
     geometry::{Part, Plan, Tap, Window},
     lanes::{Block, add, fma, load, store, zero},
-    run::Run,
+    run::{Run, zeros},
 };
 
 /// A depthwise convolution of laid-out images.
@@ -14,9 +14,6 @@ pub(super) struct Convolution<'a> {
     pub taps: usize,
     pub blocks: usize,
 }
-
-/// Pixels summed side by side: their sums wait for each other's latency.
-const TILE: usize = 8;
 
 impl Convolution<'_> {
     /// Fills `out` of planes of `output_plane`, from images [image][block][pixel] of a size.
@@ -55,18 +52,20 @@ impl Convolution<'_> {
         for row in 0..rows {
             let (line, to) = (row * self.plan.pitch, part.first + row * part.step[0]);
             let mut column = 0;
-            while column + TILE <= columns {
-                tile::<TILE>(&part.taps, &image[line + column..], weights, bias, (&mut out[to + column * step..], step));
-                column += TILE;
-            }
             while column < columns {
-                tile::<1>(&part.taps, &image[line + column..], weights, bias, (&mut out[to + column * step..], step));
-                column += 1;
+                let (image, out) = (&image[line + column..], &mut out[to + column * step..]);
+                column += match columns - column {
+                    8.. => tile::<8>(&part.taps, image, weights, bias, (out, step)),
+                    4.. => tile::<4>(&part.taps, image, weights, bias, (out, step)),
+                    2.. => tile::<2>(&part.taps, image, weights, bias, (out, step)),
+                    _ => tile::<1>(&part.taps, image, weights, bias, (out, step)),
+                };
             }
         }
     }
 }
 
+/// `C` pixels side by side, so that their sums do not wait for each other; returns `C`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn tile<const C: usize>(
@@ -75,7 +74,7 @@ fn tile<const C: usize>(
     weights: &[Block],
     bias: &Block,
     (out, step): (&mut [Block], usize),
-) {
+) -> usize {
     let mut sums = [load(bias); C];
     for tap in taps {
         let weight = load(&weights[tap.kernel]);
@@ -87,6 +86,7 @@ fn tile<const C: usize>(
     for (c, sum) in sums.iter().enumerate() {
         store(&mut out[c * step], *sum);
     }
+    C
 }
 
 /// The gradient of depthwise weights, [block][tap], of images and output gradients of sizes.
@@ -99,7 +99,7 @@ pub(super) fn weight_gradient(
     blocks: usize,
 ) -> Result<Vec<Block>, String> {
     let (plane, output_plane) = (size[0] * size[1], output[0] * output[1]);
-    let mut sums = vec![[0.0; 16]; blocks * window.kernel_size()];
+    let mut sums = zeros(blocks * window.kernel_size())?;
     run.chunks(&mut sums, window.kernel_size(), |block, sums| {
         let planes = x.chunks_exact(plane).zip(dy.chunks_exact(output_plane)).skip(block).step_by(blocks);
         for (x, dy) in planes {

@@ -46,6 +46,11 @@ impl Window {
         self.0[0].kernel * self.0[1].kernel
     }
 
+    /// True where every output meets the one pixel of its own place.
+    pub(super) fn keeps_pixels(&self) -> bool {
+        self.0.iter().all(|a| [a.kernel, a.stride, a.before, a.after] == [1, 1, 0, 0])
+    }
+
     /// Rows and columns of what comes out. Errors where a window is larger than the padded image.
     pub(super) fn output(&self, size: [usize; 2]) -> Result<[usize; 2], String> {
         Ok([self.0[0].output(size[0])?, self.0[1].output(size[1])?])
@@ -112,7 +117,8 @@ impl Walks {
         residues.sort_unstable();
         residues.dedup();
         let each = output + axis.reach() / axis.stride;
-        let line = |residue: usize, j: usize| (j * axis.stride + residue).checked_sub(axis.before).filter(|&p| p < size);
+        let line =
+            |residue: usize, j: usize| (j * axis.stride + residue).checked_sub(axis.before).filter(|&p| p < size);
         let lines = residues.iter().flat_map(|&r| (0..each).map(move |j| line(r, j))).collect();
         let offset = |k: usize| {
             let shift = k * axis.dilation;
@@ -134,7 +140,8 @@ impl Walks {
                 (first, (size - first).div_ceil(axis.stride), taps)
             })
             .collect();
-        let offsets = || walks.iter().flat_map(|(_, count, taps)| taps.iter().map(move |t| (t.1, t.1 + signed(*count))));
+        let offsets =
+            || walks.iter().flat_map(|(_, count, taps)| taps.iter().map(move |t| (t.1, t.1 + signed(*count))));
         let low = offsets().map(|o| o.0).min().unwrap_or(0).min(0);
         let high = offsets().map(|o| o.1).max().unwrap_or(0).max(signed(output));
         let unsigned = |v: i64| usize::try_from(v).unwrap_or(0);
@@ -148,8 +155,16 @@ impl Walks {
         Self { lines, walks: walks.into_iter().map(walk).collect() }
     }
 
+    /// Lines before and after those that are all `size` pixels side by side, if they are.
+    fn around(&self, size: usize) -> Option<(usize, usize)> {
+        let before = self.lines.iter().position(Option::is_some)?;
+        let (pixels, after) = self.lines.get(before..)?.split_at_checked(size)?;
+        let all = pixels.iter().enumerate().all(|(i, l)| *l == Some(i)) && after.iter().all(Option::is_none);
+        all.then_some((before, after.len()))
+    }
+
     fn as_they_are(&self, size: usize) -> bool {
-        self.lines.len() == size && self.lines.iter().enumerate().all(|(i, l)| *l == Some(i))
+        self.around(size) == Some((0, 0))
     }
 }
 
@@ -174,6 +189,8 @@ pub(super) struct Part {
 pub(super) struct Plan {
     rows: Vec<Option<usize>>,
     columns: Vec<Option<usize>>,
+    /// Where the columns are all of a row, side by side: zeros before and after it.
+    around: Option<(usize, usize)>,
     /// The plane is used as it is.
     pub direct: bool,
     /// Pixels of a laid-out plane, and of one line of it.
@@ -224,15 +241,21 @@ impl Plan {
         {
             part.count = [1, from[0] * from[1]];
         }
-        Self { direct, plane: rows.lines.len() * pitch, pitch, parts, rows: rows.lines, columns: columns.lines }
+        let around = columns.around(from[1]);
+        Self { direct, plane: rows.lines.len() * pitch, pitch, parts, around, rows: rows.lines, columns: columns.lines }
     }
 
     /// Appends a plane of `width`, laid out.
     pub(super) fn lay<T: Copy + Default>(&self, plane: &[T], width: usize, out: &mut Vec<T>) {
         for row in &self.rows {
-            match row.and_then(|r| plane.get(r * width..(r + 1) * width)) {
-                None => out.extend(std::iter::repeat_n(T::default(), self.pitch)),
-                Some(row) => {
+            match (row.and_then(|r| plane.get(r * width..(r + 1) * width)), self.around) {
+                (None, _) => out.extend(std::iter::repeat_n(T::default(), self.pitch)),
+                (Some(row), Some((before, after))) => {
+                    out.extend(std::iter::repeat_n(T::default(), before));
+                    out.extend_from_slice(row);
+                    out.extend(std::iter::repeat_n(T::default(), after));
+                }
+                (Some(row), None) => {
                     out.extend(self.columns.iter().map(|c| c.and_then(|c| row.get(c)).copied().unwrap_or_default()));
                 }
             }

@@ -179,12 +179,7 @@ fn gathered<T: Copy + Default + Send>(
 }
 
 /// Writes a channel vector of lanes, where anybody wants it.
-fn channels(
-    run: &Run<'_>,
-    index: usize,
-    channels: usize,
-    value: impl Fn(usize, usize) -> f64,
-) -> Result<(), String> {
+fn channels(run: &Run<'_>, index: usize, channels: usize, value: impl Fn(usize, usize) -> f64) -> Result<(), String> {
     if let Some(out) = run.output_if_wanted(index, &[channels])? {
         out.iter_mut().enumerate().for_each(|(c, out)| *out = value(c / 16, c % 16) as f32);
     }
@@ -207,7 +202,8 @@ impl Kernel for BatchNorm {
         channels(run, 1, count, |block, lane| moments[block].mean[lane])?;
         channels(run, 2, count, |block, lane| moments[block].squares[lane] / moments[block].count)?;
         let scale = channel_blocks(scale.data);
-        let affine: Vec<[Block; 3]> = moments.iter().zip(scale.iter().zip(&bias)).map(|(m, s)| self.affine(m, s)).collect();
+        let affine: Vec<[Block; 3]> =
+            moments.iter().zip(scale.iter().zip(&bias)).map(|(m, s)| self.affine(m, s)).collect();
         let y = run.blocked(0, dims)?;
         let task = (TASK_BLOCKS / x.plane.max(1)).max(1);
         run.chunks(y, task * x.plane, |index, y| {

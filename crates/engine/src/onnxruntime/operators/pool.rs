@@ -3,7 +3,7 @@
 use super::{
     Kernel, Port, Spec,
     bridge::Attributes,
-    geometry::Window,
+    geometry::{Axis, Window},
     lanes::{Block, Lanes, add, add_where, equal, load, max, store, zero},
     run::Run,
 };
@@ -46,23 +46,6 @@ fn window(attributes: &Attributes<'_>) -> Result<Window, String> {
 /// Blocks that a task passes over at least.
 const TASK_BLOCKS: usize = 2048;
 
-/// Calls `each` with the places in the input of the window of every output, first row first, until it says enough.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn windows(window: &Window, size: [usize; 2], output: [usize; 2], mut each: impl FnMut(usize, &mut dyn Iterator<Item = usize>)) {
-    let [rows, columns] = &window.0;
-    for at in 0..output[0] * output[1] {
-        let (row, column) = (at / output[1], at % output[1]);
-        let pixel = |axis: &super::geometry::Axis, tap: usize, at: usize, size: usize| {
-            (at * axis.stride + tap * axis.dilation).checked_sub(axis.before).filter(|&p| p < size)
-        };
-        let mut places = (0..rows.kernel).filter_map(|tap| pixel(rows, tap, row, size[0])).flat_map(|y| {
-            (0..columns.kernel).filter_map(move |tap| Some(y * size[1] + pixel(columns, tap, column, size[1])?))
-        });
-        each(at, &mut places);
-    }
-}
-
 struct MaxPool(Window);
 
 impl Kernel for MaxPool {
@@ -104,31 +87,55 @@ impl Kernel for MaxPoolGradient {
         let (dims, x) = run.input(1, "x")?.blocked("x")?;
         let [n, c, h, w] = dims;
         let [oh, ow] = self.0.output([h, w])?;
-        let of = |index, what| Ok::<_, String>(run.input(index, what)?.expect(what, &[n, c, oh, ow, 16])?.as_chunks().0);
+        let of =
+            |index, what| Ok::<_, String>(run.input(index, what)?.expect(what, &[n, c, oh, ow, 16])?.as_chunks().0);
+        let [rows, columns] = [(0, h, oh), (1, w, ow)].map(|(i, size, out)| Span::of(&self.0.0[i], size, out));
         let (g, y): (&[Block], &[Block]) = (of(0, "g")?, of(2, "y")?);
         run.chunks(run.blocked(0, dims)?, h * w, |plane, dx| {
             let (from, to) = (plane * h * w..(plane + 1) * h * w, plane * oh * ow..(plane + 1) * oh * ow);
             dx.fill([0.0; 16]);
-            windows(&self.0, [h, w], [oh, ow], |at, places| {
-                first_maximum(&x[from.clone()], (&y[to.clone()][at], &g[to.clone()][at]), places, dx);
-            });
+            for (at, (y, g)) in y[to.clone()].iter().zip(&g[to]).enumerate() {
+                first_maximum(&x[from.clone()], (y, g), (rows[at / ow], columns[at % ow], w), dx);
+            }
         })
     }
 }
 
-/// Adds the gradient to the first place, for each lane, that has the maximum.
+/// The pixels of a window along one axis.
+#[derive(Clone, Copy)]
+struct Span {
+    first: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Span {
+    /// Of each output.
+    fn of(axis: &Axis, size: usize, output: usize) -> Vec<Self> {
+        let span = |at: usize| {
+            let taps = |tap: &usize| {
+                (at * axis.stride + tap * axis.dilation).checked_sub(axis.before).is_some_and(|p| p < size)
+            };
+            let first = (0..axis.kernel).find(taps).unwrap_or(axis.kernel);
+            let count = (first..axis.kernel).take_while(taps).count();
+            let first = (at * axis.stride + first * axis.dilation).saturating_sub(axis.before);
+            Self { first, step: axis.dilation, count }
+        };
+        (0..output).map(span).collect()
+    }
+}
+
+/// Adds the gradient to the first pixel, for each lane, that has the maximum.
 #[target_feature(enable = "avx512f")]
-fn first_maximum(x: &[Block], (y, g): (&Block, &Block), places: &mut dyn Iterator<Item = usize>, dx: &mut [Block]) {
+fn first_maximum(x: &[Block], (y, g): (&Block, &Block), (rows, columns, width): (Span, Span, usize), dx: &mut [Block]) {
     let (y, g, mut open) = (load(y), load(g), u16::MAX);
-    for place in places {
-        let hit = equal(load(&x[place]), y) & open;
-        if hit != 0 {
+    for row in 0..rows.count {
+        let start = (rows.first + row * rows.step) * width + columns.first;
+        for place in (start..).step_by(columns.step).take(columns.count) {
+            let hit = equal(load(&x[place]), y) & open;
             let to = &mut dx[place];
             store(to, add_where(hit, load(to), g));
             open &= !hit;
-        }
-        if open == 0 {
-            return;
         }
     }
 }

@@ -13,6 +13,14 @@ use ort_sys::{OrtApi, OrtKernelContext, OrtStatusPtr, OrtValue};
 
 use super::lanes::Block;
 
+/// Zeros for a kernel's own use. Errors where there is no memory: what a model asks for must not end the process.
+pub(super) fn zeros(count: usize) -> Result<Vec<Block>, String> {
+    let mut blocks = Vec::new();
+    blocks.try_reserve_exact(count).map_err(|_| format!("no memory for {count} blocks of 16 numbers"))?;
+    blocks.resize(count, [0.0; 16]);
+    Ok(blocks)
+}
+
 /// One run of one node.
 pub(super) struct Run<'r> {
     api: &'r OrtApi,
@@ -172,7 +180,13 @@ impl<'r> Run<'r> {
         let (mut value, mut data) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: places for the results. The value stays until the run ends, and has as many float32 as its shape says.
         unsafe {
-            self.done((self.api.KernelContext_GetOutput)(self.context, index, sizes.as_ptr(), sizes.len(), &mut value))?;
+            self.done((self.api.KernelContext_GetOutput)(
+                self.context,
+                index,
+                sizes.as_ptr(),
+                sizes.len(),
+                &mut value,
+            ))?;
             if value.is_null() {
                 return Ok(None);
             }
@@ -213,6 +227,36 @@ impl<'r> Run<'r> {
             let start = index * size;
             // SAFETY: each task has a chunk of its own.
             task(index, unsafe { all.part(start, size.min(length - start)) });
+        })
+    }
+
+    /// As [`Run::chunks`], with the same chunk of several outputs of one length.
+    pub(super) fn chunk_sets<T: Send, const COUNT: usize>(
+        &self,
+        outputs: [&mut [T]; COUNT],
+        size: usize,
+        task: impl Fn(usize, [&mut [T]; COUNT]) + Sync,
+    ) -> Result<(), String> {
+        let length = outputs.iter().map(|o| o.len()).min().unwrap_or(0);
+        let all = outputs.map(Shared::new);
+        self.parallel(length.div_ceil(size), |index| {
+            let start = index * size;
+            // SAFETY: each task has a chunk of its own.
+            task(index, all.each_ref().map(|o| unsafe { o.part(start, size.min(length - start)) }));
+        })
+    }
+
+    /// As [`Run::chunks`], with the chunk of the same number of other data, which has a size of its own.
+    pub(super) fn chunks_of<T: Send>(
+        &self,
+        (first, size): (&mut [T], usize),
+        (second, second_size): (&mut [T], usize),
+        task: impl Fn(usize, &mut [T], &mut [T]) + Sync,
+    ) -> Result<(), String> {
+        let second = Shared::new(second);
+        self.chunks(first, size, |index, first| {
+            // SAFETY: each task has a chunk of its own.
+            task(index, first, unsafe { second.part(index * second_size, second_size) });
         })
     }
 

@@ -130,7 +130,13 @@ impl<const I: usize> Sweep<'_, I> {
     fn part(&self, part: &Part, out: &mut [Block]) {
         let [rows, columns] = part.count;
         // Narrow images fill a tile with several rows.
-        let together = if columns <= TILE / 4 { 4 } else if columns <= TILE / 2 { 2 } else { 1 };
+        let together = if columns <= TILE / 4 {
+            4
+        } else if columns <= TILE / 2 {
+            2
+        } else {
+            1
+        };
         let mut row = 0;
         while row < rows {
             let high = if rows - row >= together { together } else { 1 };

@@ -9,8 +9,8 @@ use super::{
     convolution::Settings,
     depthwise,
     geometry::Window,
-    lanes::{Block, fma, load, splat, store, zero},
-    run::Run,
+    lanes::{Block, add, fma, load, splat, store, zero},
+    run::{Run, zeros},
 };
 
 pub(super) const SPECS: &[Spec] = &[Spec {
@@ -72,17 +72,19 @@ impl Kernel for WeightGradient {
             return Ok(());
         }
         let width = if self.settings.plain { 1 } else { 16 };
+        // Where every pixel meets itself, all rows are one.
+        let (size, output) = if self.window.keeps_pixels() { ([1, oh * ow], [1, oh * ow]) } else { (size, [oh, ow]) };
         let work = Work {
             window: &self.window,
             dy,
             size,
-            output: [oh, ow],
+            output,
             images,
             inputs: inputs.div_ceil(width),
             outputs: output_blocks,
         };
         let split = work.split();
-        let mut sums = vec![[0.0; 16]; split.tasks() * split.task_blocks(taps * width)];
+        let mut sums = zeros(split.tasks() * split.task_blocks(taps * width))?;
         if self.settings.plain {
             work.run::<1>(run, x.data.as_chunks().0, &split, &mut sums)?;
         } else {
@@ -100,15 +102,17 @@ fn unpack(
     (split, taps, width): (&Split, usize, usize),
     (inputs, dw): (usize, &mut [f32]),
 ) -> Result<(), String> {
-    run.chunks(dw, inputs * taps, |output, dw| {
-        for (input, dw) in dw.chunks_exact_mut(taps).enumerate() {
-            for (tap, to) in dw.iter_mut().enumerate() {
-                *to = (0..split.parts)
-                    .map(|part| {
-                        let block = split.place(part, output / 16, input / width, taps * width) + tap * width + input % width;
-                        sums[block][output % 16]
-                    })
-                    .sum();
+    // A block of outputs at a time, so that each block of sums is read once.
+    run.chunks(dw, 16 * inputs * taps, |output, dw| {
+        for input in 0..inputs {
+            for tap in 0..taps {
+                let mut total = [0.0; 16];
+                for part in 0..split.parts {
+                    let place = split.place(part, output, input / width, taps * width) + tap * width + input % width;
+                    total.iter_mut().zip(&sums[place]).for_each(|(t, s)| *t += s);
+                }
+                let to = dw.iter_mut().skip(input * taps + tap).step_by(inputs * taps);
+                to.zip(total).for_each(|(to, total)| *to = total);
             }
         }
     })
@@ -208,10 +212,9 @@ impl Work<'_> {
         let some = (VISIT_PIXELS / columns.max(1)).clamp(1, rows.max(1));
         let end = images.end;
         images.step_by(together).flat_map(move |image| {
-            (0..rows).step_by(some).map(move |row| Visit {
-                images: image..(image + together).min(end),
-                rows: row..(row + some).min(rows),
-            })
+            (0..rows)
+                .step_by(some)
+                .map(move |row| Visit { images: image..(image + together).min(end), rows: row..(row + some).min(rows) })
         })
     }
 
@@ -298,7 +301,25 @@ fn strip<const I: usize, const O: usize, const L: usize>(
     lanes: &mut [[super::lanes::Lanes; L]; O],
 ) {
     let count = dy[0].len();
-    for at in 0..count {
+    let mut start = 0;
+    // A single input would have each pixel wait for the one before.
+    if L == 1 {
+        let mut apart = [[zero(); 4]; O];
+        while start + 4 <= count {
+            for (at, x) in (start..start + 4).zip(pixels[start * stride..].iter().step_by(stride)) {
+                let x = splat(x[0]);
+                for o in 0..O {
+                    apart[o][at - start] = fma(x, load(&dy[o][at]), apart[o][at - start]);
+                }
+            }
+            start += 4;
+        }
+        for o in 0..O {
+            let [a, b, c, d] = apart[o];
+            lanes[o][0] = add(lanes[o][0], add(add(a, b), add(c, d)));
+        }
+    }
+    for at in start..count {
         let Some(x) = pixels.get(at * stride).and_then(|p| p.as_chunks::<L>().0.get(part)) else { return };
         let mut gradients = [zero(); O];
         for o in 0..O {

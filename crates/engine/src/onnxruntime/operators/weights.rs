@@ -1,6 +1,9 @@
 //! Weights between ONNX's order, [outputs, inputs of a group, taps], and blocks of a kernel's.
 
-use super::{lanes::Block, run::Run};
+use super::{
+    lanes::Block,
+    run::{Run, zeros},
+};
 
 /// Plain weights and their sizes.
 #[derive(Clone, Copy)]
@@ -27,26 +30,57 @@ impl Plain<'_> {
             Direction::Forward => (self.outputs, self.inputs),
             Direction::Backward => (self.inputs, self.outputs),
         };
-        let (lane_step, sum_step) = match direction {
-            Direction::Forward => (self.inputs * self.taps, self.taps),
-            Direction::Backward => (self.taps, self.inputs * self.taps),
-        };
         let blocks = summed.div_ceil(width);
         let each = self.taps * width;
-        let mut packed = vec![[0.0; 16]; lanes.div_ceil(16) * blocks * each];
+        let mut packed = zeros(lanes.div_ceil(16) * blocks * each)?;
         run.chunks(&mut packed, each, |chunk, out| {
-            let (first_lane, first) = (chunk / blocks * 16, chunk % blocks * width);
-            let here = 16.min(lanes - first_lane);
-            for i in 0..width.min(summed - first) {
-                for tap in 0..self.taps {
-                    let Some(block) = out.get_mut(tap * width + i) else { continue };
-                    let start = first_lane * lane_step + (first + i) * sum_step + tap;
-                    let from = self.data.get(start..).unwrap_or_default().iter().step_by(lane_step);
-                    block.iter_mut().take(here).zip(from).for_each(|(to, from)| *to = *from);
-                }
+            let (lane, sum) = (chunk / blocks * 16, chunk % blocks * width);
+            let (lanes, sums) = (16.min(lanes - lane), width.min(summed - sum));
+            match direction {
+                Direction::Forward => self.outputs_in_lanes((lane, lanes), (sum, sums), (width, out)),
+                Direction::Backward => self.inputs_in_lanes((lane, lanes), (sum, sums), (width, out)),
             }
         })?;
         Ok(packed)
+    }
+
+    fn outputs_in_lanes(
+        &self,
+        (lane, lanes): (usize, usize),
+        (sum, sums): (usize, usize),
+        (width, out): (usize, &mut [Block]),
+    ) {
+        let mut rows: [&[f32]; 16] = [&[]; 16];
+        for (at, row) in rows.iter_mut().enumerate().take(lanes) {
+            let start = ((lane + at) * self.inputs + sum) * self.taps;
+            *row = &self.data[start..start + sums * self.taps];
+        }
+        for i in 0..sums {
+            for tap in 0..self.taps {
+                let block = &mut out[tap * width + i];
+                for (to, row) in block.iter_mut().zip(&rows) {
+                    *to = row.get(i * self.taps + tap).copied().unwrap_or_default();
+                }
+            }
+        }
+    }
+
+    fn inputs_in_lanes(
+        &self,
+        (lane, lanes): (usize, usize),
+        (sum, sums): (usize, usize),
+        (width, out): (usize, &mut [Block]),
+    ) {
+        for i in 0..sums {
+            let start = ((sum + i) * self.inputs + lane) * self.taps;
+            let row = &self.data[start..start + lanes * self.taps];
+            for tap in 0..self.taps {
+                let block = &mut out[tap * width + i];
+                for (at, to) in block.iter_mut().enumerate() {
+                    *to = row.get(at * self.taps + tap).copied().unwrap_or_default();
+                }
+            }
+        }
     }
 
     /// Depthwise weights as [block][tap] of blocks.
