@@ -157,7 +157,7 @@ fn passes(engine: &dyn Engine) {
     let (x, vector) = (random(&[64, 4, 28, 28, 16]), random(&[64]));
     let positive = Tensor::from_vec([64], vec![0.5f32; 64]).unwrap();
     let activation = || vec![float("epsilon", 1e-5), float("low", 0.0)];
-    let mut each = |op: &str, attributes: Vec<AttributeProto>, inputs: &[Tensor], outputs: usize| {
+    let each = |op: &str, attributes: Vec<AttributeProto>, inputs: &[Tensor], outputs: usize| {
         let what = format!("{op} 64x64x28x28, {} inputs", inputs.len());
         time(engine, &what, &model(op, attributes, inputs, outputs), inputs, 0);
     };

@@ -162,7 +162,7 @@ pub(super) fn erf(x: Lanes) -> Lanes {
     let size = max(x, sub(zero(), x));
     let near = [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 1.128_199_25e-1, -3.761_253_4e-1, 1.283_791_7e-1];
     let near = fma(polynomial(square, near), x, x);
-    let far = [-1.728_534_7e-5, 3.831_971_3e-4, -3.883_964_4e-3, 2.425_462_2e-2, -1.067_778_8e-1, -6.348_466_9e-1];
+    let far = [-1.728_534_7e-5, 3.831_971_3e-4, -3.883_964_4e-3, 2.425_462_2e-2, -1.067_778_8e-1, -6.348_467e-1];
     let far = fma(polynomial(size, far), size, splat(-1.287_175_1e-1));
     let far = sub(splat(1.0), exp(fma(far, size, sub(zero(), size))));
     let negative = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, zero());

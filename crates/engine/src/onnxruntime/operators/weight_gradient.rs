@@ -9,7 +9,7 @@ use super::{
     convolution::Settings,
     depthwise,
     geometry::Window,
-    lanes::{Block, add, fma, load, splat, store, zero},
+    lanes::{Block, Lanes, add, fma, load, splat, store, zero},
     run::{Run, zeros},
 };
 
@@ -82,6 +82,10 @@ impl Kernel for WeightGradient {
             images,
             inputs: inputs.div_ceil(width),
             outputs: output_blocks,
+            inside: [0, 1].map(|i| {
+                let axis = &self.window.0[i];
+                (0..axis.kernel).map(|tap| axis.inside(tap, size[i], output[i])).collect()
+            }),
         };
         let split = work.split();
         let mut sums = zeros(split.tasks() * split.task_blocks(taps * width))?;
@@ -160,6 +164,8 @@ struct Work<'a> {
     /// Blocks of inputs, or channels of a plain image; and blocks of outputs.
     inputs: usize,
     outputs: usize,
+    /// For each tap along rows and columns, the outputs that it gives a pixel.
+    inside: [Vec<(usize, usize)>; 2],
 }
 
 /// Images and rows that are visited together.
@@ -258,8 +264,7 @@ impl Work<'_> {
     ) {
         let [rows, columns] = &self.window.0;
         let ([height, width], [out_height, out_width]) = (self.size, self.output);
-        let (top, bottom) = rows.inside(kh, height, out_height);
-        let (left, right) = columns.inside(kw, width, out_width);
+        let ((top, bottom), (left, right)) = (self.inside[0][kh], self.inside[1][kw]);
         if left == right {
             return;
         }
@@ -298,28 +303,12 @@ fn strip<const I: usize, const O: usize, const L: usize>(
     stride: usize,
     part: usize,
     dy: [&[Block]; O],
-    lanes: &mut [[super::lanes::Lanes; L]; O],
+    lanes: &mut [[Lanes; L]; O],
 ) {
     let count = dy[0].len();
-    let mut start = 0;
-    // A single input would have each pixel wait for the one before.
-    if L == 1 {
-        let mut apart = [[zero(); 4]; O];
-        while start + 4 <= count {
-            for (at, x) in (start..start + 4).zip(pixels[start * stride..].iter().step_by(stride)) {
-                let x = splat(x[0]);
-                for o in 0..O {
-                    apart[o][at - start] = fma(x, load(&dy[o][at]), apart[o][at - start]);
-                }
-            }
-            start += 4;
-        }
-        for o in 0..O {
-            let [a, b, c, d] = apart[o];
-            lanes[o][0] = add(lanes[o][0], add(add(a, b), add(c, d)));
-        }
-    }
-    for at in start..count {
+    // A single input would have each pixel wait for the one before: four go side by side.
+    let mut at = if L == 1 { strip_apart(pixels, stride, &dy, lanes) } else { 0 };
+    while at < count {
         let Some(x) = pixels.get(at * stride).and_then(|p| p.as_chunks::<L>().0.get(part)) else { return };
         let mut gradients = [zero(); O];
         for o in 0..O {
@@ -331,5 +320,31 @@ fn strip<const I: usize, const O: usize, const L: usize>(
                 lanes[o][l] = fma(x, gradients[o], lanes[o][l]);
             }
         }
+        at += 1;
     }
+}
+
+/// As [`strip`] for the first lane, as far as there are four pixels; returns how many there were.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn strip_apart<const I: usize, const O: usize, const L: usize>(
+    pixels: &[[f32; I]],
+    stride: usize,
+    dy: &[&[Block]; O],
+    lanes: &mut [[Lanes; L]; O],
+) -> usize {
+    let mut apart = [[zero(); 4]; O];
+    let groups = dy.map(|dy| dy.as_chunks::<4>().0);
+    for group in 0..groups[0].len() {
+        for at in 0..4 {
+            let x = splat(pixels[(group * 4 + at) * stride][0]);
+            for o in 0..O {
+                apart[o][at] = fma(x, load(&groups[o][group][at]), apart[o][at]);
+            }
+        }
+    }
+    for (lanes, [a, b, c, d]) in lanes.iter_mut().zip(apart) {
+        lanes[0] = add(lanes[0], add(add(a, b), add(c, d)));
+    }
+    groups[0].len() * 4
 }
