@@ -20,6 +20,8 @@ use crate::{
 };
 
 mod allocator;
+#[cfg_attr(not(target_arch = "x86_64"), path = "onnxruntime/no_operators.rs")]
+pub(crate) mod operators;
 mod profile;
 mod provider;
 mod terminate;
@@ -44,6 +46,7 @@ use call;
 pub(crate) struct Runtime {
     api: &'static OrtApi,
     env: *mut OrtEnv,
+    operators: operators::Domain,
 }
 
 // SAFETY: the environment is used read-only after creation, and the interface states that it is thread-safe.
@@ -113,13 +116,14 @@ impl OnnxRuntime {
         })?;
         // The library stays open: its threads and static tables outlive every session.
         std::mem::forget(library);
-        let mut runtime = Runtime { api, env: ptr::null_mut() };
+        let mut runtime = Runtime { api, env: ptr::null_mut(), operators: operators::Domain::none() };
         let name = c"edgeward".as_ptr();
         let mut env = ptr::null_mut();
         let made = call!(runtime, CreateEnv(OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL, name, &mut env));
         runtime.env = env;
         made.and_then(|()| call!(runtime, DisableTelemetryEvents(runtime.env))).map_err(|e| e.to_string())?;
         allocator::register(&runtime).map_err(|e| e.to_string())?;
+        runtime.operators = operators::Domain::register(&runtime).map_err(|e| e.to_string())?;
         let providers = providers(&runtime).map_err(|e| e.to_string())?;
         let info = EngineInfo { version, library: Some(path.to_owned()), providers };
         Ok(Self { runtime: Arc::new(runtime), info })
@@ -188,6 +192,7 @@ impl<'r> Settings<'r> {
         // Spinning threads steal the cores from the server's other work; waking them costs microseconds.
         this.entry(c"session.intra_op.allow_spinning", c"0")?;
         call!(runtime, DisableCpuMemArena(this.options))?;
+        runtime.operators.add(runtime, this.options)?;
         this.entry(c"session.use_env_allocators", c"1")?;
         if let Some(profile) = profile {
             let prefix = c_string(profile.prefix().as_os_str().as_bytes())?;

@@ -1,0 +1,29 @@
+//! In place of operators of our own, where the processor is of a family that has none.
+
+use ort_sys::OrtSessionOptions;
+
+use super::Runtime;
+use crate::EngineError;
+
+/// The domain `edgeward`, without operators.
+pub(super) struct Domain;
+
+impl Domain {
+    pub(super) fn none() -> Self {
+        Self
+    }
+
+    pub(super) fn register(_: &Runtime) -> Result<Self, EngineError> {
+        Ok(Self)
+    }
+
+    pub(super) fn add(&self, _: &Runtime, _: *mut OrtSessionOptions) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+/// True where the operators of the domain `edgeward` can be used.
+#[expect(dead_code, reason = "for those who write graphs for these operators")]
+pub(crate) fn available() -> bool {
+    false
+}
