@@ -5,6 +5,7 @@
 pub mod beneath;
 mod check;
 mod codec;
+mod composite;
 mod cost;
 mod dtype;
 mod error;

@@ -88,5 +88,6 @@ pub fn differentiate(forward: &Model, of: &[String], by: &[String]) -> Result<Di
         return Err(errors.swap_remove(0).into());
     }
     annotate(&mut model)?;
+    model.set_composites(emit.composites);
     Ok(Differentiated { graph: model, seeds: seeds.into_iter().map(|(_, input)| input).collect(), gradients })
 }

@@ -26,6 +26,8 @@ pub(crate) struct Emit {
     pub nodes: Vec<NodeProto>,
     /// Constants that the nodes use.
     pub initializers: Vec<TensorProto>,
+    /// What the nodes spell out, for [`edgeward_graph::Model::set_composites`].
+    pub composites: Vec<NodeProto>,
     /// Version of the standard's operators that the graph imports: some take as input what others take as attribute.
     pub opset: i64,
     /// What new names begin with.
@@ -50,6 +52,7 @@ impl Emit {
         Self {
             nodes: Vec::new(),
             initializers: Vec::new(),
+            composites: Vec::new(),
             opset,
             stem: String::new(),
             taken,
@@ -110,6 +113,18 @@ impl Emit {
         self.nodes.push(node);
         self.emitted.insert(key, outputs.clone());
         outputs
+    }
+
+    /// Tells that `outputs` are what the operation `kind` makes of `inputs`; empty names stand for what is absent.
+    pub fn composite(&mut self, kind: &str, inputs: &[&str], outputs: &[&str], attributes: Vec<AttributeProto>) {
+        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+        self.composites.push(NodeProto {
+            op_type: Some(kind.to_owned()),
+            input: names(inputs),
+            output: names(outputs),
+            attribute: attributes,
+            ..NodeProto::default()
+        });
     }
 
     /// `x` under the name `to`.

@@ -87,7 +87,11 @@ fn batch_normalization(
     own.input = vec![middle, scale.clone(), bias.clone(), zeros, own_variance.clone()];
     own.output.truncate(1);
     own.attribute.retain(|a| a.name() == "epsilon");
-    expanded.of_batch.extend(own.output.first().map(|y| (y.clone(), x.clone())));
+    if let Some(y) = own.output.first() {
+        expanded.of_batch.insert(y.clone(), x.clone());
+        let epsilon = own.attribute.clone();
+        emit.composite("BatchNormalizationTraining", &[x, scale, bias], &[y, &own_mean, &own_variance], epsilon);
+    }
     emit.nodes.push(own);
     let kept = f64::from(node.attr_float("momentum").unwrap_or(0.9));
     let count = channel_count(emit, known, x);

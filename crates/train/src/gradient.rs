@@ -62,7 +62,11 @@ impl Sweep<'_> {
             }
             self.keep(&mut swept.gradients, node, &outputs);
             let wants = node.input.iter().map(|n| differentiable(n) && !self.deferred.contains(n)).collect();
-            for (input, gradient) in self.rule(emit, index, outputs.clone(), wants)? {
+            let given = self.rule(emit, index, outputs.clone(), wants)?;
+            if rules::is_composite(node) {
+                tell(emit, node, &outputs, &given);
+            }
+            for (input, gradient) in given {
                 open.entry(input).or_default().push(gradient);
             }
             if node.input.iter().any(|name| self.deferred.contains(name)) {
@@ -115,6 +119,22 @@ impl Sweep<'_> {
         }
         reached
     }
+}
+
+/// Tells the gradient of a node as one operation, `ConvGradient` for a Conv: from the node's inputs, its outputs and the outputs'
+/// gradients to the inputs' gradients, empty where there is none. What a rule gives to a value before the node is its first
+/// input's.
+fn tell(emit: &mut Emit, node: &NodeProto, outputs: &[Option<String>], given: &[(String, String)]) {
+    let of_outputs = outputs.iter().map(|g| g.as_deref().unwrap_or_default());
+    let inputs: Vec<&str> = node.input.iter().chain(&node.output).map(String::as_str).chain(of_outputs).collect();
+    let mut gradients = vec![""; node.input.len()];
+    for (name, gradient) in given {
+        let at = node.input.iter().position(|input| input == name).unwrap_or(0);
+        if let Some(place) = gradients.get_mut(at) {
+            *place = gradient;
+        }
+    }
+    emit.composite(&format!("{}Gradient", node.op_type()), &inputs, &gradients, node.attribute.clone());
 }
 
 /// True for the types whose values have derivatives.

@@ -1,6 +1,6 @@
 //! Optimisers as nodes: from a weight, its gradient and its moments to the next ones.
 
-use edgeward_graph::DataType;
+use edgeward_graph::{DataType, proto::AttributeProto};
 
 use crate::{
     AdamSpec, OptimiserSpec,
@@ -39,8 +39,41 @@ pub(crate) fn moments(spec: &OptimiserSpec) -> &'static [&'static str] {
     }
 }
 
-/// Emits the update of one weight.
+/// Emits the update of one weight, and tells it as one operation.
 pub(crate) fn update(emit: &mut Emit, spec: &OptimiserSpec, shared: &Shared, before: &Before<'_>) -> After {
+    let after = spelt_out(emit, spec, shared, before);
+    let mut inputs = vec![before.weight, before.gradient];
+    inputs.extend(before.moments.iter().map(String::as_str));
+    inputs.push(&shared.rate);
+    // Emitted before: these are their names.
+    let corrections = corrections(emit, spec, shared);
+    inputs.extend(corrections.iter().map(String::as_str));
+    let mut outputs = vec![after.weight.as_str()];
+    outputs.extend(after.moments.iter().map(String::as_str));
+    let (kind, settings) = told(spec);
+    let attributes = settings.into_iter().map(|(name, value)| AttributeProto::of_float(name, value)).collect();
+    emit.composite(kind, &inputs, &outputs, attributes);
+    after
+}
+
+/// Name and settings of an update as one operation.
+fn told(spec: &OptimiserSpec) -> (&'static str, Vec<(&'static str, f32)>) {
+    let adam = |adam: &AdamSpec| {
+        let (mean, square) = (("beta1", adam.beta1), ("beta2", adam.beta2));
+        vec![mean, square, ("epsilon", adam.epsilon), ("weight_decay", adam.weight_decay)]
+    };
+    match spec {
+        OptimiserSpec::Sgd { momentum, nesterov, weight_decay } => {
+            let nesterov = if *nesterov { 1.0 } else { 0.0 };
+            ("SgdUpdate", vec![("momentum", *momentum), ("nesterov", nesterov), ("weight_decay", *weight_decay)])
+        }
+        OptimiserSpec::Adam(settings) => ("AdamUpdate", adam(settings)),
+        OptimiserSpec::AdamW(settings) => ("AdamWUpdate", adam(settings)),
+        OptimiserSpec::Lamb(settings) => ("LambUpdate", adam(settings)),
+    }
+}
+
+fn spelt_out(emit: &mut Emit, spec: &OptimiserSpec, shared: &Shared, before: &Before<'_>) -> After {
     match spec {
         OptimiserSpec::Sgd { momentum, nesterov, weight_decay } => {
             let gradient = decayed(emit, shared, before, *weight_decay);
@@ -108,10 +141,7 @@ fn adam_direction(
     let mean = averaged(emit, dtype, moments.first(), gradient, beta1);
     let square = emit.op("Mul", &[gradient, gradient]);
     let squares = averaged(emit, dtype, moments.get(1), &square, beta2);
-    // As scalars: 1 / (1 - β₁ᵗ), and the root of 1 / (1 - β₂ᵗ).
-    let inverse_mean = inverse_correction(emit, shared, beta1);
-    let inverse_square = inverse_correction(emit, shared, beta2);
-    let inverse_root = emit.op("Sqrt", &[&inverse_square]);
+    let [inverse_mean, inverse_root] = adam_corrections(emit, adam, shared);
     let root = emit.op("Sqrt", &[&squares]);
     let root = emit.op("Mul", &[&root, &inverse_root]);
     let epsilon = emit.scalar(dtype, adam.epsilon.into());
@@ -119,6 +149,23 @@ fn adam_direction(
     let quotient = emit.op("Div", &[&mean, &below]);
     let direction = emit.op("Mul", &[&quotient, &inverse_mean]);
     (direction, vec![mean, squares])
+}
+
+/// What corrects an update's moments.
+fn corrections(emit: &mut Emit, spec: &OptimiserSpec, shared: &Shared) -> Vec<String> {
+    match spec {
+        OptimiserSpec::Sgd { .. } => Vec::new(),
+        OptimiserSpec::Adam(adam) | OptimiserSpec::AdamW(adam) | OptimiserSpec::Lamb(adam) => {
+            adam_corrections(emit, adam, shared).into()
+        }
+    }
+}
+
+/// As scalars: 1 / (1 - β₁ᵗ), and the root of 1 / (1 - β₂ᵗ).
+fn adam_corrections(emit: &mut Emit, adam: &AdamSpec, shared: &Shared) -> [String; 2] {
+    let inverse_mean = inverse_correction(emit, shared, adam.beta1.into());
+    let inverse_square = inverse_correction(emit, shared, adam.beta2.into());
+    [inverse_mean, emit.op("Sqrt", &[&inverse_square])]
 }
 
 /// `β old + (1 - β) new`

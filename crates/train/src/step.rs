@@ -487,7 +487,7 @@ impl Draft {
             names.insert(std::mem::replace(metric, name.clone()), name);
         }
         let proto = graph.graph_mut();
-        for node in &mut proto.node {
+        for node in proto.node.iter_mut().chain(&mut self.emit.composites) {
             for name in node.input.iter_mut().chain(&mut node.output) {
                 if let Some(new) = names.get(name) {
                     name.clone_from(new);
@@ -508,6 +508,7 @@ impl Draft {
             return Err(errors.swap_remove(0).into());
         }
         annotate(&mut graph)?;
+        graph.set_composites(self.emit.composites);
         Ok(Step {
             graph,
             data: self.data,
