@@ -128,7 +128,7 @@ pub struct HowToRun {
 impl HowToRun {
     /// As a session takes it.
     pub fn session(&self) -> SessionOptions {
-        SessionOptions { threads: self.threads, profile: false, providers: self.providers.clone() }
+        SessionOptions { threads: self.threads, profile: false, providers: self.providers.clone(), lower: false }
     }
 }
 

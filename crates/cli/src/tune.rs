@@ -265,7 +265,7 @@ impl Bench<'_> {
     fn take(&mut self, engine: &str, threads: usize, count: usize) -> Result<Vec<Box<dyn Session>>, Failure> {
         let mut sessions = self.sessions.remove(&(engine.to_owned(), threads)).unwrap_or_default();
         let (threads_wanted, providers) = (threads.try_into().ok(), self.providers.clone());
-        let options = SessionOptions { threads: threads_wanted, profile: false, providers };
+        let options = SessionOptions { threads: threads_wanted, profile: false, providers, lower: false };
         while sessions.len() < count {
             sessions.push(engines::load(self.registry, &self.args.model, Some(engine), &options)?.session);
         }

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod allocator;
+mod lower;
 #[cfg_attr(not(target_arch = "x86_64"), path = "onnxruntime/no_operators.rs")]
 pub(crate) mod operators;
 mod profile;
@@ -151,7 +152,12 @@ impl Engine for OnnxRuntime {
     }
 
     fn load(&self, source: &Source, options: &SessionOptions) -> Result<Box<dyn Session>, EngineError> {
-        let (inputs, outputs) = check::interface(NAME, &source::checked(NAME, source, &Limits::default())?)?;
+        let model = source::checked(NAME, source, &Limits::default())?;
+        let (inputs, outputs) = check::interface(NAME, &model)?;
+        // Our own operators compute on the processor.
+        let lowered = if options.lower && options.providers.is_empty() { lower::lowered(&model) } else { None };
+        let lowered = lowered.and_then(|model| Some(Source::Bytes(model.to_bytes().ok()?.into())));
+        let source = lowered.as_ref().unwrap_or(source);
         let names =
             |infos: &[TensorInfo]| infos.iter().map(|i| c_string(i.name.as_str())).collect::<Result<Vec<_>, _>>();
         let (input_names, output_names) = (names(&inputs)?, names(&outputs)?);

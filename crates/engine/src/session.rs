@@ -49,6 +49,9 @@ pub struct SessionOptions {
     pub profile: bool,
     /// Execution providers or devices in order of preference; CPU where empty. An unknown one is an error.
     pub providers: Vec<Provider>,
+    /// Take faster ways to what the model's [composites](edgeward_graph::Model::composites) name, where the engine knows some.
+    /// For graphs of one's own: a stranger's model is run as it is written.
+    pub lower: bool,
 }
 
 /// An execution provider of ONNX Runtime, or a device of OpenVINO.

@@ -32,6 +32,16 @@ use run::Run;
 /// The domain's name in models; its version is 1.
 const DOMAIN: &CStr = c"edgeward";
 
+/// The domain's name, as models have it.
+pub(super) fn domain() -> &'static str {
+    DOMAIN.to_str().unwrap_or_default()
+}
+
+/// True for the name of an operator of the domain.
+pub(super) fn knows(kind: &str) -> bool {
+    specs().any(|spec| spec.name.to_str() == Ok(kind))
+}
+
 /// True where the operators of the domain `edgeward` can be used. Where not, no session knows them.
 pub(crate) fn available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")

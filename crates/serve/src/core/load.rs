@@ -194,7 +194,7 @@ impl Server {
         let tuned = if engine.is_none() && threads.is_none() { own.tuned(name, file) } else { None };
         let engine = engine.or(tuned.as_ref().map(|t| t.engine.as_str()));
         let threads = threads.or(tuned.as_ref().map(|t| t.threads));
-        let options = SessionOptions { threads, profile: false, providers: own.providers.clone() };
+        let options = SessionOptions { threads, profile: false, providers: own.providers.clone(), lower: false };
         let at = |text: String| format!("version {number}: {text}");
         let loaded = self.registry().load(engine, &Source::File(file.to_owned()), &options);
         let loaded = loaded.map_err(|e| at(e.to_string()))?;

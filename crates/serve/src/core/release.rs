@@ -128,7 +128,8 @@ impl Server {
         }
         let ready = || {
             let threads = self.config().threads.or(model_config::threads(config)?).or(machine.threads(variant));
-            let options = SessionOptions { threads, profile: false, providers: self.config().providers.clone() };
+            let options =
+                SessionOptions { threads, profile: false, providers: self.config().providers.clone(), lower: false };
             let engine = machine.engine.or(variant.engine.as_deref());
             let loaded = self.registry().load(engine, &Source::Bytes(in_memory.model.clone()), &options);
             let loaded = loaded.map_err(|error| error.to_string())?;
