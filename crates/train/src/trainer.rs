@@ -95,6 +95,8 @@ pub struct Stepped {
     pub rate: f64,
     /// Time of the step, with waiting for the data.
     pub took: Duration,
+    /// Time of the step alone, from a batch that is there to the next state.
+    pub ran: Duration,
 }
 
 /// Whether a run goes on.
@@ -194,13 +196,14 @@ impl<'a> Loop<'a> {
         for batch in self.run.data.epoch(epoch, usize::try_from(first).unwrap_or(usize::MAX))? {
             let batch = batch?;
             let rate = self.rate();
+            let given = Instant::now();
             let loss = self.step(&batch, rate)?;
-            let took = began.elapsed();
+            let (took, ran) = (began.elapsed(), given.elapsed());
             began = Instant::now();
             let (at, step) = (self.progress.batch, self.progress.step);
             self.progress.add(loss, batch.rows.len(), took);
             let examples = batch.rows.len();
-            let go = watch.stepped(&Stepped { epoch, batch: at, batches, step, examples, loss, rate, took });
+            let go = watch.stepped(&Stepped { epoch, batch: at, batches, step, examples, loss, rate, took, ran });
             if go == Go::Stop {
                 return Ok(Go::Stop);
             }
@@ -284,13 +287,23 @@ impl<'a> Loop<'a> {
             self.best = None;
             return false;
         };
-        let better = self.progress.best.is_none_or(|best| metric.improves(value, best));
+        let better = self
+            .progress
+            .best
+            .is_none_or(|best| metric.improves(value, best) || (value == best && self.loses_less(judged)));
         if better {
             self.progress.best = Some(value);
             self.progress.best_epoch = Some(self.progress.epoch);
             self.best = Some(self.state.clone());
         }
         better
+    }
+
+    /// True where an epoch as good as the best has less loss: a metric that counts examples ties often.
+    fn loses_less(&self, judged: Option<&Judged>) -> bool {
+        let epoch = self.progress.best_epoch.and_then(|epoch| self.progress.epochs.get(usize::try_from(epoch).ok()?));
+        let kept = epoch.and_then(|report| report.validation.as_ref()?.get(Metric::Loss));
+        judged.and_then(|judged| judged.get(Metric::Loss)).zip(kept).is_some_and(|(now, then)| now < then)
     }
 
     fn save(&self) -> Result<(), TrainError> {
