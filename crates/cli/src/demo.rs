@@ -1,11 +1,13 @@
-//! `edgeward demo`: the whole way on this machine in a minute: a model, a server, requests and what they cost.
+//! `edgeward demo`: the whole way on this machine in a minute: a model learns, is served and asked, and what that costs is told.
 
+mod digits;
 pub mod model;
+mod training;
 
 use std::{
     fs::{read, read_to_string},
     num::NonZeroUsize,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -74,7 +76,7 @@ struct Row {
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
-        note!("A digit classifier is made, served with each engine of this machine, and asked {requests} times.\n");
+        note!("A classifier learns digits, is served with each engine of this machine, and asked {requests} times.\n");
     }
     if !args.offline {
         fetch_engines(context.json)?;
@@ -118,9 +120,12 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     let engines = Engines { libraries: engines::registry_config(settings), providers };
     let (own, stop) = (engines.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
-    let mut measuring = tokio::task::spawn_blocking(move || measure(&root, requests, quiet, &own, &stopped));
-    let rows = tokio::select! {
-        rows = &mut measuring => rows??,
+    let mut measuring = tokio::task::spawn_blocking(move || {
+        let learnt = learn(&root, quiet, &own, &stopped)?;
+        Ok::<_, anyhow::Error>((learnt, measure(&root, requests, quiet, &own, &stopped)?))
+    });
+    let (learnt, rows) = tokio::select! {
+        measured = &mut measuring => measured??,
         () = signals.next() => {
             // Libraries of engines end badly under a run: it is waited for.
             stop.store(true, Relaxed);
@@ -132,12 +137,14 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         show(&rows)?;
     }
     if args.exit {
-        return if context.json { print::json(&serde_json::json!({ "rows": rows })) } else { Ok(()) };
+        let report = serde_json::json!({ "training": learnt, "rows": rows });
+        return if context.json { print::json(&report) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
     let listening = Listening::open(server(folder, best, &engines)?).await?;
     if context.json {
-        print::json(&serde_json::json!({ "rows": rows, "engine": best, "serving": listening.addresses() }))?;
+        let serving = listening.addresses();
+        print::json(&serde_json::json!({ "training": learnt, "rows": rows, "engine": best, "serving": serving }))?;
     }
     invite(best, &listening.addresses(), &folder.join(TRUST));
     Ok(listening.serve_until(async { signals.next().await }).await?)
@@ -167,6 +174,26 @@ impl Engines {
     }
 }
 
+/// File of the model within the demo's folder.
+fn model_file(folder: &Path) -> PathBuf {
+    folder.join(MODELS).join("digits/1/model.onnx")
+}
+
+/// Trains the model and puts it where it is served from.
+fn learn(folder: &Path, quiet: bool, engines: &Engines, stop: &AtomicBool) -> anyhow::Result<training::Report> {
+    let registry = Registry::new(engines.libraries.clone());
+    let (model, report) = training::learn(&model::digits(), &registry, stop)?;
+    let path = model_file(folder);
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    model.write(&path)?;
+    if !quiet {
+        let training::Report { engine, seconds, examples, judged, accuracy_before, accuracy_after } = &report;
+        note!("{examples} drawn digits learnt in {seconds:.1} s on {engine}: of {judged} others");
+        note!("{:.1} % were told right before, {:.1} % are now\n", accuracy_before * 100.0, accuracy_after * 100.0);
+    }
+    Ok(report)
+}
+
 /// What each engine of this machine costs, alone and served.
 fn measure(
     folder: &Path,
@@ -175,10 +202,7 @@ fn measure(
     engines: &Engines,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<Row>> {
-    let version = folder.join(MODELS).join("digits/1");
-    let path = version.join("model.onnx");
-    std::fs::create_dir_all(version)?;
-    model::digits().write(&path)?;
+    let path = model_file(folder);
     let image = model::image()?;
     let caller = administrator(&folder.join(TRUST))?;
     let runtime = tokio::runtime::Handle::current();
@@ -190,7 +214,7 @@ fn measure(
             runtime.block_on(Listening::open(config))?
         };
         let one = NonZeroUsize::new(1);
-        let options = SessionOptions { threads: one, profile: false, providers: engines.providers(name) };
+        let options = SessionOptions { threads: one, profile: false, providers: engines.providers(name), lower: false };
         let began = Instant::now();
         let session = registry.get(name)?.load(&Source::File(path.clone()), &options)?;
         let load = began.elapsed();

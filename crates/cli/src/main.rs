@@ -61,7 +61,7 @@ enum Command {
     Train(Box<train::TrainCommand>),
     /// Judge a model on data
     Evaluate(Box<evaluate::EvaluateArgs>),
-    /// Make a model, serve it, send requests and print what they cost
+    /// Train a small model, serve it, send requests and print what they cost
     Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
     Serve(Box<serve::ServeArgs>),

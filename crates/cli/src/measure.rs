@@ -135,6 +135,11 @@ fn forget_peak() -> Option<()> {
     std::fs::write("/proc/self/clear_refs", "5").ok()
 }
 
+/// The most memory of this process that was resident at once, in bytes; none where the system does not tell.
+pub fn peak_resident() -> Option<u64> {
+    status_kib("VmHWM:")
+}
+
 fn status_kib(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(key))?;

@@ -63,6 +63,9 @@ struct TrainArgs {
     /// Go on from the checkpoint of a run that was interrupted
     #[arg(long)]
     resume: bool,
+    /// Run the training step in standard operators, without the engine's own faster ones
+    #[arg(long)]
+    portable: bool,
 }
 
 /// What a run came to.
@@ -74,6 +77,8 @@ struct Report<'a> {
     threads: Option<usize>,
     end: End,
     metric: &'static str,
+    #[serde(flatten)]
+    cost: watch::Cost,
     /// From 1; none where nothing judged.
     best_epoch: Option<u64>,
     /// What the metric was in it.
@@ -129,7 +134,8 @@ fn learn(args: &TrainArgs, context: &Context) -> Outcome {
     let planned = Planned::new(&options, &forward, &material)?;
     let step = build(&forward, &planned.spec).map_err(|error| in_model(path, error))?;
     let registry = engines::registry(&context.settings.engine);
-    let loaded = load(&registry, &step, how.engine.as_deref(), &how.session())?;
+    let session = SessionOptions { lower: !args.portable, ..how.session() };
+    let loaded = load(&registry, &step, how.engine.as_deref(), &session)?;
     let (data, judge) = planned.loaders(&material, &step)?;
     let settings = planned.settings(&data, &places.checkpoint);
     let resume = match args.resume {
@@ -152,6 +158,7 @@ fn learn(args: &TrainArgs, context: &Context) -> Outcome {
         settings,
     };
     let trained = train(&run, resume, &mut watch);
+    let cost = watch.cost();
     watch.finish()?;
     let trained = trained.map_err(failed)?;
     if trained.end == End::Stopped {
@@ -174,6 +181,7 @@ fn learn(args: &TrainArgs, context: &Context) -> Outcome {
         threads: how.threads.map(usize::from),
         end: trained.end,
         metric: run.settings.metric.name(),
+        cost,
         best_epoch: trained.progress.best_epoch.map(|epoch| epoch + 1),
         best: trained.progress.best,
         steps: trained.progress.step,
@@ -216,6 +224,7 @@ fn show(report: &Report<'_>, context: &Context) -> Outcome {
         best.map_or_else(String::new, |(epoch, value)| format!(", {} {value:.4} in epoch {epoch}", report.metric));
     let why = if report.end == End::Patience { ", ended early: no epoch was better" } else { "" };
     print::line(&format!("{} after {} epochs on {}{best}{why}", report.output, report.epochs.len(), report.engine))?;
+    print::line(&report.cost.to_string())?;
     match &report.tokenizer {
         Some(tokenizer) => print::line(&format!("its tokenizer is {tokenizer}")),
         None => Ok(()),

@@ -460,6 +460,8 @@ fn the_demo_measures_every_engine_that_is_there() {
         let figures = ["load_ms", "bare_p50_ms", "served_p50_ms", "served_p99_ms", "served_per_s"];
         assert!(figures.iter().all(|key| row[key].as_f64().is_some_and(|value| value > 0.0)), "{row}");
     }
+    let learnt = |key: &str| report["training"][key].as_f64().unwrap();
+    assert!(learnt("accuracy_before") < 0.5 && learnt("accuracy_after") > 0.9, "{report}");
 }
 
 #[test]

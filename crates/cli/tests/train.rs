@@ -56,6 +56,12 @@ fn a_model_learns_and_is_judged() {
     assert_eq!(epochs.len(), 8);
     let loss = |epoch: &Value| epoch["loss"].as_f64().unwrap();
     assert!(loss(&epochs[7]) < 0.5 * loss(&epochs[0]), "{report}");
+    let cost = |key: &str| report[key].as_f64().unwrap_or_default();
+    assert!(cost("step_p50_ms") > 0.0 && cost("step_p90_ms") >= cost("step_p50_ms"), "{report}");
+    assert!(
+        cost("examples_per_second") > 0.0 && (!cfg!(target_os = "linux") || cost("peak_memory_bytes") > 1e6),
+        "{report}"
+    );
     // A tenth of 400 rows, 20 of each class.
     assert_eq!(epochs[7]["validation"]["examples"], 40);
     let after = json(path, "evaluate out.onnx --data rows.csv");

@@ -1,4 +1,4 @@
-//! The demo's model and request: a small convolutional net with fixed weights, and a drawn seven.
+//! The demo's model and request: a small convolutional net that has not learnt yet, and a seven.
 
 use edgeward_graph::{
     DataType, Model, Tensor, TensorError,
@@ -12,7 +12,7 @@ use edgeward_graph::{
     tensor_proto,
 };
 
-const SIDE: usize = 28;
+use super::digits::{Chance, SIDE, plain};
 
 /// Two convolutions with pooling and a dense layer: `image` `[n, 1, 28, 28]` to `scores` `[n, 10]`.
 pub fn digits() -> Model {
@@ -34,7 +34,7 @@ pub fn digits() -> Model {
         node("dense", "Gemm", &["f", "w3", "b3"], "logits", Vec::new()),
         node("softmax", "Softmax", &["logits"], "scores", Vec::new()),
     ];
-    let mut seed = 7u64;
+    let mut chance = Chance(7);
     let initializer = [
         ("w1", vec![16, 1, 3, 3]),
         ("b1", vec![16]),
@@ -43,7 +43,7 @@ pub fn digits() -> Model {
         ("w3", vec![32 * 7 * 7, 10]),
         ("b3", vec![10]),
     ];
-    let initializer = initializer.into_iter().map(|(name, shape)| weights(name, shape, &mut seed)).collect();
+    let initializer = initializer.into_iter().map(|(name, shape)| weights(name, shape, &mut chance)).collect();
     let graph = GraphProto {
         name: Some("digits".to_owned()),
         node: nodes,
@@ -88,29 +88,16 @@ fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
     ValueInfoProto { name: Some(name.to_owned()), r#type, ..ValueInfoProto::default() }
 }
 
-/// Small weights that are the same on every machine (SplitMix64, Steele et al. 2014).
-fn weights(name: &str, shape: Vec<usize>, seed: &mut u64) -> TensorProto {
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = *seed;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32 * 0.2 - 0.1
-        })
-        .collect();
+/// Small weights; the same seed gives the same.
+fn weights(name: &str, shape: Vec<usize>, chance: &mut Chance) -> TensorProto {
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| chance.unit() * 0.2 - 0.1).collect();
     // The count is the product of the shape, so this cannot fail; an empty tensor would show at load.
     Tensor::from_vec(shape, values).map_or_else(|_| TensorProto::default(), |t| tensor_proto(name, &t))
 }
 
-fn pixels() -> Vec<f32> {
-    let ink = |x: usize, y: usize| (y == 6 && (8..20).contains(&x)) || (y > 6 && y < 23 && x + y / 2 == 22);
-    (0..SIDE * SIDE).map(|i| f32::from(u8::from(ink(i % SIDE, i / SIDE)))).collect()
-}
-
-/// A drawn seven, `[1, 1, 28, 28]`.
+/// A seven, `[1, 1, 28, 28]`.
 pub fn image() -> Result<Tensor, TensorError> {
-    Tensor::from_vec([1, 1, SIDE, SIDE], pixels())
+    plain(7)
 }
 
 fn body(data: &str) -> String {

@@ -1,6 +1,9 @@
 //! What is seen of a run: a bar on a terminal, a line for each epoch, scalars for TensorBoard.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use edgeward_train::{
@@ -10,20 +13,50 @@ use edgeward_train::{
     trainer::{EpochReport, Go, Stepped, Watch},
 };
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use super::options::TrainOptions;
 use crate::{
     Context,
     failure::{Failure, OrInput as _},
-    interrupt, print,
+    interrupt, measure, print,
 };
 
 /// Batches between two times that the event file is handed to the system.
 const FLUSHED_EVERY: u64 = 50;
 
+/// Times of single steps beyond this many are not kept, so that a long run needs little memory.
+const STEPS_MAX: usize = 1 << 20;
+
+/// What the steps of a run cost; those before it was resumed are not its own.
+#[derive(Serialize)]
+pub struct Cost {
+    /// Median time of a step, waiting for the data left out; none where there was no step.
+    step_p50_ms: Option<f64>,
+    /// 90th percentile.
+    step_p90_ms: Option<f64>,
+    /// Examples learnt per second, with waiting for the data and without judging.
+    examples_per_second: f64,
+    /// The most memory of this process that was resident at once; none where the system does not tell.
+    peak_memory_bytes: Option<u64>,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = |ms: Option<f64>| ms.map_or_else(|| "no time".to_owned(), print::ms);
+        write!(f, "a step took {} (p50) and {} (p90)", time(self.step_p50_ms), time(self.step_p90_ms))?;
+        write!(f, ", {} examples/s", print::rate(self.examples_per_second))?;
+        self.peak_memory_bytes.map_or(Ok(()), |bytes| write!(f, ", {} of memory at most", print::bytes(bytes)))
+    }
+}
+
 /// Looks on for a user.
 pub struct Terminal {
     bar: ProgressBar,
+    /// Times of the steps alone.
+    ran: Vec<Duration>,
+    /// Examples, and the time that they took.
+    learnt: (u64, Duration),
     batches: u64,
     events: Option<EventWriter>,
     price_usd_per_hour: Option<f64>,
@@ -48,7 +81,22 @@ impl Terminal {
         }
         bar.enable_steady_tick(Duration::from_millis(500));
         let price_usd_per_hour = options.price_usd_per_hour;
-        Ok(Self { bar, batches, events, price_usd_per_hour, json: context.json, failure: None })
+        let (ran, learnt) = (Vec::new(), (0, Duration::ZERO));
+        Ok(Self { bar, ran, learnt, batches, events, price_usd_per_hour, json: context.json, failure: None })
+    }
+
+    /// What the steps have cost so far.
+    pub fn cost(&self) -> Cost {
+        let mut ran = self.ran.clone();
+        ran.sort_unstable();
+        let at = |share| (!ran.is_empty()).then(|| measure::percentile(&ran, share).as_secs_f64() * 1e3);
+        let (examples, took) = self.learnt;
+        Cost {
+            step_p50_ms: at(0.5),
+            step_p90_ms: at(0.9),
+            examples_per_second: if took.is_zero() { 0.0 } else { examples as f64 / took.as_secs_f64() },
+            peak_memory_bytes: measure::peak_resident(),
+        }
     }
 
     /// Takes the bar away and says what could not be written.
@@ -78,6 +126,10 @@ impl Watch for Terminal {
     fn stepped(&mut self, step: &Stepped) -> Go {
         let seconds = step.took.as_secs_f64();
         let per_second = step.examples as f64 / seconds.max(f64::MIN_POSITIVE);
+        if self.ran.len() < STEPS_MAX {
+            self.ran.push(step.ran);
+        }
+        self.learnt = (self.learnt.0 + step.examples as u64, self.learnt.1 + step.took);
         if self.bar.position() <= step.step {
             self.bar.set_position(step.step + 1);
             // The steps before a resumed run were not this one's.
