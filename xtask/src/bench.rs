@@ -11,6 +11,7 @@ mod reload;
 mod serve;
 mod start;
 mod tensor;
+mod train;
 mod trust;
 mod wire;
 
@@ -33,7 +34,8 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "serve" => serve::run(rest),
         Some((name, rest)) if name == "trust" => trust::run(rest),
-        _ => anyhow::bail!("no benchmark `{}`; there are `serve` and `trust`", args.join(" ")),
+        Some((name, rest)) if name == "train" => train::run(rest),
+        _ => anyhow::bail!("no benchmark `{}`; there are `serve`, `trust` and `train`", args.join(" ")),
     }
 }
 
@@ -71,13 +73,19 @@ struct Options {
     quick: bool,
 }
 
-/// Measures those bars of benchmark `name` that `args` ask for, and prints them; an error where one does not hold.
-fn run_bars(
+/// What a benchmark measures, and on what.
+struct Benchmark {
+    /// How it is called.
     name: &'static str,
     about: &'static str,
-    bars: &[(&'static str, Bar)],
-    args: &[String],
-) -> anyhow::Result<()> {
+    bars: &'static [(&'static str, Bar)],
+    /// Models of `tests/models/make.py` that it needs.
+    models: &'static [&'static str],
+}
+
+/// Measures those bars of a benchmark that `args` ask for, and prints them; an error where one does not hold.
+fn run_bars(benchmark: &Benchmark, args: &[String]) -> anyhow::Result<()> {
+    let Benchmark { name, about, bars, models } = *benchmark;
     let known = bars.iter().map(|(bar, _)| *bar).collect::<Vec<_>>().join(", ");
     let command = Options::command().name(name).about(about).after_help(format!("Bars: {known}"));
     let options = Options::from_arg_matches(&command.get_matches_from(std::iter::once(&name.to_owned()).chain(args)))?;
@@ -86,7 +94,7 @@ fn run_bars(
     }
     let effort = Effort::new(options.quick);
     eprintln!("building, making models");
-    let edgeward = Edgeward::prepare()?;
+    let edgeward = Edgeward::prepare(models)?;
     let mut rows = Vec::new();
     for &(name, bar) in bars {
         if options.only.is_empty() || options.only.iter().any(|only| only == name) {

@@ -52,6 +52,23 @@ pub fn ensure_package(home: &Path, requirement: &str) -> anyhow::Result<PathBuf>
     Environment { folder, requirements, overrides: None, after: None }.ensure(home)
 }
 
+/// Further pinned packages for an environment that there is, without what they depend on, in a folder for `PYTHONPATH`.
+pub fn ensure_beside(python: &Path, folder: &Path, requirements: &str) -> anyhow::Result<PathBuf> {
+    let stamp = folder.join("made-from");
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == requirements) {
+        return Ok(folder.to_owned());
+    }
+    let uv = ensure_uv(&crate::root().join("target/test-env"), python)?;
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    let mut command = Command::new(uv);
+    command.args(["pip", "install", "--quiet", "--native-tls", "--no-deps", "--python"]).arg(python);
+    steps::output(command.arg("--target").arg(folder).args(requirements.lines()))?;
+    fs::write(stamp, requirements)?;
+    Ok(folder.to_owned())
+}
+
 /// True where the index has only the CUDA build of torch.
 fn cuda_build() -> bool {
     cfg!(all(target_os = "linux", target_arch = "x86_64"))

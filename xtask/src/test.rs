@@ -1,6 +1,9 @@
 //! The order of the checks, cheapest first.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{layers, parts, python, root, rules, steps, steps::Steps, tools};
 
@@ -85,11 +88,16 @@ fn run_tests(root: &Path, pythons: &python::Pythons, args: &TestArgs) -> anyhow:
     }
     command.env("EDGEWARD_TEST_PYTHON", &pythons.main).env("EDGEWARD_TEST_PYTHON_KSERVE", &pythons.kserve);
     command.env("EDGEWARD_ALL_ENGINES", "1").envs(parts::ensure(root, args.all_parts)?);
-    let data = root.join("../shared/data");
-    if std::env::var_os("EDGEWARD_DATA").is_none() && data.is_dir() {
-        command.env("EDGEWARD_DATA", data.canonicalize()?);
+    if let Some(data) = data(root) {
+        command.env("EDGEWARD_DATA", data);
     }
     steps::run(&mut command)
+}
+
+/// Folder of real data: what `EDGEWARD_DATA` says, else the one that lies beside the workspace.
+pub fn data(root: &Path) -> Option<PathBuf> {
+    let named = std::env::var_os("EDGEWARD_DATA").map(PathBuf::from);
+    named.or_else(|| root.join("../shared/data").canonicalize().ok()).filter(|folder| folder.is_dir())
 }
 
 fn cargo(root: &Path) -> Command {

@@ -147,13 +147,15 @@ pub struct Edgeward {
     pub models: PathBuf,
     /// Folder for repositories and request bodies, emptied before each run.
     pub work: PathBuf,
+    /// Python with the pinned packages of the tests.
+    pub python: PathBuf,
     /// True where ONNX Runtime is installed.
     pub onnxruntime: bool,
 }
 
 impl Edgeward {
-    /// Builds the binary and makes the models.
-    pub fn prepare() -> anyhow::Result<Self> {
+    /// Builds the binary and makes these models.
+    pub fn prepare(names: &[&str]) -> anyhow::Result<Self> {
         let root = crate::root();
         steps::run(Command::new("cargo").current_dir(&root).args([
             "build",
@@ -164,17 +166,13 @@ impl Edgeward {
         ]))?;
         let binary = root.join("target/release/edgeward");
         let models = root.join("target/models");
-        let pythons = python::ensure(&root)?;
-        let names =
-            ["identity16", "identity150528", "mobilenetv2", "resnet50_int8", "perceptron_4mb", "perceptron_100mb"];
-        let mut make = Command::new(&pythons.main);
-        // The quantiser warns that it could be given a simpler graph.
-        make.arg(root.join("tests/models/make.py"))
-            .arg(&models)
-            .args(names)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        steps::run(&mut make)?;
+        let python = python::ensure(&root)?.main;
+        if !names.is_empty() {
+            let mut make = Command::new(&python);
+            make.arg(root.join("tests/models/make.py")).arg(&models).args(names);
+            // The quantiser warns that it could be given a simpler graph.
+            steps::run(make.stdout(Stdio::null()).stderr(Stdio::null()))?;
+        }
         let work = root.join("target/bench-work");
         if work.exists() {
             fs::remove_dir_all(&work)?;
@@ -182,7 +180,7 @@ impl Edgeward {
         fs::create_dir_all(&work)?;
         let installed =
             steps::run(Command::new(&binary).args(["engine", "install", "onnxruntime"]).stdout(Stdio::null()));
-        Ok(Self { binary, models, work, onnxruntime: installed.is_ok() })
+        Ok(Self { binary, models, work, python, onnxruntime: installed.is_ok() })
     }
 
     /// The engine that is expected to be the fastest here.

@@ -1,6 +1,6 @@
 //! `cargo xtask bench serve`: what serving costs on this machine, next to the servers that people use today.
 
-use crate::bench::{Bar, idle, memory, reload, run_bars, start, tensor, wire};
+use crate::bench::{Bar, Benchmark, idle, memory, reload, run_bars, start, tensor, wire};
 
 const BARS: [(&str, Bar); 7] = [
     ("wire", wire::run),
@@ -14,5 +14,11 @@ const BARS: [(&str, Bar); 7] = [
 
 /// Runs the benchmark; an error where a bar does not hold.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    run_bars("cargo xtask bench serve", "What serving costs, next to other servers", &BARS, args)
+    let benchmark = Benchmark {
+        name: "cargo xtask bench serve",
+        about: "What serving costs, next to other servers",
+        bars: &BARS,
+        models: &["identity16", "identity150528", "mobilenetv2", "resnet50_int8", "perceptron_4mb", "perceptron_100mb"],
+    };
+    run_bars(&benchmark, args)
 }

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::Context as _;
 
 use crate::{
-    bench::{Bar, Effort, Row, peers::Edgeward, run_bars},
+    bench::{Bar, Benchmark, Effort, Row, peers::Edgeward, run_bars},
     steps,
 };
 
@@ -24,7 +24,13 @@ const BARS: [(&str, Bar); 5] = [
 
 /// Runs the benchmark; an error where a bar does not hold.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    run_bars("cargo xtask bench trust", "What verifying every call costs", &BARS, args)
+    let benchmark = Benchmark {
+        name: "cargo xtask bench trust",
+        about: "What verifying every call costs",
+        bars: &BARS,
+        models: &["identity16", "mobilenetv2"],
+    };
+    run_bars(&benchmark, args)
 }
 
 /// The last line that an example of the trust crate prints: its figures as JSON.
