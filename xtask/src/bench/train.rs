@@ -59,7 +59,7 @@ fn step(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
 fn step_of(material: &Material<'_>, case: &Case, effort: Effort) -> anyhow::Result<(Vec<Row>, bool)> {
     let engine = material.edgeward.fast_engine();
     let (ours, plain) =
-        (Side::Edgeward { engine, form: Form::Lowered }, Side::Edgeward { engine, form: Form::Lowered });
+        (Side::Edgeward { engine, form: Form::Lowered }, Side::Edgeward { engine, form: Form::Portable });
     let sides: Vec<Side> = [ours, plain, EAGER].into_iter().chain(case.settings()).collect();
     let mut turns = material.alternate(case, &sides, effort.rounds)?.into_iter();
     let (Some(own), Some(plain), Some(eager)) = (turns.next(), turns.next(), turns.next()) else {
