@@ -144,16 +144,9 @@ impl Histogram {
 
     fn percentile(&self, whole: Range) -> Range {
         let allowed = (self.total as f64 * TAIL) as u64;
-        let cut = |bins: &mut dyn Iterator<Item = (usize, &u64)>| {
-            let mut seen = 0;
-            bins.find(|(_, count)| {
-                seen += **count;
-                seen > allowed
-            })
-        };
-        let low = cut(&mut self.counts.iter().enumerate()).map_or(whole.low, |(bin, _)| self.edges(bin).0 as f32);
+        let low = beyond(self.counts.iter().enumerate(), allowed).map_or(whole.low, |bin| self.edges(bin).0 as f32);
         let high =
-            cut(&mut self.counts.iter().enumerate().rev()).map_or(whole.high, |(bin, _)| self.edges(bin).1 as f32);
+            beyond(self.counts.iter().enumerate().rev(), allowed).map_or(whole.high, |bin| self.edges(bin).1 as f32);
         Range::new(low.max(whole.low), high.min(whole.high))
     }
 
@@ -208,6 +201,16 @@ impl Histogram {
         };
         reference.iter().zip(&quantised).map(term).sum()
     }
+}
+
+/// The first bin with which more than `allowed` samples were passed.
+fn beyond<'a>(mut bins: impl Iterator<Item = (usize, &'a u64)>, allowed: u64) -> Option<usize> {
+    let mut seen = 0;
+    let found = bins.find(|(_, count)| {
+        seen += **count;
+        seen > allowed
+    });
+    found.map(|(bin, _)| bin)
 }
 
 /// The counts as 256 levels have them: each level's count over those of its bins that are not empty.

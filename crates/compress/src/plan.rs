@@ -213,9 +213,8 @@ impl<'a> Planner<'a> {
         nodes.sort_unstable();
         for index in nodes {
             let Some(node) = self.node(index) else { continue };
-            for name in data_inputs(node).iter().filter(|name| !self.constants.contains(name.as_str())) {
-                self.add(name);
-            }
+            // Constants have no observed range, and are quantised where they are used.
+            data_inputs(node).iter().for_each(|name| self.add(name));
             let op = node.op_type();
             if self.form == Form::Inputs || matches!(op, "Gemm" | "MatMul") {
                 continue;
