@@ -27,10 +27,8 @@ pub(crate) fn upgrade(model: &mut Model) -> Result<(), CompressError> {
     }
     let proto = model.proto_mut();
     let ir_version = proto.ir_version();
-    if ir_version < 4
-        && let Some(graph) = proto.graph.as_mut()
-    {
-        // There every initialiser had to be an input; nobody meant it to be given.
+    if let Some(graph) = proto.graph.as_mut() {
+        // Exporters of old listed every initialiser among the inputs; nobody means weights to be given.
         let names: std::collections::HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
         graph.input.retain(|input| !names.contains(input.name()));
     }

@@ -110,12 +110,16 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
 }
 
 fn table(report: &Report) -> Outcome {
+    let header =
+        ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
+    // The metric may be the last column itself.
+    let columns = if report.metric == "cosine" { header.len() - 1 } else { header.len() };
     let row = |variant: &Variant| {
         let none = || "–".to_owned();
         let figures = variant.figures;
         let of = |text: fn(Figures) -> String| figures.map_or_else(none, text);
         let mark = if report.chosen.as_ref() == Some(&variant.name) { " *" } else { "" };
-        vec![
+        let row = vec![
             format!("{}{mark}", variant.name),
             variant.engine.clone().unwrap_or_else(none),
             of(|figures| print::ms(figures.p50_ms)),
@@ -125,10 +129,9 @@ fn table(report: &Report) -> Outcome {
             variant.metric.map_or_else(none, |metric| format!("{metric:.4}")),
             variant.agreement.and_then(|a| a.top1).map_or_else(none, |top1| format!("{top1:.4}")),
             variant.agreement.map_or_else(none, |a| format!("{:.4}", a.cosine)),
-        ]
+        ];
+        row.into_iter().take(columns).collect()
     };
     let rows = std::iter::once(&report.original).chain(&report.variants).map(row).collect();
-    let header =
-        ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
-    print::table(&header, rows, 2)
+    print::table(header.get(..columns).unwrap_or_default(), rows, 2)
 }

@@ -1,5 +1,6 @@
 //! How good a variant is: by labels, or by what the original says.
 
+use anyhow::Context as _;
 use edgeward_compress::{
     Agreement, Compared, CompressError,
     interval::{Interval, bootstrap, wilson},
@@ -10,7 +11,10 @@ use edgeward_graph::Tensor;
 use edgeward_train::metrics::{Classified, Figures, Scores, guess};
 
 use super::{MetricName, data::Material};
-use crate::failure::{Failure, OrInput as _};
+use crate::{
+    failure::{Failure, OrInput as _},
+    inputs,
+};
 
 /// Draws of a bootstrap.
 const DRAWS: usize = 200;
@@ -57,7 +61,8 @@ pub fn original(
     let mut kept = 0;
     for example in material.judge() {
         let example = example.or_input()?;
-        let outputs = run(session, &reference.names, &example.inputs).or_input()?;
+        let outputs = run(session, &reference.names, &example.inputs);
+        let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
         kept += outputs.iter().map(Tensor::byte_len).sum::<usize>();
         reference.outputs.push(outputs);
         if kept > KEPT_BYTES {
