@@ -3,6 +3,7 @@
 //! A benchmark measures rows and prints them; which figures are good enough is in the rows, not here.
 
 mod client;
+mod compress;
 mod idle;
 mod load;
 mod memory;
@@ -33,7 +34,8 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     match args.split_first() {
         Some((name, rest)) if name == "serve" => serve::run(rest),
         Some((name, rest)) if name == "trust" => trust::run(rest),
-        _ => anyhow::bail!("no benchmark `{}`; there are `serve` and `trust`", args.join(" ")),
+        Some((name, rest)) if name == "compress" => compress::run(rest),
+        _ => anyhow::bail!("no benchmark `{}`; there are `serve`, `trust` and `compress`", args.join(" ")),
     }
 }
 
