@@ -164,7 +164,7 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
     if report.chosen.is_some() {
-        emit::write(&report, work.folder, &args.model, &output)?;
+        emit::write(&report, &work.folder, &args.model, &output)?;
     }
     emit::show(&report, &output, context)
 }
@@ -338,8 +338,10 @@ fn decide(variants: &mut [Variant], limits: &Limits, goal: Goal) -> Option<Strin
         .filter(|(index, _)| *index > 0 && variants.get(*index).is_some_and(|variant| variant.refused.is_none()))
         .collect();
     let best = choose::best(&allowed, goal)?;
-    for variant in variants.iter_mut().skip(1).filter(|variant| variant.refused.is_none()) {
-        variant.file = Some(format!("{}.onnx", variant.name));
+    for (index, variant) in variants.iter_mut().enumerate().skip(1) {
+        if variant.refused.is_none() && (variant.pareto || index == best) {
+            variant.file = Some(format!("{}.onnx", variant.name));
+        }
     }
     variants.get(best).map(|variant| variant.name.clone())
 }

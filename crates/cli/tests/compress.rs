@@ -20,7 +20,8 @@ fn rows(path: &Path, count: usize) {
     for i in 0..count {
         let noise = |k: usize| ((i * 7919 + k * 104_729) % 1000) as f64 / 1000.0;
         let class = i % 2;
-        let numbers: Vec<String> = (0..8).map(|k| format!("{:.3}", noise(k) + 0.3 * (class * (k % 3)) as f64)).collect();
+        let numbers: Vec<String> =
+            (0..8).map(|k| format!("{:.3}", noise(k) + 0.3 * (class * (k % 3)) as f64)).collect();
         lines += &format!("{},kind{class}\n", numbers.join(","));
     }
     fs::write(path, lines).unwrap();
@@ -31,7 +32,10 @@ fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     rows(&folder.path().join("rows.csv"), 400);
     json(folder.path(), "train new mlp --input 8 --classes 2 --width 512 -o start.onnx");
-    json(folder.path(), "train start.onnx --data rows.csv -o net.onnx --epochs 2 --batch 20 --rate 0.003 --engine rten");
+    json(
+        folder.path(),
+        "train start.onnx --data rows.csv -o net.onnx --epochs 2 --batch 20 --rate 0.003 --engine rten",
+    );
     folder
 }
 
@@ -93,7 +97,8 @@ fn a_trained_model_becomes_smaller_and_keeps_its_accuracy() {
     assert_eq!((&report["data"]["kind"], &report["metric"]), (&"labelled".into(), &"accuracy".into()));
     assert_eq!(report["data"]["examples"], 400);
     let chosen = report["variants"].as_array().unwrap().iter().find(|v| v["name"] == report["chosen"]).unwrap();
-    let (before, after) = (fs::metadata(path.join("net.onnx")).unwrap(), fs::metadata(path.join("out/model.onnx")).unwrap());
+    let (before, after) =
+        (fs::metadata(path.join("net.onnx")).unwrap(), fs::metadata(path.join("out/model.onnx")).unwrap());
     assert_eq!(chosen["figures"]["bytes"], after.len());
     assert!(after.len() * 10 < before.len() * 6, "{} of {}", after.len(), before.len());
     let judge = |model: &str| json(path, &format!("evaluate {model} --data rows.csv"))["accuracy"].as_f64().unwrap();
@@ -166,7 +171,8 @@ fn real_models_become_better_or_are_truly_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::copy(data.join(format!("onnx/{name}.onnx")), folder.path().join("model.onnx")).unwrap();
         let output = edgeward(folder.path(), &format!("compress model.onnx --quick -o out --json{shapes}"));
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {}", text(&output)));
+        let report: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{name}: {e}: {}", text(&output)));
         holds(&report);
         match (output.status.code(), report["chosen"].as_str()) {
             (Some(0), Some(_)) => others_open(&folder.path().join("out")),

@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn what_another_beats_in_everything_is_not_kept() {
-        let all = [figures(10.0, 1000, 0.0), figures(5.0, 300, 0.002), figures(6.0, 400, 0.003), figures(5.0, 300, 0.002)];
+        let all =
+            [figures(10.0, 1000, 0.0), figures(5.0, 300, 0.002), figures(6.0, 400, 0.003), figures(5.0, 300, 0.002)];
         assert_eq!(pareto(&all), [true, true, false, true]);
     }
 

@@ -105,8 +105,7 @@ pub fn noise(
 ) -> Result<BTreeMap<String, f64>, CompressError> {
     let before: Vec<String> = results.values().map(|(before, _)| before.clone()).collect();
     let after: Vec<String> = results.values().map(|(_, after)| after.clone()).collect();
-    let sessions =
-        (load(&observe::with_outputs(float, &before))?, load(&observe::with_outputs(quantised, &after))?);
+    let sessions = (load(&observe::with_outputs(float, &before))?, load(&observe::with_outputs(quantised, &after))?);
     let wanted: (Vec<&str>, Vec<&str>) =
         (before.iter().map(String::as_str).collect(), after.iter().map(String::as_str).collect());
     let mut sums = vec![(0f64, 0f64); results.len()];
@@ -122,7 +121,8 @@ pub fn noise(
             }
         }
     }
-    let ratio = |(signal, noise): &(f64, f64)| if *noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() };
+    let ratio =
+        |(signal, noise): &(f64, f64)| if *noise == 0.0 { f64::INFINITY } else { 10.0 * (signal / noise).log10() };
     Ok(results.keys().cloned().zip(sums.iter().map(ratio)).collect())
 }
 

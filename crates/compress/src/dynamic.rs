@@ -39,8 +39,12 @@ pub enum Convolutions {
 
 /// Quantises the layers' weights, and activations at run time. Errors: a layer whose constants cannot be read.
 pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quantised, CompressError> {
-    let mut rewrite =
-        Rewrite { edit: Edit::new(prepared.model.clone()), bits: spec.weights, bytes: HashMap::new(), made: Vec::new() };
+    let mut rewrite = Rewrite {
+        edit: Edit::new(prepared.model.clone()),
+        bits: spec.weights,
+        bytes: HashMap::new(),
+        made: Vec::new(),
+    };
     let mut layers = 0;
     let mut gone = BTreeSet::new();
     for layer in &prepared.layers {
@@ -49,7 +53,11 @@ pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quant
             continue;
         }
         let Some(proto) = rewrite.edit.node(layer.node).cloned() else { continue };
-        if convolution { rewrite.convolution(&proto)? } else { rewrite.product(&proto)? }
+        if convolution {
+            rewrite.convolution(&proto)?
+        } else {
+            rewrite.product(&proto)?
+        }
         gone.insert(layer.node);
         layers += 1;
     }

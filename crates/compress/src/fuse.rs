@@ -77,7 +77,8 @@ fn wide(edit: &Edit, name: &str) -> Option<Vec<f64>> {
 
 fn apply(edit: &mut Edit, fold: &Fold) -> Result<(), CompressError> {
     let Some(node) = edit.node(fold.before).cloned() else { return Ok(()) };
-    let refuse = || CompressError::unsupported(format!("node `{}`", node.name()), "its weights do not fit its channels");
+    let refuse =
+        || CompressError::unsupported(format!("node `{}`", node.name()), "its weights do not fit its channels");
     let weight = node.input.get(1).and_then(|name| edit.floats(name));
     let (shape, mut values) = weight.ok_or_else(refuse)?;
     let axis = channel_axis(&node);
@@ -91,8 +92,9 @@ fn apply(edit: &mut Edit, fold: &Fold) -> Result<(), CompressError> {
     let before = before.transpose()?.unwrap_or_else(|| vec![0.0; channels]);
     let spread = |channel: usize| before.get(if before.len() == 1 { 0 } else { channel }).copied().unwrap_or(0.0);
     let constants = fold.factor.iter().zip(&fold.mean).zip(&fold.shift).enumerate();
-    let bias: Vec<f32> =
-        constants.map(|(channel, ((factor, mean), shift))| ((spread(channel) - mean) * factor + shift) as f32).collect();
+    let bias: Vec<f32> = constants
+        .map(|(channel, ((factor, mean), shift))| ((spread(channel) - mean) * factor + shift) as f32)
+        .collect();
     let weight = edit.constant(&format!("{}.folded", node.input[1]), &Tensor::from_vec(shape, values)?);
     let bias = edit.constant(&format!("{weight}.bias"), &Tensor::from_vec([channels], bias)?);
     edit.set_input(fold.before, 1, &weight);

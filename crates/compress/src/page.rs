@@ -90,10 +90,7 @@ fn cards(html: &mut String, report: &Report, chosen: &Variant) {
     let rows = [
         (format!("{speed:.2}×"), format!("faster: {:.2} → {:.2} ms", before.p50_ms, after.p50_ms)),
         (smaller(before.bytes, after.bytes), format!("smaller: {} → {}", size(before.bytes), size(after.bytes))),
-        (
-            smaller(before.bytes, after.transfer_bytes),
-            format!("smaller in transfer: {}", size(after.transfer_bytes)),
-        ),
+        (smaller(before.bytes, after.transfer_bytes), format!("smaller in transfer: {}", size(after.transfer_bytes))),
         (metric, report.metric.clone()),
     ];
     html.push_str("<div class=cards>");

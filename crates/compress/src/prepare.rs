@@ -95,8 +95,12 @@ fn layers(model: &Model) -> Vec<Layer> {
         let float = tensor.data_type() == DataType::Float32.to_onnx();
         let name = proto.output.first()?.clone();
         let op = proto.op_type().to_owned();
-        (proto.is_standard() && fits && float && shape.iter().all(|&size| size > 0))
-            .then_some(Layer { node, name, op, weight: shape })
+        (proto.is_standard() && fits && float && shape.iter().all(|&size| size > 0)).then_some(Layer {
+            node,
+            name,
+            op,
+            weight: shape,
+        })
     };
     graph.node.iter().enumerate().filter_map(layer).collect()
 }

@@ -64,8 +64,13 @@ pub fn quantise_static(
     spec: &StaticSpec,
 ) -> Result<Quantised, CompressError> {
     let plan = plan(prepared, ranges, spec.form, &spec.keep);
-    let mut rewrite =
-        Rewrite { edit: Edit::new(prepared.model.clone()), statistics, spec, weights: HashMap::new(), made: Vec::new() };
+    let mut rewrite = Rewrite {
+        edit: Edit::new(prepared.model.clone()),
+        statistics,
+        spec,
+        weights: HashMap::new(),
+        made: Vec::new(),
+    };
     for &at in &plan.layers {
         if let Some(layer) = prepared.layers.get(at) {
             rewrite.layer(layer, &plan)?;
@@ -132,12 +137,7 @@ impl Rewrite<'_> {
     }
 
     /// The name of dequantised weights, and their scales.
-    fn weights(
-        &mut self,
-        weight: &str,
-        integers: &Integers,
-        axis: usize,
-    ) -> Result<(String, Vec<f32>), CompressError> {
+    fn weights(&mut self, weight: &str, integers: &Integers, axis: usize) -> Result<(String, Vec<f32>), CompressError> {
         if let Some(known) = self.weights.get(weight).filter(|(_, scales)| *scales == integers.scales) {
             return Ok(known.clone());
         }
@@ -160,13 +160,7 @@ impl Rewrite<'_> {
     }
 
     /// Biases as 32-bit integers in units of the products: what integer kernels add.
-    fn bias(
-        &mut self,
-        of: &NodeProto,
-        bias: &[f32],
-        steps: Steps,
-        scales: &[f32],
-    ) -> Result<String, CompressError> {
+    fn bias(&mut self, of: &NodeProto, bias: &[f32], steps: Steps, scales: &[f32]) -> Result<String, CompressError> {
         let units: Vec<f32> = scales.iter().map(|scale| scale * steps.scale).collect();
         let stem = of.output.first().map_or("bias", String::as_str);
         let fits = units.iter().all(|unit| *unit >= f32::MIN_POSITIVE)
@@ -211,13 +205,7 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn bytes(
-        &mut self,
-        stem: &str,
-        shape: Vec<usize>,
-        values: &[f32],
-        steps: Steps,
-    ) -> Result<String, CompressError> {
+    fn bytes(&mut self, stem: &str, shape: Vec<usize>, values: &[f32], steps: Steps) -> Result<String, CompressError> {
         let unsigned: Vec<u8> = values.iter().map(|value| steps.quantise(*value)).collect();
         let tensor = match self.spec.activations {
             Activations::U8 => Tensor::from_vec(shape, unsigned)?,

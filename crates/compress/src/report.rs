@@ -79,7 +79,9 @@ impl DataKind {
         match self {
             Self::Labelled => "labelled examples",
             Self::Given => "given inputs without labels: agreement with the original, not accuracy",
-            Self::Synthesised => "made-up inputs: agreement with the original on numbers that mean nothing, not accuracy",
+            Self::Synthesised => {
+                "made-up inputs: agreement with the original on numbers that mean nothing, not accuracy"
+            }
         }
     }
 }

@@ -104,12 +104,10 @@ fn variants(model: &Model) -> Vec<(String, Model, f64)> {
             bias: Bias::Corrected,
             keep: BTreeSet::new(),
         };
-        let quantised =
-            quantise_static(&prepared, &statistics.ranges(Method::MinMax), &statistics, &spec).unwrap();
+        let quantised = quantise_static(&prepared, &statistics.ranges(Method::MinMax), &statistics, &spec).unwrap();
         all.push((format!("{form:?}"), quantised.model, 12.0));
     }
-    let spec =
-        DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Quantised, keep: BTreeSet::new() };
+    let spec = DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Quantised, keep: BTreeSet::new() };
     all.push(("dynamic".to_owned(), quantise_dynamic(&prepared, &spec).unwrap().model, 12.0));
     all
 }

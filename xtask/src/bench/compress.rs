@@ -97,10 +97,8 @@ fn detector(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     script("photo_inputs.py", &[&text(&data.join("photos")), "images", "416", &text(&inputs)])?;
     let peer_seconds: f64 =
         script("quantise_onnxruntime.py", &[&text(&model), &text(&inputs), &text(&theirs)])?.trim().parse()?;
-    let report = compress(
-        edgeward,
-        &[&text(&model), "--data", &text(&inputs), "--max-drop", "0.02", "-o", &text(&ours)],
-    )?;
+    let report =
+        compress(edgeward, &[&text(&model), "--data", &text(&inputs), "--max-drop", "0.02", "-o", &text(&ours)])?;
     let Some(variant) = chosen(&report) else { bail!("nothing was good enough: {}", report["variants"]) };
     let file = ours.join("model.onnx");
     let times = fastest(edgeward, &[&model, &file, &theirs], effort)?;
@@ -115,7 +113,12 @@ fn detector(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
         Row::at_most("detector", "YOLOX-Nano: time to that of the peer's best", own / peer, "×", 1.0)
             .against("ONNX Runtime's quantiser, its file on its best engine"),
         Row::information("detector", "YOLOX-Nano: cosine with the original", number(variant, "metric")?, ""),
-        Row::information("detector", "YOLOX-Nano: smaller in transfer", 100.0 * (1.0 - bytes("transfer_bytes")? / whole), "%"),
+        Row::information(
+            "detector",
+            "YOLOX-Nano: smaller in transfer",
+            100.0 * (1.0 - bytes("transfer_bytes")? / whole),
+            "%",
+        ),
         Row::information("detector", "YOLOX-Nano: whole search, seconds", number(&report, "seconds")?, "s")
             .against(format!("one file of the peer's: {peer_seconds:.1} s")),
     ])
@@ -167,6 +170,7 @@ fn calibration(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> 
     let (few, all) = (peak(64)?, peak(many)?);
     let what = format!("most memory, {many} examples to 64");
     Ok(vec![
-        Row::at_most("calibration", what, all / few, "×", 1.05).against(format!("{all:.0} and {few:.0} MB of the whole process")),
+        Row::at_most("calibration", what, all / few, "×", 1.05)
+            .against(format!("{all:.0} and {few:.0} MB of the whole process")),
     ])
 }

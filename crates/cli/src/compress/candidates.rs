@@ -7,12 +7,12 @@ use std::{
 };
 
 use edgeward_compress::{
-    Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Quantised, Ranges, Sensitivity,
-    StaticSpec, Statistics, WeightBits, calibrate, halve,
+    Activations, Bias, BlockBits, Compared, CompressError, Convolutions, DynamicSpec, Form, Quantised, Ranges,
+    Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
     histogram::Method,
     layer_errors, noise, observe,
     observe::Inputs,
-    quantise_dynamic, quantise_static,
+    quantise_blocks, quantise_dynamic, quantise_static,
     report::{LayerFigures, OnEngine, Variant},
 };
 use edgeward_graph::{Model, Tensor};
@@ -25,6 +25,8 @@ use crate::{
 
 /// Examples that methods of calibration are told apart by.
 const COMPARED: usize = 32;
+/// Weights that share a scale, where weights alone are quantised.
+const BLOCK: usize = 32;
 /// Examples that layers are told apart by.
 const LAYER_EXAMPLES: usize = 8;
 
@@ -83,7 +85,13 @@ impl Work<'_> {
         let mut made = Vec::new();
         self.go_on("halving weights")?;
         let halved = halve(&self.prepared)?;
-        made.push(self.keep("fp16", "weights as binary16, made binary32 when loaded", &halved, |_| 2, BTreeMap::new())?);
+        made.push(self.keep(
+            "fp16",
+            "weights as binary16, made binary32 when loaded",
+            &halved,
+            |_| 2.0,
+            BTreeMap::new(),
+        )?);
         self.dynamic(&mut made)?;
         let mut sensitivity = Vec::new();
         if !self.prepared.layers.is_empty() {
@@ -98,22 +106,27 @@ impl Work<'_> {
 
     fn dynamic(&self, made: &mut Vec<Candidate>) -> Result<(), Failure> {
         let has = |convolution: bool| self.prepared.layers.iter().any(|layer| (layer.op == "Conv") == convolution);
-        let spec = |convolutions| DynamicSpec {
-            weights: WeightBits::of_this_machine(),
-            convolutions,
-            keep: BTreeSet::new(),
-        };
+        let spec =
+            |convolutions| DynamicSpec { weights: WeightBits::of_this_machine(), convolutions, keep: BTreeSet::new() };
         if has(false) {
             self.go_on("quantising weights")?;
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Floats))?;
             let text = "weights of MatMul and Gemm as bytes, activations by the range of each run";
-            let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4 } else { 1 };
+            let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
             made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised))?);
+        }
+        if has(false) {
+            let quantised = quantise_blocks(&self.prepared, BlockBits::Four, BLOCK)?;
+            let text = "weights of MatMul and Gemm as 4 bits in blocks of 32, activations as they are";
+            if quantised.layers > 0 {
+                let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
+                made.push(self.keep("int4-weights", text, &quantised.model, half, self.noise(&quantised))?);
+            }
         }
         if has(true) && !self.args.quick {
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Quantised))?;
             let text = "all weights as bytes, activations by the range of each run";
-            made.push(self.keep("int8-dynamic-conv", text, &quantised.model, |_| 1, self.noise(&quantised))?);
+            made.push(self.keep("int8-dynamic-conv", text, &quantised.model, |_| 1.0, self.noise(&quantised))?);
         }
         Ok(())
     }
@@ -203,7 +216,7 @@ impl Work<'_> {
         self.go_on(&format!("quantising: {name}"))?;
         let quantised = self.quantised(calibrated, form, keep)?;
         if quantised.layers > 0 {
-            let bytes = |layer: &edgeward_compress::Layer| if keep.contains(&layer.name) { 4 } else { 1 };
+            let bytes = |layer: &edgeward_compress::Layer| if keep.contains(&layer.name) { 4.0 } else { 1.0 };
             made.push(self.keep(name, recipe, &quantised.model, bytes, self.noise(&quantised))?);
         }
         Ok(())
@@ -261,7 +274,7 @@ impl Work<'_> {
         name: &str,
         recipe: &str,
         model: &Model,
-        bytes: impl Fn(&edgeward_compress::Layer) -> u64,
+        bytes: impl Fn(&edgeward_compress::Layer) -> f64,
         noise: BTreeMap<String, f64>,
     ) -> Result<Candidate, Failure> {
         let path = self.folder.path().join(format!("{name}.onnx"));
@@ -270,7 +283,7 @@ impl Work<'_> {
             name: self.prepared.title(layer).into_owned(),
             op: layer.op.clone(),
             bytes_before: layer.weights() as u64 * 4,
-            bytes: layer.weights() as u64 * bytes(layer),
+            bytes: (layer.weights() as f64 * bytes(layer)) as u64,
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };
         let layers = self.prepared.layers.iter().map(layer).collect();

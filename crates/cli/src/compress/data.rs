@@ -66,9 +66,7 @@ impl Material {
         let material = |kind, source| Self { kind, calibrated, judged, source };
         let Some(path) = &options.data else {
             let wanted = inputs::Wanted { shapes: args.shapes.clone(), batch: Some(1) };
-            let made = (0..SYNTHESISED).map(|number| {
-                Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1))
-            });
+            let made = (0..SYNTHESISED).map(|number| Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1)));
             return Ok(material(DataKind::Synthesised, Source::Held(made.collect::<Result<_, Failure>>()?)));
         };
         if let Some(given) = given(path, infos)? {

@@ -51,17 +51,13 @@ pub fn check_folder(folder: &Path) -> Outcome {
 
 /// Writes variants that nothing beats, the chosen one as `model.onnx`, and both reports; then the folder takes its place
 /// at once.
-pub fn write(report: &Report, staged: tempfile::TempDir, model: &Path, folder: &Path) -> Outcome {
-    let mut report = report.clone();
-    let made = tempfile::tempdir_in(parent(folder)).with_context(|| format!("cannot write beside `{}`", folder.display()))?;
-    for variant in &mut report.variants {
-        let chosen = report.chosen.as_ref() == Some(&variant.name);
-        if !(variant.pareto || chosen) {
-            variant.file = None;
-        }
+pub fn write(report: &Report, staged: &tempfile::TempDir, model: &Path, folder: &Path) -> Outcome {
+    let made =
+        tempfile::tempdir_in(parent(folder)).with_context(|| format!("cannot write beside `{}`", folder.display()))?;
+    for variant in &report.variants {
         let Some(file) = &variant.file else { continue };
         fs::copy(staged.path().join(file), made.path().join(file))?;
-        if chosen {
+        if report.chosen.as_ref() == Some(&variant.name) {
             fs::copy(staged.path().join(file), made.path().join("model.onnx"))?;
         }
     }
@@ -69,8 +65,8 @@ pub fn write(report: &Report, staged: tempfile::TempDir, model: &Path, folder: &
     if tokenizer.is_file() {
         fs::copy(tokenizer, made.path().join("model.tokenizer.json"))?;
     }
-    fs::write(made.path().join(REPORT), serde_json::to_vec_pretty(&report)?)?;
-    fs::write(made.path().join("report.html"), page(&report))?;
+    fs::write(made.path().join(REPORT), serde_json::to_vec_pretty(report)?)?;
+    fs::write(made.path().join("report.html"), page(report))?;
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot replace `{}`", folder.display()))?;
     }
@@ -104,14 +100,16 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
     };
     if !context.json {
         let (folder, engine) = (folder.display(), chosen.engine.as_deref().unwrap_or_default());
-        print::line(&format!("`{}` on {engine} is `{folder}/model.onnx`; all of it in `{folder}/report.html`", chosen.name))?;
+        print::line(&format!(
+            "`{}` on {engine} is `{folder}/model.onnx`; all of it in `{folder}/report.html`",
+            chosen.name
+        ))?;
     }
     Ok(())
 }
 
 fn table(report: &Report) -> Outcome {
-    let header =
-        ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
+    let header = ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
     // The metric may be the last column itself.
     let columns = if report.metric == "cosine" { header.len() - 1 } else { header.len() };
     let row = |variant: &Variant| {

@@ -10,7 +10,10 @@ use edgeward_engine::Session;
 use edgeward_graph::Tensor;
 use edgeward_train::metrics::{Classified, Figures, Scores, guess};
 
-use super::{MetricName, data::Material};
+use super::{
+    MetricName,
+    data::{Example, Material},
+};
 use crate::{
     failure::{Failure, OrInput as _},
     inputs,
@@ -42,6 +45,7 @@ pub struct Verdict {
     pub examples: usize,
 }
 
+#[derive(Default)]
 struct Said {
     first: Vec<f32>,
     labels: Vec<u32>,
@@ -58,12 +62,13 @@ pub fn original(
         names: session.outputs().iter().map(|output| output.name.clone()).collect(),
         ..Reference::default()
     };
-    let mut kept = 0;
+    let (mut kept, mut said) = (0, Said::default());
     for example in material.judge() {
         let example = example.or_input()?;
         let outputs = run(session, &reference.names, &example.inputs);
         let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
         kept += outputs.iter().map(Tensor::byte_len).sum::<usize>();
+        said.take(&outputs, &outputs, &example).or_input()?;
         reference.outputs.push(outputs);
         if kept > KEPT_BYTES {
             break;
@@ -72,7 +77,6 @@ pub fn original(
     if reference.outputs.is_empty() {
         return Err(Failure::input("the data holds no examples to judge on"));
     }
-    let said = said(session, material, &reference).or_input()?;
     if metric.needs_labels() {
         let columns = said.first.len() / said.labels.len().max(1);
         reference.scores = Some(guess(&said.first, columns));
@@ -97,17 +101,23 @@ fn run(session: &dyn Session, names: &[String], inputs: &observe::Inputs) -> Res
 }
 
 fn said(session: &dyn Session, material: &Material, reference: &Reference) -> Result<Said, CompressError> {
-    let mut said = Said { first: Vec::new(), labels: Vec::new(), compared: Compared::default() };
+    let mut said = Said::default();
     for (example, expected) in material.judge().zip(&reference.outputs) {
         let example = example?;
-        let outputs = run(session, &reference.names, &example.inputs)?;
-        said.compared.add(expected, &outputs, example.rows);
-        if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
-            said.first.extend(first.values::<f32>()?.iter());
-            said.labels.extend(example.labels);
-        }
+        said.take(expected, &run(session, &reference.names, &example.inputs)?, &example)?;
     }
     Ok(said)
+}
+
+impl Said {
+    fn take(&mut self, expected: &[Tensor], outputs: &[Tensor], example: &Example) -> Result<(), CompressError> {
+        self.compared.add(expected, outputs, example.rows);
+        if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
+            self.first.extend(first.values::<f32>()?.iter());
+            self.labels.extend(&example.labels);
+        }
+        Ok(())
+    }
 }
 
 fn verdict(said: &Said, reference: &Reference, metric: MetricName) -> Result<Verdict, Failure> {
@@ -142,8 +152,11 @@ fn verdict(said: &Said, reference: &Reference, metric: MetricName) -> Result<Ver
 }
 
 fn drawn(said: &Said, rows: &[usize], columns: usize, scores: Scores) -> Option<Figures> {
-    let first: Vec<f32> =
-        rows.iter().flat_map(|row| said.first.get(row * columns..(row + 1) * columns).unwrap_or_default()).copied().collect();
+    let first: Vec<f32> = rows
+        .iter()
+        .flat_map(|row| said.first.get(row * columns..(row + 1) * columns).unwrap_or_default())
+        .copied()
+        .collect();
     let labels: Vec<u32> = rows.iter().filter_map(|row| said.labels.get(*row).copied()).collect();
     Some(Classified::new(&first, &labels, scores).ok()?.figures())
 }

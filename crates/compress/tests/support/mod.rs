@@ -109,12 +109,8 @@ impl Builder {
         let mut graph = self.graph.clone();
         graph.output = outputs.iter().map(|(name, dims)| port(name, dims)).collect();
         let opset = OperatorSetIdProto { version: Some(self.opset), ..OperatorSetIdProto::default() };
-        let proto = ModelProto {
-            ir_version: Some(8),
-            opset_import: vec![opset],
-            graph: Some(graph),
-            ..ModelProto::default()
-        };
+        let proto =
+            ModelProto { ir_version: Some(8), opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };
         Model::from_proto(proto)
     }
 }
