@@ -26,7 +26,6 @@ use indicatif::ProgressBar;
 use self::{
     candidates::Candidate,
     data::Material,
-    emit::Fill as _,
     judge::Reference,
     timing::{Timed, Timing},
 };
@@ -303,7 +302,7 @@ impl<'a> Work<'a> {
             let drop = metric_before - verdict.metric;
             let good = drop <= self.args.max_drop;
             if variant.figures.is_none() || good {
-                variant.judged(timed, &verdict, (bytes.len() as u64, transfer), drop);
+                emit::judged(&mut variant, timed, &verdict, (bytes.len() as u64, transfer), drop);
             }
             if good {
                 break;

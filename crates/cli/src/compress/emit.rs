@@ -21,21 +21,20 @@ use crate::{
 /// File that tells a folder of ours.
 const REPORT: &str = "report.json";
 
-/// Fills in what a verdict says of a variant.
-pub trait Fill {
-    /// On the engine that `timed` names; bytes of the file, and in transfer.
-    fn judged(&mut self, timed: &Timed, verdict: &Verdict, bytes: (u64, u64), drop: f64);
-}
-
-impl Fill for Variant {
-    fn judged(&mut self, timed: &Timed, verdict: &Verdict, (bytes, transfer_bytes): (u64, u64), drop: f64) {
-        let (Some(p50_ms), Some(per_second)) = (timed.p50_ms, timed.per_second) else { return };
-        self.engine = Some(timed.engine.clone());
-        self.figures = Some(Figures { p50_ms, per_second, bytes, transfer_bytes, drop });
-        self.metric = Some(verdict.metric);
-        self.interval = verdict.interval;
-        self.agreement = Some(verdict.agreement);
-    }
+/// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
+pub fn judged(
+    variant: &mut Variant,
+    timed: &Timed,
+    verdict: &Verdict,
+    (bytes, transfer_bytes): (u64, u64),
+    drop: f64,
+) {
+    let (Some(p50_ms), Some(per_second)) = (timed.p50_ms, timed.per_second) else { return };
+    variant.engine = Some(timed.engine.clone());
+    variant.figures = Some(Figures { p50_ms, per_second, bytes, transfer_bytes, drop });
+    variant.metric = Some(verdict.metric);
+    variant.interval = verdict.interval;
+    variant.agreement = Some(verdict.agreement);
 }
 
 /// Known before minutes of work, not after: a folder that is not ours is not written over.
