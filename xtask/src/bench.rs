@@ -3,6 +3,7 @@
 //! A benchmark measures rows and prints them; which figures are good enough is in the rows, not here.
 
 mod client;
+mod compress;
 mod idle;
 mod load;
 mod memory;
@@ -35,7 +36,8 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         Some((name, rest)) if name == "serve" => serve::run(rest),
         Some((name, rest)) if name == "trust" => trust::run(rest),
         Some((name, rest)) if name == "train" => train::run(rest),
-        _ => anyhow::bail!("no benchmark `{}`; there are `serve`, `trust` and `train`", args.join(" ")),
+        Some((name, rest)) if name == "compress" => compress::run(rest),
+        _ => anyhow::bail!("no benchmark `{}`; there are `serve`, `trust`, `train` and `compress`", args.join(" ")),
     }
 }
 

@@ -62,6 +62,16 @@ pub fn described(inputs: &Inputs) -> String {
 
 /// Inputs of the wanted shapes with the same plausible values every time.
 pub fn synthesise(infos: &[TensorInfo], model: &Model, wanted: &Wanted) -> Result<Inputs, Failure> {
+    synthesise_other(infos, model, wanted, 0)
+}
+
+/// As [`synthesise`], with other values for each `number`; those of 0 are the same.
+pub fn synthesise_other(
+    infos: &[TensorInfo],
+    model: &Model,
+    wanted: &Wanted,
+    number: usize,
+) -> Result<Inputs, Failure> {
     let shapes = shapes(infos, wanted).map_err(Failure::input)?;
     let bounds = values::index_bounds(model);
     infos
@@ -72,7 +82,9 @@ pub fn synthesise(infos: &[TensorInfo], model: &Model, wanted: &Wanted) -> Resul
             if info.dtype.byte_len(count) > MAX_BYTES {
                 return Err(Failure::input(format!("input `{}` of shape {shape:?} is too large", info.name)));
             }
-            let tensor = values::make(info, &shape, bounds.get(&info.name).copied()).or_input()?;
+            let seed = if number == 0 { info.name.clone() } else { format!("{}#{number}", info.name) };
+            let numbered = TensorInfo { name: seed, ..info.clone() };
+            let tensor = values::make(&numbered, &shape, bounds.get(&info.name).copied()).or_input()?;
             Ok((info.name.clone(), tensor))
         })
         .collect()

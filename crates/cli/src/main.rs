@@ -3,6 +3,7 @@
 //! What a command does is in its own module; how graphs are read, run and served is in the crates below.
 
 mod bench;
+mod compress;
 mod demo;
 mod engine;
 mod engines;
@@ -61,6 +62,8 @@ enum Command {
     Train(Box<train::TrainCommand>),
     /// Judge a model on data
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Make a model smaller and faster, measured, or not at all
+    Compress(Box<compress::CompressArgs>),
     /// Train a small model, serve it, send requests and print what they cost
     Demo(demo::DemoArgs),
     /// Serve models over the Open Inference Protocol
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Tune(args) => tune::run(&args, &context),
         Command::Train(args) => train::run(&args, &context),
         Command::Evaluate(args) => evaluate::run(&args, &context),
+        Command::Compress(args) => compress::run(&args, &context),
         Command::Demo(args) => demo::run(&args, &context),
         Command::Serve(args) => serve::run(*args, &context),
         Command::Trust(args) => trust::run(&args, &context),

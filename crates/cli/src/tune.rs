@@ -68,7 +68,8 @@ pub struct TuneArgs {
     output: Option<PathBuf>,
 }
 
-fn milliseconds(text: &str) -> Result<f64, String> {
+/// A time above 0.
+pub fn milliseconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
         _ => Err(format!("`{text}` is no time; expected milliseconds above 0")),
@@ -195,7 +196,8 @@ fn state_path(output: &Path) -> PathBuf {
     output.with_file_name(name)
 }
 
-fn hash(path: &Path) -> Result<String, Failure> {
+/// SHA-256 of a file, in hexadecimal.
+pub fn hash(path: &Path) -> Result<String, Failure> {
     let mut file = std::fs::File::open(path)?;
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
     loop {

@@ -1,0 +1,381 @@
+//! `edgeward compress`: a model made smaller and faster, measured against its original, or nothing.
+//!
+//! Decides nothing itself: the rewrites and what is better are `edgeward-compress`; `compress/candidates.rs` says what is
+//! tried, `compress/judge.rs` how good it is, `compress/timing.rs` how fast, `compress/emit.rs` what is written.
+
+mod candidates;
+mod data;
+mod emit;
+mod judge;
+mod timing;
+
+use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+
+use anyhow::anyhow;
+use edgeward_compress::{
+    CompressError, Prepared, Sensitivity,
+    choose::{self, Goal, Limits},
+    prepare,
+    report::{Data, DataKind, Machine, Report, Variant},
+    transfer_bytes,
+};
+use edgeward_engine::{Engine, Registry, Session, SessionOptions, Source};
+use edgeward_graph::Model;
+use indicatif::ProgressBar;
+
+use self::{
+    candidates::Candidate,
+    data::Material,
+    judge::Reference,
+    timing::{Timed, Timing},
+};
+use crate::{
+    Context, engines,
+    failure::{Failure, OrInput as _, Outcome},
+    inputs::NamedShape,
+    interrupt,
+    train::options::DataOptions,
+};
+
+/// Options of `compress`.
+#[derive(clap::Args)]
+pub struct CompressArgs {
+    /// ONNX file
+    model: PathBuf,
+    #[command(flatten)]
+    data: DataOptions,
+    /// What may not drop [default: accuracy with labels, else cosine]
+    #[arg(long, value_name = "NAME")]
+    metric: Option<MetricName>,
+    /// How much the metric may drop
+    #[arg(long, default_value_t = 0.01, value_name = "PART", value_parser = drop_max)]
+    max_drop: f64,
+    /// Longest median time of one request
+    #[arg(long, value_name = "MS", value_parser = crate::tune::milliseconds)]
+    max_latency_ms: Option<f64>,
+    /// Largest file
+    #[arg(long, value_name = "BYTES")]
+    max_bytes: Option<u64>,
+    /// What the result shall be best at
+    #[arg(long = "for", value_name = "WHAT", default_value = "latency")]
+    goal: GoalName,
+    /// Fewer examples, shorter slices, no search layer by layer
+    #[arg(long)]
+    quick: bool,
+    /// Examples that ranges are observed on [default: 256, with --quick 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration: Option<u32>,
+    /// Engine to measure on: `onnxruntime`, `openvino` or `rten` (repeat) [default: all that are there]
+    #[arg(long = "engine", value_name = "NAME")]
+    engines: Vec<String>,
+    /// Threads within one run [default: as many as cores]
+    #[arg(long, value_name = "N", value_parser = engines::threads)]
+    threads: Option<NonZeroUsize>,
+    /// Shape of an input, where inputs are made up, e.g. `image=1,3,224,224` (repeat)
+    #[arg(long = "shape", value_name = "NAME=DIMS")]
+    shapes: Vec<NamedShape>,
+    /// Draws the examples that ranges are observed on
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder of the result [default: MODEL.compressed beside the model]
+    #[arg(short, long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+}
+
+/// A metric by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum MetricName {
+    /// Part of the examples that are told right
+    Accuracy,
+    /// F1 of class 1 of two, else the mean over classes
+    F1,
+    /// Area under the ROC curve
+    Auc,
+    /// Cosine of the angle to what the original says, the least of all outputs
+    Cosine,
+}
+
+impl MetricName {
+    fn needs_labels(self) -> bool {
+        self != Self::Cosine
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::F1 => "f1",
+            Self::Auc => "auc",
+            Self::Cosine => "cosine",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum GoalName {
+    /// One request at a time
+    Latency,
+    /// Many requests
+    Throughput,
+    /// The file
+    Size,
+}
+
+impl From<GoalName> for Goal {
+    fn from(name: GoalName) -> Self {
+        match name {
+            GoalName::Latency => Self::Latency,
+            GoalName::Throughput => Self::Throughput,
+            GoalName::Size => Self::Size,
+        }
+    }
+}
+
+fn drop_max(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("expected 0 to 1".to_owned()) }
+}
+
+/// What every step of a compression works with.
+struct Work<'a> {
+    args: &'a CompressArgs,
+    prepared: Prepared,
+    material: Material,
+    metric: MetricName,
+    reference: Reference,
+    /// Engines that run the original, the first of them for what is not timed.
+    engines: Vec<Arc<dyn Engine>>,
+    threads: NonZeroUsize,
+    bar: ProgressBar,
+    /// Holds the candidates' files until the best are known.
+    folder: tempfile::TempDir,
+}
+
+/// Runs the command.
+pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
+    let began = Instant::now();
+    engines::check_file(&args.model)?;
+    let output = args.output.clone().unwrap_or_else(|| engines::beside(&args.model, "compressed"));
+    emit::check_folder(&output)?;
+    interrupt::listen();
+    let model = engines::read_model(&args.model)?;
+    let (work, original) = Work::begin(args, &model, context)?;
+    let (candidates, sensitivity) = work.candidates(&original)?;
+    let report = work.report(original, candidates, sensitivity, began)?;
+    work.bar.finish_and_clear();
+    if report.chosen.is_some() {
+        emit::write(&report, &work.folder, &args.model, &output)?;
+    }
+    emit::show(&report, &output, context)
+}
+
+/// The original's verdict and its place among the candidates.
+struct Original {
+    candidate: Candidate,
+    verdict: judge::Verdict,
+}
+
+impl<'a> Work<'a> {
+    fn begin(args: &'a CompressArgs, model: &Model, context: &Context) -> Result<(Self, Original), Failure> {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        bar.set_message("preparing");
+        let prepared = prepare(model).or_input()?;
+        let threads = args.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let registry = engines::registry(&context.settings.engine);
+        let (engines, session) = able(&registry, args, threads)?;
+        let options = args.data.or(&context.settings.train.data);
+        let material = Material::open(args, &options, model, session.inputs())?;
+        let labelled = material.kind == DataKind::Labelled;
+        let metric = args.metric.unwrap_or(if labelled { MetricName::Accuracy } else { MetricName::Cosine });
+        if metric.needs_labels() && !labelled {
+            let text = format!("metric `{}` needs labels; name labelled data with `--data PATH`", metric.name());
+            return Err(Failure::input(text));
+        }
+        bar.set_message("judging the original");
+        let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
+        let folder = tempfile::tempdir()?;
+        let candidate = Candidate::original(args.model.clone());
+        let work = Self { args, prepared, material, metric, reference, engines, threads, bar, folder };
+        Ok((work, Original { candidate, verdict }))
+    }
+
+    fn options(&self) -> SessionOptions {
+        SessionOptions { threads: Some(self.threads), ..SessionOptions::default() }
+    }
+
+    /// Loads a graph with the first engine.
+    fn load(&self, model: &Model) -> Result<Box<dyn Session>, CompressError> {
+        let engine = self.engines.first().ok_or_else(|| CompressError::Data("no engine runs the model".to_owned()))?;
+        let bytes = model.to_bytes()?;
+        Ok(engine.load(&Source::Bytes(bytes.into()), &self.options())?)
+    }
+
+    fn go_on(&self, message: &str) -> Outcome {
+        self.bar.set_message(message.to_owned());
+        if interrupt::came() {
+            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
+        }
+        Ok(())
+    }
+
+    /// Times, judges and sorts all candidates.
+    fn report(
+        &self,
+        original: Original,
+        candidates: Vec<Candidate>,
+        sensitivity: Vec<Sensitivity>,
+        began: Instant,
+    ) -> Result<Report, Failure> {
+        let all: Vec<&Candidate> = std::iter::once(&original.candidate).chain(&candidates).collect();
+        let timed = self.time(&all)?;
+        let mut variants = Vec::new();
+        for (candidate, timed) in all.iter().zip(&timed) {
+            self.go_on(&format!("judging {}", candidate.name))?;
+            variants.push(self.variant(candidate, timed, original.verdict.metric)?);
+        }
+        let (limits, goal) = (self.limits(), Goal::from(self.args.goal));
+        let chosen = decide(&mut variants, &limits, goal);
+        let original_variant = variants.remove(0);
+        Ok(Report {
+            model: self.args.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            model_sha256: crate::tune::hash(&self.args.model)?,
+            machine: machine(self.threads),
+            data: Data {
+                kind: self.material.kind,
+                examples: original.verdict.examples,
+                calibrated: self.material.calibrated,
+            },
+            metric: self.metric.name().to_owned(),
+            goal,
+            limits,
+            original: original_variant,
+            variants,
+            chosen,
+            sensitivity,
+            seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            drop_max: self.args.max_drop,
+            latency_ms_max: self.args.max_latency_ms,
+            bytes_max: self.args.max_bytes,
+        }
+    }
+
+    fn time(&self, all: &[&Candidate]) -> Result<Vec<Vec<Timed>>, Failure> {
+        let timing = Timing { threads: self.threads, quick: self.args.quick, shapes: &self.args.shapes };
+        let first = self.material.judge().next().transpose()?;
+        let mut timed: Vec<Vec<Timed>> = all.iter().map(|_| Vec::new()).collect();
+        for engine in &self.engines {
+            self.go_on(&format!("timing on {}", engine.name()))?;
+            let on_engine = timing.all(engine.as_ref(), all, first.as_ref().map(|example| &example.inputs))?;
+            timed.iter_mut().zip(on_engine).for_each(|(all, one)| all.push(one));
+        }
+        Ok(timed)
+    }
+
+    /// A candidate's figures on the engine that runs it best and well.
+    fn variant(&self, candidate: &Candidate, timed: &[Timed], metric_before: f64) -> Result<Variant, Failure> {
+        let bytes = std::fs::read(&candidate.path)?;
+        let mut variant = candidate.variant(timed);
+        let mut order: Vec<&Timed> = timed.iter().filter(|timed| timed.p50_ms.is_some()).collect();
+        order.sort_by(|a, b| a.cost(self.args.goal.into()).total_cmp(&b.cost(self.args.goal.into())));
+        let transfer = transfer_bytes(&bytes)?;
+        let mut reasons = Vec::new();
+        // An engine may run a graph and still compute something else: then the next one is asked.
+        for timed in order {
+            let engine = self.engines.iter().find(|engine| engine.name() == timed.engine);
+            let Some(engine) = engine else { continue };
+            let verdict = engine
+                .load(&Source::File(candidate.path.clone()), &self.options())
+                .map_err(Failure::from)
+                .and_then(|session| judge::variant(session.as_ref(), &self.material, &self.reference, self.metric));
+            let verdict = match verdict {
+                Ok(verdict) => verdict,
+                Err(failure) => {
+                    reasons.push(format!("{}: {}", timed.engine, failure.message()));
+                    continue;
+                }
+            };
+            let drop = metric_before - verdict.metric;
+            let good = drop <= self.args.max_drop;
+            if variant.figures.is_none() || good {
+                emit::judged(&mut variant, timed, &verdict, (bytes.len() as u64, transfer), drop);
+            }
+            if good {
+                break;
+            }
+        }
+        if variant.figures.is_none() {
+            reasons.extend(timed.iter().filter_map(|t| Some(format!("{}: {}", t.engine, t.refused.as_ref()?))));
+            variant.refused = Some(format!("no engine runs it: {}", reasons.join("; ")));
+        }
+        Ok(variant)
+    }
+}
+
+/// Marks what may not be emitted and what nothing beats; the name of the best.
+fn decide(variants: &mut [Variant], limits: &Limits, goal: Goal) -> Option<String> {
+    let before = variants.first().and_then(|original| original.figures)?;
+    for variant in variants.iter_mut().skip(1) {
+        if let Some(figures) = variant.figures {
+            variant.refused = choose::refusal(&before, &figures, limits, goal);
+        }
+    }
+    let figures: Vec<(usize, choose::Figures)> =
+        variants.iter().enumerate().filter_map(|(index, variant)| Some((index, variant.figures?))).collect();
+    let front = choose::pareto(&figures.iter().map(|(_, figures)| *figures).collect::<Vec<_>>());
+    for ((index, _), on_front) in figures.iter().zip(front) {
+        if let Some(variant) = variants.get_mut(*index) {
+            variant.pareto = on_front;
+        }
+    }
+    let allowed: Vec<_> = figures
+        .into_iter()
+        .filter(|(index, _)| *index > 0 && variants.get(*index).is_some_and(|variant| variant.refused.is_none()))
+        .collect();
+    let best = choose::best(&allowed, goal)?;
+    for (index, variant) in variants.iter_mut().enumerate().skip(1) {
+        if variant.refused.is_none() && (variant.pareto || index == best) {
+            variant.file = Some(format!("{}.onnx", variant.name));
+        }
+    }
+    variants.get(best).map(|variant| variant.name.clone())
+}
+
+/// Engines that load and run the original, and a session of the first.
+fn able(
+    registry: &Registry,
+    args: &CompressArgs,
+    threads: NonZeroUsize,
+) -> Result<(Vec<Arc<dyn Engine>>, Box<dyn Session>), Failure> {
+    args.engines.iter().try_for_each(|name| engines::known(name))?;
+    let wanted = |name: &str| args.engines.is_empty() || args.engines.iter().any(|engine| engine == name);
+    let options = SessionOptions { threads: Some(threads), ..SessionOptions::default() };
+    let source = Source::File(args.model.clone());
+    let (mut able, mut first, mut reasons) = (Vec::new(), None, Vec::new());
+    for name in registry.names().iter().filter(|name| wanted(name)) {
+        let loaded = registry.get(name).and_then(|engine| Ok((engine.load(&source, &options)?, engine)));
+        match loaded {
+            Ok((session, engine)) => {
+                able.push(engine);
+                first.get_or_insert(session);
+            }
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    let none = || Failure::Work(anyhow!("no engine runs `{}`: {}", args.model.display(), reasons.join("; ")));
+    first.map(|session| (able, session)).ok_or_else(none)
+}
+
+fn machine(threads: NonZeroUsize) -> Machine {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name));
+    Machine {
+        processor: name.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned()),
+        cores: threads.get(),
+        vnni: edgeward_compress::WeightBits::of_this_machine() == edgeward_compress::WeightBits::Eight,
+    }
+}

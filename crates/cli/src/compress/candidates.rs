@@ -1,0 +1,292 @@
+//! What is tried: half-size floats, dynamic integers, static integers in two forms, and the latter with the worst layers
+//! left as floats where all of them lose too much.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use edgeward_compress::{
+    Activations, Bias, BlockBits, Compared, CompressError, Convolutions, DynamicSpec, Form, Quantised, Ranges,
+    Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
+    histogram::Method,
+    layer_errors, noise, observe,
+    observe::Inputs,
+    quantise_blocks, quantise_dynamic, quantise_static,
+    report::{LayerFigures, OnEngine, Variant},
+};
+use edgeward_graph::{Model, Tensor};
+
+use super::{Original, Work, judge, timing::Timed};
+use crate::{
+    failure::{Failure, OrInput as _},
+    print,
+};
+
+/// Examples that methods of calibration are told apart by.
+const COMPARED: usize = 32;
+/// Weights that share a scale, where weights alone are quantised.
+const BLOCK: usize = 32;
+/// Examples that layers are told apart by.
+const LAYER_EXAMPLES: usize = 8;
+
+/// A graph in a file.
+pub struct Candidate {
+    /// Name of the variant.
+    pub name: String,
+    /// How it was made.
+    pub recipe: String,
+    /// Its file.
+    pub path: PathBuf,
+    layers: Vec<LayerFigures>,
+}
+
+impl Candidate {
+    /// The model as it came.
+    pub fn original(path: PathBuf) -> Self {
+        Self { name: "original".to_owned(), recipe: "as it came".to_owned(), path, layers: Vec::new() }
+    }
+
+    /// A variant that nobody has judged yet.
+    pub fn variant(&self, timed: &[Timed]) -> Variant {
+        let engine = |timed: &Timed| OnEngine {
+            engine: timed.engine.clone(),
+            p50_ms: timed.p50_ms,
+            per_second: timed.per_second,
+            refused: timed.refused.clone(),
+        };
+        Variant {
+            name: self.name.clone(),
+            recipe: self.recipe.clone(),
+            engine: None,
+            figures: None,
+            engines: timed.iter().map(engine).collect(),
+            metric: None,
+            interval: None,
+            agreement: None,
+            layers: self.layers.clone(),
+            pareto: false,
+            refused: None,
+            file: None,
+        }
+    }
+}
+
+/// What static quantisation begins with.
+struct Calibrated {
+    statistics: Statistics,
+    ranges: Ranges,
+    method: Method,
+}
+
+impl Work<'_> {
+    /// Makes all candidates and writes their files.
+    pub fn candidates(&self, original: &super::Original) -> Result<(Vec<Candidate>, Vec<Sensitivity>), Failure> {
+        let mut made = Vec::new();
+        self.go_on("halving weights")?;
+        let halved = halve(&self.prepared)?;
+        made.push(self.keep(
+            "fp16",
+            "weights as binary16, made binary32 when loaded",
+            &halved,
+            |_| 2.0,
+            BTreeMap::new(),
+        )?);
+        self.dynamic(&mut made)?;
+        let mut sensitivity = Vec::new();
+        if !self.prepared.layers.is_empty() {
+            match self.calibrated() {
+                Ok(calibrated) => sensitivity = self.all_static(&calibrated, original, &mut made)?,
+                Err(Failure::Input(error)) => return Err(Failure::Input(error)),
+                Err(failure) => print::note!("no static quantisation: {}", failure.message()),
+            }
+        }
+        Ok((made, sensitivity))
+    }
+
+    fn dynamic(&self, made: &mut Vec<Candidate>) -> Result<(), Failure> {
+        let has = |convolution: bool| self.prepared.layers.iter().any(|layer| (layer.op == "Conv") == convolution);
+        let spec =
+            |convolutions| DynamicSpec { weights: WeightBits::of_this_machine(), convolutions, keep: BTreeSet::new() };
+        if has(false) {
+            self.go_on("quantising weights")?;
+            let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Floats))?;
+            let text = "weights of MatMul and Gemm as bytes, activations by the range of each run";
+            let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
+            made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised))?);
+        }
+        if has(false) {
+            let quantised = quantise_blocks(&self.prepared, BlockBits::Four, BLOCK)?;
+            let text = "weights of MatMul and Gemm as 4 bits in blocks of 32, activations as they are";
+            if quantised.layers > 0 {
+                let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
+                made.push(self.keep("int4-weights", text, &quantised.model, half, self.noise(&quantised))?);
+            }
+        }
+        if has(true) && !self.args.quick {
+            let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Quantised))?;
+            let text = "all weights as bytes, activations by the range of each run";
+            made.push(self.keep("int8-dynamic-conv", text, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+        }
+        Ok(())
+    }
+
+    /// Observes ranges and takes the method whose model says most nearly what the original says.
+    fn calibrated(&self) -> Result<Calibrated, Failure> {
+        self.go_on("observing ranges")?;
+        let load = |model: &Model| self.load(model);
+        let mut batches = self.material.calibrate(usize::MAX);
+        let statistics = calibrate(&self.prepared, &load, &mut batches)?;
+        let inputs: Vec<Inputs> = self.material.calibrate(COMPARED).collect::<Result<_, _>>().or_input()?;
+        let expected = self.results(&self.prepared.model, &inputs)?;
+        let methods = if self.args.quick { &[Method::MinMax, Method::Percentile][..] } else { &Method::ALL[..] };
+        let mut best: Option<(f64, Method, Ranges)> = None;
+        for &method in methods {
+            self.go_on(&format!("calibrating by {}", method.name()))?;
+            let ranges = statistics.ranges(method);
+            let spec = self.spec(Form::Chains, &BTreeSet::new());
+            let model = quantise_static(&self.prepared, &ranges, &statistics, &spec)?.model;
+            let mut compared = Compared::default();
+            for (expected, got) in expected.iter().zip(&self.results(&model, &inputs)?) {
+                compared.add(expected, got, 1);
+            }
+            let cosine = compared.agreement().cosine;
+            if best.as_ref().is_none_or(|(most, ..)| cosine > *most) {
+                best = Some((cosine, method, ranges));
+            }
+        }
+        let (_, method, ranges) = best.ok_or_else(|| CompressError::Data("nothing was calibrated".to_owned()))?;
+        Ok(Calibrated { statistics, ranges, method })
+    }
+
+    fn results(&self, model: &Model, inputs: &[Inputs]) -> Result<Vec<Vec<Tensor>>, CompressError> {
+        let session = self.load(model)?;
+        let names: Vec<String> = session.outputs().iter().map(|output| output.name.clone()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        inputs.iter().map(|inputs| observe::run(session.as_ref(), inputs, &names)).collect()
+    }
+
+    fn spec(&self, form: Form, keep: &BTreeSet<String>) -> StaticSpec {
+        StaticSpec {
+            form,
+            activations: Activations::of_this_machine(),
+            weights: WeightBits::of_this_machine(),
+            bias: Bias::Corrected,
+            keep: keep.clone(),
+        }
+    }
+
+    fn all_static(
+        &self,
+        calibrated: &Calibrated,
+        original: &Original,
+        made: &mut Vec<Candidate>,
+    ) -> Result<Vec<Sensitivity>, Failure> {
+        let none = BTreeSet::new();
+        let method = calibrated.method.name();
+        for (form, name, text) in [
+            (Form::Chains, "int8", "weights and chains of activations as bytes"),
+            (Form::Inputs, "int8-inputs", "weights and what goes into multiplications as bytes"),
+        ] {
+            self.static_candidate(calibrated, form, &none, (name, &format!("{text}, ranges by {method}")), made)?;
+        }
+        if self.args.quick {
+            return Ok(Vec::new());
+        }
+        let quantised = self.quantised(calibrated, Form::Chains, &none)?;
+        if self.drop(&quantised.model, original)? <= self.args.max_drop {
+            return Ok(Vec::new());
+        }
+        self.mixed(calibrated, original, made)
+    }
+
+    fn quantised(&self, calibrated: &Calibrated, form: Form, keep: &BTreeSet<String>) -> Result<Quantised, Failure> {
+        let spec = self.spec(form, keep);
+        Ok(quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?)
+    }
+
+    fn static_candidate(
+        &self,
+        calibrated: &Calibrated,
+        form: Form,
+        keep: &BTreeSet<String>,
+        (name, recipe): (&str, &str),
+        made: &mut Vec<Candidate>,
+    ) -> Result<(), Failure> {
+        self.go_on(&format!("quantising: {name}"))?;
+        let quantised = self.quantised(calibrated, form, keep)?;
+        if quantised.layers > 0 {
+            let bytes = |layer: &edgeward_compress::Layer| if keep.contains(&layer.name) { 4.0 } else { 1.0 };
+            made.push(self.keep(name, recipe, &quantised.model, bytes, self.noise(&quantised))?);
+        }
+        Ok(())
+    }
+
+    /// How much the metric drops on the first engine; all of it where the engine refuses the graph.
+    fn drop(&self, model: &Model, original: &Original) -> Result<f64, Failure> {
+        let Ok(session) = self.load(model) else { return Ok(f64::INFINITY) };
+        let verdict = judge::variant(session.as_ref(), &self.material, &self.reference, self.metric);
+        Ok(verdict.map_or(f64::INFINITY, |verdict| original.verdict.metric - verdict.metric))
+    }
+
+    /// Leaves the 1, 2, 4, … worst layers as floats until the metric holds.
+    fn mixed(
+        &self,
+        calibrated: &Calibrated,
+        original: &Original,
+        made: &mut Vec<Candidate>,
+    ) -> Result<Vec<Sensitivity>, Failure> {
+        let load = |model: &Model| self.load(model);
+        let spec = self.spec(Form::Chains, &BTreeSet::new());
+        let mut batches = self.material.calibrate(LAYER_EXAMPLES);
+        let (mut done, all) = (0, self.prepared.layers.len());
+        let each = || {
+            done += 1;
+            self.go_on(&format!("layer {done} of {all}")).map_err(|failure| CompressError::Data(failure.message()))
+        };
+        let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
+        let found = layer_errors(&self.prepared, ranges, statistics, &spec, &load, &mut batches, each)?;
+        let mut count = 1;
+        while count < all {
+            let keep: BTreeSet<String> = found.iter().take(count).map(|layer| layer.layer.clone()).collect();
+            self.go_on(&format!("{count} of {all} layers as floats"))?;
+            if self.drop(&self.quantised(calibrated, Form::Chains, &keep)?.model, original)? <= self.args.max_drop {
+                let recipe = format!("static bytes, but the {count} layers that lose the most as floats");
+                self.static_candidate(calibrated, Form::Chains, &keep, ("int8-mixed", &recipe), made)?;
+                self.static_candidate(calibrated, Form::Inputs, &keep, ("int8-mixed-inputs", &recipe), made)?;
+                break;
+            }
+            count *= 2;
+        }
+        Ok(found)
+    }
+
+    /// Noise of each layer; nothing where the engine does not give a layer's result.
+    fn noise(&self, quantised: &Quantised) -> BTreeMap<String, f64> {
+        let load = |model: &Model| self.load(model);
+        let mut batches = self.material.calibrate(LAYER_EXAMPLES);
+        noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches).unwrap_or_default()
+    }
+
+    /// Writes a candidate's file. `bytes` is the size of one weight of a layer.
+    fn keep(
+        &self,
+        name: &str,
+        recipe: &str,
+        model: &Model,
+        bytes: impl Fn(&edgeward_compress::Layer) -> f64,
+        noise: BTreeMap<String, f64>,
+    ) -> Result<Candidate, Failure> {
+        let path = self.folder.path().join(format!("{name}.onnx"));
+        model.write(&path)?;
+        let layer = |layer: &edgeward_compress::Layer| LayerFigures {
+            name: self.prepared.title(layer).into_owned(),
+            op: layer.op.clone(),
+            bytes_before: layer.weights() as u64 * 4,
+            bytes: (layer.weights() as f64 * bytes(layer)) as u64,
+            snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
+        };
+        let layers = self.prepared.layers.iter().map(layer).collect();
+        Ok(Candidate { name: name.to_owned(), recipe: recipe.to_owned(), path, layers })
+    }
+}

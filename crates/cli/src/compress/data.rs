@@ -1,0 +1,217 @@
+//! What ranges are observed on and variants are judged on: labelled data, inputs alone, or made-up ones.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use edgeward_compress::{CompressError, observe::Inputs, report::DataKind};
+use edgeward_engine::TensorInfo;
+use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
+use edgeward_train::data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Tokenisation, Wanted, open, tokenise};
+
+use crate::{
+    engines,
+    failure::{Failure, OrInput as _},
+    inputs::{self, file},
+    train::{
+        fitted,
+        material::{self, Recipe},
+        options::DataOptions,
+    },
+};
+
+use super::CompressArgs;
+
+/// Examples of one run, where the model takes as many as one likes.
+const BATCH: usize = 8;
+/// Made-up examples.
+const SYNTHESISED: usize = 32;
+
+/// Inputs of one run, and what the model shall say of them.
+pub struct Example {
+    /// Inputs.
+    pub inputs: Inputs,
+    /// Examples in them.
+    pub rows: usize,
+    /// Classes, where the data has them.
+    pub labels: Vec<u32>,
+}
+
+/// Examples by the batch, to go through as often as one likes.
+pub struct Material {
+    /// Where it comes from.
+    pub kind: DataKind,
+    /// Examples that ranges are observed on, at most.
+    pub calibrated: usize,
+    judged: usize,
+    source: Source,
+}
+
+enum Source {
+    Labelled { calibrate: Loader, judge: Loader, batch: usize, fixed: bool },
+    Held(Vec<(Inputs, usize)>),
+}
+
+type Examples<'a> = Box<dyn Iterator<Item = Result<Example, CompressError>> + 'a>;
+
+impl Material {
+    /// Opens what the arguments name.
+    pub fn open(
+        args: &CompressArgs,
+        options: &DataOptions,
+        model: &Model,
+        infos: &[TensorInfo],
+    ) -> Result<Self, Failure> {
+        let calibrated = args.calibration.unwrap_or(if args.quick { 64 } else { 256 }) as usize;
+        let judged = if args.quick { 512 } else { usize::MAX };
+        let material = |kind, source| Self { kind, calibrated, judged, source };
+        let Some(path) = &options.data else {
+            let wanted = inputs::Wanted { shapes: args.shapes.clone(), batch: Some(1) };
+            let made = (0..SYNTHESISED).map(|number| Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1)));
+            return Ok(material(DataKind::Synthesised, Source::Held(made.collect::<Result<_, Failure>>()?)));
+        };
+        if let Some(given) = given(path, infos)? {
+            return Ok(material(DataKind::Given, Source::Held(given)));
+        }
+        Ok(material(DataKind::Labelled, labelled(args, options, model)?))
+    }
+
+    /// What ranges are observed on.
+    pub fn calibrate(&self, examples: usize) -> impl Iterator<Item = Result<Inputs, CompressError>> + '_ {
+        let all: Examples<'_> = match &self.source {
+            Source::Labelled { calibrate, batch, fixed, .. } => through(calibrate, *batch, *fixed),
+            Source::Held(held) => Box::new(held.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
+        };
+        limited(all, examples.min(self.calibrated)).map(|example| Ok(example?.inputs))
+    }
+
+    /// What variants are judged on.
+    pub fn judge(&self) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
+        let all: Examples<'_> = match &self.source {
+            Source::Labelled { judge, batch, fixed, .. } => through(judge, *batch, *fixed),
+            Source::Held(held) => Box::new(held.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
+        };
+        limited(all, self.judged)
+    }
+}
+
+fn example(inputs: &Inputs, rows: usize) -> Example {
+    Example { inputs: inputs.clone(), rows, labels: Vec::new() }
+}
+
+fn limited(all: Examples<'_>, examples: usize) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
+    let mut seen = 0;
+    all.take_while(move |example| {
+        let goes_on = seen < examples;
+        seen += example.as_ref().map_or(1, |example| example.rows);
+        goes_on
+    })
+}
+
+fn data_error(error: impl std::fmt::Display) -> CompressError {
+    CompressError::Data(error.to_string())
+}
+
+fn through(loader: &Loader, batch: usize, fixed: bool) -> Examples<'_> {
+    let batches = match loader.epoch(0, 0) {
+        Ok(batches) => batches,
+        Err(error) => return Box::new(std::iter::once(Err(data_error(error)))),
+    };
+    let example = |batch: Result<edgeward_train::data::Batch, _>| {
+        let batch = batch.map_err(data_error)?;
+        let labels = batch.targets.first().and_then(|(_, tensor)| tensor.values::<i64>().ok().map(|v| v.to_vec()));
+        let labels = labels.unwrap_or_default().into_iter().filter_map(|label| u32::try_from(label).ok()).collect();
+        Ok(Example { inputs: batch.inputs, rows: batch.rows.len(), labels })
+    };
+    let whole = move |example: &Result<Example, CompressError>| {
+        !fixed || example.as_ref().map_or(true, |example| example.rows == batch)
+    };
+    Box::new(batches.map(example).filter(whole))
+}
+
+/// The batch that a model fixes; none where it takes any.
+fn fixed_batch(ports: &[Port]) -> Option<usize> {
+    ports.iter().find_map(|port| match port.shape.as_deref()?.first()? {
+        Dimension::Fixed(size) => Some(*size),
+        _ => None,
+    })
+}
+
+/// Inputs alone; none for a file that holds something else.
+fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Vec<(Inputs, usize)>>, Failure> {
+    let known = path.extension().is_some_and(|ending| ending == "npz" || ending == "json");
+    let Some(all) = known.then(|| file::read(path, infos).ok()).flatten() else { return Ok(None) };
+    if all.len() != infos.len() {
+        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+        let text = format!("`{}` holds {} of {} inputs", path.display(), names.join(", "), infos.len());
+        return Err(Failure::input(text));
+    }
+    let rows: Option<Vec<usize>> = all.iter().map(|(_, tensor)| tensor.shape().first().copied()).collect();
+    let size = infos.iter().find_map(|info| match info.shape.as_deref()?.first()? {
+        edgeward_engine::Dim::Fixed(size) => Some(*size),
+        _ => None,
+    });
+    let same = rows.as_ref().and_then(|rows| rows.first().copied().filter(|first| rows.iter().all(|r| r == first)));
+    let (Some(rows), size) = (same, size.unwrap_or(1)) else { return Ok(Some(vec![(all, 1)])) };
+    if size == 0 || rows < size {
+        return Ok(Some(vec![(all, 1)]));
+    }
+    let parts = |tensor: &Tensor| {
+        let count = rows / size;
+        let mut sizes = vec![size; count];
+        sizes.extend((rows % size > 0).then_some(rows % size));
+        Ok::<_, Failure>(tensor.split_first(&sizes).or_input()?.into_iter().take(count).collect::<Vec<_>>())
+    };
+    let split = all.iter().map(|(name, tensor)| Ok((name, parts(tensor)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let batch = |at: usize| {
+        let inputs = split.iter().filter_map(|(name, parts)| Some(((*name).clone(), parts.get(at)?.clone())));
+        (inputs.collect(), size)
+    };
+    Ok(Some((0..rows / size).map(batch).collect()))
+}
+
+fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result<Source, Failure> {
+    let recipe = Recipe::read(model);
+    let path = material::path(options)?;
+    let Splits { train, val, test } =
+        open(path, &material::open_options(options, recipe.classes.clone())).or_input()?;
+    let judge = test.or(val).or_else(|| train.clone());
+    let judge = judge.ok_or_else(|| Failure::input(format!("`{}` holds no examples", path.display())))?;
+    let calibrate = train.unwrap_or_else(|| judge.clone());
+    let ports = model.inputs();
+    let fixed = fixed_batch(&ports);
+    let batch = fixed.unwrap_or(BATCH).max(1);
+    let fit = |dataset: Arc<dyn Dataset>| -> Result<Fit, Failure> {
+        let dataset = tokenised(dataset, args, options, model)?;
+        let target = Port {
+            name: "target".to_owned(),
+            dtype: Some(DataType::Int64),
+            shape: Some(vec![Dimension::Symbol("batch".to_owned())]),
+        };
+        let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
+        let wanted = Wanted { inputs: ports.clone(), targets: vec![target], normalise, ..Wanted::default() };
+        fitted(Fit::new(dataset, wanted))
+    };
+    let plan = |sampling| Plan { batch, sampling, seed: args.seed };
+    Ok(Source::Labelled {
+        calibrate: Loader::to_judge(fit(calibrate)?, plan(Sampling::Shuffled)),
+        judge: Loader::to_judge(fit(judge)?, plan(Sampling::Sequential)),
+        batch,
+        fixed: fixed.is_some(),
+    })
+}
+
+fn tokenised(
+    dataset: Arc<dyn Dataset>,
+    args: &CompressArgs,
+    options: &DataOptions,
+    model: &Model,
+) -> Result<Arc<dyn Dataset>, Failure> {
+    if !material::has_text(dataset.as_ref()) {
+        return Ok(dataset);
+    }
+    let tokenizer = options.tokenizer.clone().unwrap_or_else(|| engines::beside(&args.model, "tokenizer.json"));
+    let tokenisation = Tokenisation::read(&tokenizer, material::tokens(model, options)?);
+    let tokenisation =
+        tokenisation.context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()?;
+    Ok(Arc::new(tokenise(dataset.as_ref(), &tokenisation).or_input()?))
+}

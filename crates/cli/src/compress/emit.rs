@@ -1,0 +1,134 @@
+//! The folder of a compression, and what is printed of it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use edgeward_compress::{
+    choose::Figures,
+    report::{DataKind, Report, Variant, page},
+};
+
+use super::{judge::Verdict, timing::Timed};
+use crate::{
+    Context,
+    failure::{Failure, Outcome},
+    print,
+};
+
+/// File that tells a folder of ours.
+const REPORT: &str = "report.json";
+
+/// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
+pub fn judged(
+    variant: &mut Variant,
+    timed: &Timed,
+    verdict: &Verdict,
+    (bytes, transfer_bytes): (u64, u64),
+    drop: f64,
+) {
+    let (Some(p50_ms), Some(per_second)) = (timed.p50_ms, timed.per_second) else { return };
+    variant.engine = Some(timed.engine.clone());
+    variant.figures = Some(Figures { p50_ms, per_second, bytes, transfer_bytes, drop });
+    variant.metric = Some(verdict.metric);
+    variant.interval = verdict.interval;
+    variant.agreement = Some(verdict.agreement);
+}
+
+/// Known before minutes of work, not after: a folder that is not ours is not written over.
+pub fn check_folder(folder: &Path) -> Outcome {
+    let ours = || folder.join(REPORT).is_file();
+    let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    if !folder.exists() || (folder.is_dir() && (empty() || ours())) {
+        return Ok(());
+    }
+    let what = if folder.is_dir() { "holds something else" } else { "is a file" };
+    Err(Failure::input(format!("result `{}` {what}; name another folder with `-o FOLDER`", folder.display())))
+}
+
+/// Writes variants that nothing beats, the chosen one as `model.onnx`, and both reports; then the folder takes its place
+/// at once.
+pub fn write(report: &Report, staged: &tempfile::TempDir, model: &Path, folder: &Path) -> Outcome {
+    let made =
+        tempfile::tempdir_in(parent(folder)).with_context(|| format!("cannot write beside `{}`", folder.display()))?;
+    for variant in &report.variants {
+        let Some(file) = &variant.file else { continue };
+        fs::copy(staged.path().join(file), made.path().join(file))?;
+        if report.chosen.as_ref() == Some(&variant.name) {
+            fs::copy(staged.path().join(file), made.path().join("model.onnx"))?;
+        }
+    }
+    let tokenizer = model.with_extension("tokenizer.json");
+    if tokenizer.is_file() {
+        fs::copy(tokenizer, made.path().join("model.tokenizer.json"))?;
+    }
+    fs::write(made.path().join(REPORT), serde_json::to_vec_pretty(report)?)?;
+    fs::write(made.path().join("report.html"), page(report))?;
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("cannot replace `{}`", folder.display()))?;
+    }
+    let made = made.keep();
+    fs::rename(&made, folder).with_context(|| format!("cannot write `{}`", folder.display()))?;
+    Ok(())
+}
+
+fn parent(folder: &Path) -> PathBuf {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+}
+
+/// Prints the report; where nothing is better that is a failure, which says why.
+pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
+    let chosen = report.chosen.as_ref().and_then(|name| report.variants.iter().find(|variant| variant.name == *name));
+    if context.json {
+        print::json(report)?;
+    } else {
+        table(report)?;
+        if report.data.kind != DataKind::Labelled {
+            print::line(&format!("judged on {}", report.data.kind.text()))?;
+        }
+        for variant in report.variants.iter().filter(|variant| variant.refused.is_some()) {
+            print::line(&format!("{}: {}", variant.name, variant.refused.as_deref().unwrap_or_default()))?;
+        }
+    }
+    let Some(chosen) = chosen else {
+        let text = "nothing was written: no variant is better than the original within the limits";
+        return Err(Failure::told(text));
+    };
+    if !context.json {
+        let (folder, engine) = (folder.display(), chosen.engine.as_deref().unwrap_or_default());
+        print::line(&format!(
+            "`{}` on {engine} is `{folder}/model.onnx`; all of it in `{folder}/report.html`",
+            chosen.name
+        ))?;
+    }
+    Ok(())
+}
+
+fn table(report: &Report) -> Outcome {
+    let header = ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
+    // The metric may be the last column itself.
+    let columns = if report.metric == "cosine" { header.len() - 1 } else { header.len() };
+    let row = |variant: &Variant| {
+        let none = || "–".to_owned();
+        let figures = variant.figures;
+        let of = |text: fn(Figures) -> String| figures.map_or_else(none, text);
+        let mark = if report.chosen.as_ref() == Some(&variant.name) { " *" } else { "" };
+        let row = vec![
+            format!("{}{mark}", variant.name),
+            variant.engine.clone().unwrap_or_else(none),
+            of(|figures| print::ms(figures.p50_ms)),
+            of(|figures| print::rate(figures.per_second)),
+            of(|figures| print::bytes(figures.bytes)),
+            of(|figures| print::bytes(figures.transfer_bytes)),
+            variant.metric.map_or_else(none, |metric| format!("{metric:.4}")),
+            variant.agreement.and_then(|a| a.top1).map_or_else(none, |top1| format!("{top1:.4}")),
+            variant.agreement.map_or_else(none, |a| format!("{:.4}", a.cosine)),
+        ];
+        row.into_iter().take(columns).collect()
+    };
+    let rows = std::iter::once(&report.original).chain(&report.variants).map(row).collect();
+    print::table(header.get(..columns).unwrap_or_default(), rows, 2)
+}

@@ -1,0 +1,162 @@
+//! How good a variant is: by labels, or by what the original says.
+
+use anyhow::Context as _;
+use edgeward_compress::{
+    Agreement, Compared, CompressError,
+    interval::{Interval, bootstrap, wilson},
+    observe,
+};
+use edgeward_engine::Session;
+use edgeward_graph::Tensor;
+use edgeward_train::metrics::{Classified, Figures, Scores, guess};
+
+use super::{
+    MetricName,
+    data::{Example, Material},
+};
+use crate::{
+    failure::{Failure, OrInput as _},
+    inputs,
+};
+
+/// Draws of a bootstrap.
+const DRAWS: usize = 200;
+/// Results of the original that are kept at most; judging ends with the batch that goes beyond.
+const KEPT_BYTES: usize = 1 << 30;
+
+/// What the original says, batch by batch.
+#[derive(Default)]
+pub struct Reference {
+    names: Vec<String>,
+    outputs: Vec<Vec<Tensor>>,
+    /// What its first output is, where there are labels.
+    scores: Option<Scores>,
+}
+
+/// A variant's metric.
+pub struct Verdict {
+    /// The metric.
+    pub metric: f64,
+    /// Its 95 % interval.
+    pub interval: Option<Interval>,
+    /// With the original.
+    pub agreement: Agreement,
+    /// Examples.
+    pub examples: usize,
+}
+
+#[derive(Default)]
+struct Said {
+    first: Vec<f32>,
+    labels: Vec<u32>,
+    compared: Compared,
+}
+
+/// Runs the original, keeps what it says, and judges it.
+pub fn original(
+    session: &dyn Session,
+    material: &Material,
+    metric: MetricName,
+) -> Result<(Reference, Verdict), Failure> {
+    let mut reference = Reference {
+        names: session.outputs().iter().map(|output| output.name.clone()).collect(),
+        ..Reference::default()
+    };
+    let (mut kept, mut said) = (0, Said::default());
+    for example in material.judge() {
+        let example = example.or_input()?;
+        let outputs = run(session, &reference.names, &example.inputs);
+        let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
+        kept += outputs.iter().map(Tensor::byte_len).sum::<usize>();
+        said.take(&outputs, &outputs, &example).or_input()?;
+        reference.outputs.push(outputs);
+        if kept > KEPT_BYTES {
+            break;
+        }
+    }
+    if reference.outputs.is_empty() {
+        return Err(Failure::input("the data holds no examples to judge on"));
+    }
+    if metric.needs_labels() {
+        let columns = said.first.len() / said.labels.len().max(1);
+        reference.scores = Some(guess(&said.first, columns));
+    }
+    let verdict = verdict(&said, &reference, metric)?;
+    Ok((reference, verdict))
+}
+
+/// Judges a variant. An error of its engine is the variant's fault, not the caller's.
+pub fn variant(
+    session: &dyn Session,
+    material: &Material,
+    reference: &Reference,
+    metric: MetricName,
+) -> Result<Verdict, Failure> {
+    verdict(&said(session, material, reference)?, reference, metric)
+}
+
+fn run(session: &dyn Session, names: &[String], inputs: &observe::Inputs) -> Result<Vec<Tensor>, CompressError> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    observe::run(session, inputs, &names)
+}
+
+fn said(session: &dyn Session, material: &Material, reference: &Reference) -> Result<Said, CompressError> {
+    let mut said = Said::default();
+    for (example, expected) in material.judge().zip(&reference.outputs) {
+        let example = example?;
+        said.take(expected, &run(session, &reference.names, &example.inputs)?, &example)?;
+    }
+    Ok(said)
+}
+
+impl Said {
+    fn take(&mut self, expected: &[Tensor], outputs: &[Tensor], example: &Example) -> Result<(), CompressError> {
+        self.compared.add(expected, outputs, example.rows);
+        if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
+            self.first.extend(first.values::<f32>()?.iter());
+            self.labels.extend(&example.labels);
+        }
+        Ok(())
+    }
+}
+
+fn verdict(said: &Said, reference: &Reference, metric: MetricName) -> Result<Verdict, Failure> {
+    let agreement = said.compared.agreement();
+    let examples = agreement.examples;
+    let Some(scores) = reference.scores else {
+        let cosines = &said.compared.cosines;
+        let mean = |rows: &[usize]| {
+            let sum: f64 = rows.iter().filter_map(|row| cosines.get(*row)).sum();
+            Some(sum / rows.len().max(1) as f64)
+        };
+        let interval = bootstrap(examples, DRAWS, 0, mean);
+        return Ok(Verdict { metric: agreement.cosine, interval, agreement, examples });
+    };
+    let figures = Classified::new(&said.first, &said.labels, scores)?.figures();
+    let of = |figures: &Figures| match metric {
+        MetricName::F1 => Some(figures.f1),
+        MetricName::Auc => figures.auc,
+        _ => Some(figures.accuracy),
+    };
+    let Some(value) = of(&figures) else {
+        return Err(Failure::input("`auc` is not defined for this data: every class must occur"));
+    };
+    let interval = if metric == MetricName::Accuracy {
+        let right = (figures.accuracy * figures.examples as f64).round() as usize;
+        Some(wilson(right, figures.examples))
+    } else {
+        let columns = said.first.len() / said.labels.len().max(1);
+        bootstrap(said.labels.len(), DRAWS, 0, |rows| of(&drawn(said, rows, columns, scores)?))
+    };
+    Ok(Verdict { metric: value, interval, agreement, examples })
+}
+
+fn drawn(said: &Said, rows: &[usize], columns: usize, scores: Scores) -> Option<Figures> {
+    let first: Vec<f32> = rows
+        .iter()
+        .flat_map(|row| said.first.get(row * columns..(row + 1) * columns).unwrap_or_default())
+        .copied()
+        .collect();
+    let labels: Vec<u32> = rows.iter().filter_map(|row| said.labels.get(*row).copied()).collect();
+    Some(Classified::new(&first, &labels, scores).ok()?.figures())
+}

@@ -1,0 +1,187 @@
+//! Dynamic quantisation: weights are bytes in the file, activations become bytes in each run by their own range. No
+//! data is needed. The patterns are those that ONNX Runtime fuses (DynamicQuantizeMatMul, MatMulIntegerToFloat).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use edgeward_graph::{
+    DataType, Tensor,
+    proto::{AttributeProto, NodeProto},
+};
+
+use crate::{
+    CompressError, Layer, Prepared, Quantised,
+    edit::{Edit, node},
+    fuse::channel_axis,
+    tables,
+    weights::{Integers, WeightBits},
+};
+
+/// Which layers, and how.
+#[derive(Clone, Debug)]
+pub struct DynamicSpec {
+    /// Bits of weights.
+    pub weights: WeightBits,
+    /// Whether convolutions are taken as well.
+    pub convolutions: Convolutions,
+    /// Layers, by the name of their value, that stay floats.
+    pub keep: BTreeSet<String>,
+}
+
+/// What becomes of convolutions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Convolutions {
+    /// They become integers.
+    Quantised,
+    /// They stay floats.
+    Floats,
+}
+
+/// Quantises the layers' weights, and activations at run time. Errors: a layer whose constants cannot be read.
+pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quantised, CompressError> {
+    let mut rewrite = Rewrite {
+        edit: Edit::new(prepared.model.clone()),
+        bits: spec.weights,
+        bytes: HashMap::new(),
+        made: Vec::new(),
+    };
+    let mut layers = 0;
+    let mut gone = BTreeSet::new();
+    for layer in &prepared.layers {
+        let convolution = layer.op == "Conv";
+        if spec.keep.contains(&layer.name) || (convolution && spec.convolutions == Convolutions::Floats) {
+            continue;
+        }
+        let Some(proto) = rewrite.edit.node(layer.node).cloned() else { continue };
+        if convolution {
+            rewrite.convolution(&proto)?
+        } else {
+            rewrite.product(&proto)?
+        }
+        gone.insert(layer.node);
+        layers += 1;
+    }
+    let Rewrite { mut edit, made, .. } = rewrite;
+    let graph = edit.model.graph_mut();
+    let mut index = 0;
+    graph.node.retain(|_| {
+        index += 1;
+        !gone.contains(&(index - 1))
+    });
+    graph.node.extend(made);
+    tables::quantise(&mut edit)?;
+    let mut model = edit.model;
+    let graph = model.graph_mut();
+    graph.sort_nodes()?;
+    graph.drop_dead_nodes();
+    let result = |layer: &Layer| (layer.name.clone(), (layer.name.clone(), layer.name.clone()));
+    let results: BTreeMap<_, _> = prepared.layers.iter().map(result).collect();
+    Ok(Quantised { model, layers, results })
+}
+
+struct Rewrite {
+    edit: Edit,
+    bits: WeightBits,
+    /// What a value becomes, by its name: bytes, scale, zero point.
+    bytes: HashMap<String, [String; 3]>,
+    made: Vec<NodeProto>,
+}
+
+impl Rewrite {
+    fn input(&mut self, name: &str) -> [String; 3] {
+        if let Some(known) = self.bytes.get(name) {
+            return known.clone();
+        }
+        let outputs = ["bytes", "scale", "zero"].map(|what| self.edit.fresh(&format!("{name}.{what}")));
+        let title = self.edit.fresh(&format!("{name}.quantise"));
+        let [bytes, scale, zero] = &outputs;
+        self.made.push(node("DynamicQuantizeLinear", title, &[name], &[bytes, scale, zero], Vec::new()));
+        self.bytes.insert(name.to_owned(), outputs.clone());
+        outputs
+    }
+
+    /// MatMul and Gemm.
+    fn product(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
+        let (input, weight, output) = ends(proto)?;
+        let (mut shape, mut values) = self.edit.floats(&weight).ok_or_else(|| unread(proto))?;
+        if channel_axis(proto) == 0 {
+            (shape, values) = transposed(&shape, &values);
+        }
+        let integers = Integers::of(&shape, &values, 1, self.bits, &[]);
+        let columns = integers.scales.len();
+        let stored = self.edit.constant(&format!("{weight}.int8"), &integers.tensor()?);
+        let scales = self.edit.constant(&format!("{weight}.scale"), &integers.scale_tensor()?);
+        let zeros = Tensor::from_vec([columns], vec![0i8; columns])?;
+        let zeros = self.edit.constant(&format!("{weight}.zero"), &zeros);
+        let [bytes, scale, zero] = self.input(&input);
+        let product = self.edit.fresh(&format!("{output}.product"));
+        let inputs = [bytes.as_str(), &stored, &zero, &zeros];
+        self.made.push(node("MatMulInteger", proto.name().to_owned(), &inputs, &[&product], Vec::new()));
+        let bias = proto.input.get(2).filter(|name| !name.is_empty()).cloned();
+        self.scaled(&product, [&scale, &scales], bias, &output);
+        Ok(())
+    }
+
+    fn convolution(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
+        let (input, weight, output) = ends(proto)?;
+        let (shape, values) = self.edit.floats(&weight).ok_or_else(|| unread(proto))?;
+        let integers = Integers::of(&shape, &values, 0, self.bits, &[]);
+        let channels = integers.scales.len();
+        // Engines multiply bytes from 0 here, with one zero point; scales come after, so each channel keeps its own.
+        let shifted: Vec<u8> = integers.values.iter().map(|value| (i16::from(*value) + 128) as u8).collect();
+        let stored = self.edit.constant(&format!("{weight}.uint8"), &Tensor::from_vec(shape.clone(), shifted)?);
+        let middle = self.edit.constant(&format!("{weight}.zero"), &Tensor::from_vec([], vec![128u8])?);
+        let mut along = vec![1; shape.len()];
+        if let Some(size) = along.get_mut(1) {
+            *size = channels;
+        }
+        let scales = Tensor::from_vec(along.clone(), integers.scales)?;
+        let scales = self.edit.constant(&format!("{weight}.scale"), &scales);
+        let [bytes, scale, zero] = self.input(&input);
+        let product = self.edit.fresh(&format!("{output}.product"));
+        let attributes = proto.attribute.clone();
+        let inputs = [bytes.as_str(), &stored, &zero, &middle];
+        self.made.push(node("ConvInteger", proto.name().to_owned(), &inputs, &[&product], attributes));
+        let bias = match proto.input.get(2).filter(|name| !name.is_empty()) {
+            None => None,
+            Some(name) => {
+                let (_, bias) = self.edit.floats(name).ok_or_else(|| unread(proto))?;
+                Some(self.edit.constant(&format!("{name}.along"), &Tensor::from_vec(along, bias)?))
+            }
+        };
+        self.scaled(&product, [&scale, &scales], bias, &output);
+        Ok(())
+    }
+
+    /// `output = float(product) · (scale of the input · scales of the weights) + bias`.
+    fn scaled(&mut self, product: &str, [scale, scales]: [&str; 2], bias: Option<String>, output: &str) {
+        let [float, both] = ["float", "scales"].map(|what| self.edit.fresh(&format!("{output}.{what}")));
+        let to = AttributeProto::of_int("to", DataType::Float32.to_onnx().into());
+        self.made.push(node("Cast", format!("{float}.node"), &[product], &[&float], vec![to]));
+        self.made.push(node("Mul", format!("{both}.node"), &[scale, scales], &[&both], Vec::new()));
+        let Some(bias) = bias else {
+            self.made.push(node("Mul", format!("{output}.scaled"), &[&float, &both], &[output], Vec::new()));
+            return;
+        };
+        let sum = self.edit.fresh(&format!("{output}.unbiased"));
+        self.made.push(node("Mul", format!("{output}.scaled"), &[&float, &both], &[&sum], Vec::new()));
+        self.made.push(node("Add", format!("{output}.biased"), &[&sum, &bias], &[output], Vec::new()));
+    }
+}
+
+fn ends(proto: &NodeProto) -> Result<(String, String, String), CompressError> {
+    let ends = (proto.input.first(), proto.input.get(1), proto.output.first());
+    let (Some(input), Some(weight), Some(output)) = ends else { return Err(unread(proto)) };
+    Ok((input.clone(), weight.clone(), output.clone()))
+}
+
+fn unread(proto: &NodeProto) -> CompressError {
+    CompressError::unsupported(format!("node `{}`", proto.name()), "its constants cannot be read")
+}
+
+fn transposed(shape: &[usize], values: &[f32]) -> (Vec<usize>, Vec<f32>) {
+    let &[rows, columns] = shape else { return (shape.to_vec(), values.to_vec()) };
+    let at = |column: usize, row: usize| values.get(row * columns + column).copied().unwrap_or(0.0);
+    let turned = (0..columns).flat_map(|column| (0..rows).map(move |row| at(column, row))).collect();
+    (vec![columns, rows], turned)
+}

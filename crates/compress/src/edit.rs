@@ -1,0 +1,111 @@
+//! A graph while it is rewritten: names that are free, constants that are read and added.
+
+use std::collections::{HashMap, HashSet};
+
+use edgeward_graph::{
+    DataType, Model, Tensor,
+    proto::{AttributeProto, NodeProto},
+    tensor_proto, walk,
+};
+
+/// A model, the names that it uses, and where its constants are.
+pub(crate) struct Edit {
+    pub model: Model,
+    taken: HashSet<String>,
+    constants: HashMap<String, usize>,
+}
+
+impl Edit {
+    pub fn new(model: Model) -> Self {
+        let mut taken = HashSet::new();
+        walk::nodes(model.proto(), &mut |node| {
+            taken.extend(node.input.iter().chain(&node.output).cloned());
+            taken.insert(node.name().to_owned());
+        });
+        let graph = model.graph();
+        taken.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
+        taken.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
+        let mut edit = Self { model, taken, constants: HashMap::new() };
+        edit.index();
+        edit
+    }
+
+    /// Initialisers that no caller can replace.
+    fn index(&mut self) {
+        let graph = self.model.graph();
+        let inputs: HashSet<&str> = graph.input.iter().map(|input| input.name()).collect();
+        let constant = graph.initializer.iter().enumerate().filter(|(_, tensor)| !inputs.contains(tensor.name()));
+        self.constants = constant.map(|(index, tensor)| (tensor.name().to_owned(), index)).collect();
+    }
+
+    /// A name that nothing has, beginning with `stem`.
+    pub fn fresh(&mut self, stem: &str) -> String {
+        let mut name = stem.to_owned();
+        let mut number = 0u64;
+        while !self.taken.insert(name.clone()) {
+            number += 1;
+            name = format!("{stem}_{number}");
+        }
+        name
+    }
+
+    pub fn is_constant(&self, name: &str) -> bool {
+        self.constants.contains_key(name)
+    }
+
+    /// The values of a constant; none where it is none or cannot be read.
+    pub fn value(&self, name: &str) -> Option<Tensor> {
+        let tensor = self.model.graph().initializer.get(*self.constants.get(name)?)?;
+        self.model.tensor(tensor).ok()
+    }
+
+    /// A constant of binary32 numbers: shape and values.
+    pub fn floats(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let tensor = self.value(name).filter(|tensor| tensor.dtype() == DataType::Float32)?;
+        let values = tensor.values::<f32>().ok()?.into_owned();
+        Some((tensor.shape().to_vec(), values))
+    }
+
+    /// Adds a constant and returns its name.
+    pub fn constant(&mut self, stem: &str, values: &Tensor) -> String {
+        let name = self.fresh(stem);
+        let initializer = &mut self.model.graph_mut().initializer;
+        initializer.push(tensor_proto(&name, values));
+        self.constants.insert(name.clone(), initializer.len() - 1);
+        name
+    }
+
+    pub fn node(&self, index: usize) -> Option<&NodeProto> {
+        self.model.graph().node.get(index)
+    }
+
+    /// Points input `slot` of node `index` to another value.
+    pub fn set_input(&mut self, index: usize, slot: usize, name: &str) {
+        let Some(node) = self.model.graph_mut().node.get_mut(index) else { return };
+        if node.input.len() <= slot {
+            node.input.resize(slot + 1, String::new());
+        }
+        if let Some(input) = node.input.get_mut(slot) {
+            name.clone_into(input);
+        }
+    }
+}
+
+/// A node of the standard's operators.
+pub(crate) fn node(
+    op: &str,
+    name: String,
+    inputs: &[&str],
+    outputs: &[&str],
+    attribute: Vec<AttributeProto>,
+) -> NodeProto {
+    let own = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    NodeProto {
+        op_type: Some(op.to_owned()),
+        name: Some(name),
+        input: own(inputs),
+        output: own(outputs),
+        attribute,
+        ..NodeProto::default()
+    }
+}

@@ -1,0 +1,44 @@
+//! Models made smaller and faster, as rewrites of graphs: prepared, calibrated, quantised, compared.
+//!
+//! Everything here is a function of graphs, tensors and sessions. Which candidates are tried, how they are timed and where
+//! files go is for callers; what a report says and shows is in [`report`].
+
+pub mod choose;
+pub mod histogram;
+pub mod interval;
+pub mod observe;
+pub mod report;
+
+mod calibrate;
+mod compare;
+mod correct;
+mod dynamic;
+mod edit;
+mod error;
+mod fuse;
+mod halves;
+mod nbits;
+mod page;
+mod plan;
+mod prepare;
+mod qdq;
+mod range;
+mod sensitivity;
+mod tables;
+mod transfer;
+mod upgrade;
+mod weights;
+
+pub use calibrate::{Ranges, Statistics, calibrate};
+pub use compare::{Agreement, Compared, noise};
+pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic};
+pub use error::{CompressError, ErrorKind};
+pub use halves::halve;
+pub use nbits::{BlockBits, quantise_blocks};
+pub use plan::{Form, Plan, plan};
+pub use prepare::{Layer, Prepared, prepare};
+pub use qdq::{Bias, Quantised, StaticSpec, quantise_static};
+pub use range::{Activations, Range, Steps};
+pub use sensitivity::{Sensitivity, layer_errors};
+pub use transfer::transfer_bytes;
+pub use weights::{Integers, WeightBits};

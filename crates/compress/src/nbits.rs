@@ -1,0 +1,159 @@
+//! Weights alone as 4 or 8 bits in blocks, for products of matrices: `MatMulNBits` of ONNX Runtime's operators
+//! (`com.microsoft`, ContribOperators.md). Activations stay floats, so no data is needed.
+
+use std::collections::BTreeMap;
+
+use edgeward_graph::{
+    Tensor,
+    proto::{AttributeProto, OperatorSetIdProto},
+};
+
+use crate::{
+    CompressError, Layer, Prepared, Quantised,
+    edit::{Edit, node},
+    fuse::channel_axis,
+    tables,
+};
+
+/// Where the operator is from.
+const DOMAIN: &str = "com.microsoft";
+/// Inputs are made bytes for the product: the operator's fastest kernels.
+const ACCURACY_LEVEL: i64 = 4;
+
+/// Bits of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockBits {
+    /// Two in a byte.
+    Four,
+    /// One in a byte.
+    Eight,
+}
+
+impl BlockBits {
+    fn count(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The integer of 0: the middle, which the operator takes where no zero points are given.
+    fn zero(self) -> f32 {
+        match self {
+            Self::Four => 8.0,
+            Self::Eight => 128.0,
+        }
+    }
+}
+
+/// Rounds the weights of every MatMul and Gemm to `bits`, in blocks of `block` along their inputs: a power of two from
+/// 16 on. Layers with fewer inputs than a block are left. Errors: a layer whose constants cannot be read.
+pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Result<Quantised, CompressError> {
+    if !(block.is_power_of_two() && (16..=256).contains(&block)) {
+        let reason = "is no size of a block; expected a power of two from 16 to 256";
+        return Err(CompressError::unsupported(format!("`{block}`"), reason));
+    }
+    let mut edit = Edit::new(prepared.model.clone());
+    let mut layers = 0;
+    for layer in prepared.layers.iter().filter(|layer| layer.op != "Conv") {
+        layers += usize::from(layer_of(&mut edit, layer, bits, block)?);
+    }
+    tables::quantise(&mut edit)?;
+    let mut model = edit.model;
+    if layers > 0 && model.opset_of(DOMAIN).is_none() {
+        let set = OperatorSetIdProto { domain: Some(DOMAIN.to_owned()), version: Some(1), ..Default::default() };
+        model.proto_mut().opset_import.push(set);
+    }
+    let graph = model.graph_mut();
+    graph.sort_nodes()?;
+    graph.drop_dead_nodes();
+    let result = |layer: &Layer| (layer.name.clone(), (layer.name.clone(), layer.name.clone()));
+    let results: BTreeMap<_, _> = prepared.layers.iter().map(result).collect();
+    Ok(Quantised { model, layers, results })
+}
+
+fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Result<bool, CompressError> {
+    let Some(proto) = edit.node(layer.node).cloned() else { return Ok(false) };
+    let refuse = || CompressError::unsupported(format!("node `{}`", proto.name()), "its constants cannot be read");
+    let (Some(input), Some(weight), Some(output)) = (proto.input.first(), proto.input.get(1), proto.output.first())
+    else {
+        return Err(refuse());
+    };
+    let (shape, values) = edit.floats(weight).ok_or_else(refuse)?;
+    let (inputs, outputs, by_output) = match (channel_axis(&proto), shape.as_slice()) {
+        (0, &[outputs, inputs]) => (inputs, outputs, true),
+        (_, &[inputs, outputs]) => (inputs, outputs, false),
+        _ => return Err(refuse()),
+    };
+    if inputs < block {
+        return Ok(false);
+    }
+    let at = |output: usize, input: usize| {
+        let index = if by_output { output * inputs + input } else { input * outputs + output };
+        values.get(index).copied().unwrap_or(0.0)
+    };
+    let blocks = inputs.div_ceil(block);
+    let mut packed = Vec::with_capacity(outputs * blocks * block * bits.count() / 8);
+    let mut scales = Vec::with_capacity(outputs * blocks);
+    for output in 0..outputs {
+        for first in (0..blocks).map(|number| number * block) {
+            let numbers: Vec<f32> = (first..(first + block).min(inputs)).map(|input| at(output, input)).collect();
+            scales.push(round_block(&numbers, bits, block, &mut packed));
+        }
+    }
+    let stored = Tensor::from_vec([outputs, blocks, block * bits.count() / 8], packed)?;
+    let stored = edit.constant(&format!("{weight}.blocks"), &stored);
+    let scales = edit.constant(&format!("{weight}.scales"), &Tensor::from_vec([outputs, blocks], scales)?);
+    let bias = proto.input.get(2).filter(|name| !name.is_empty());
+    let product = if bias.is_some() { edit.fresh(&format!("{output}.unbiased")) } else { output.clone() };
+    let attributes = [("K", inputs), ("N", outputs), ("bits", bits.count()), ("block_size", block)];
+    let mut attributes: Vec<AttributeProto> =
+        attributes.map(|(name, value)| AttributeProto::of_int(name, value as i64)).to_vec();
+    attributes.push(AttributeProto::of_int("accuracy_level", ACCURACY_LEVEL));
+    let mut multiply =
+        node("MatMulNBits", proto.name().to_owned(), &[input, &stored, &scales], &[&product], attributes);
+    multiply.domain = Some(DOMAIN.to_owned());
+    let graph = edit.model.graph_mut();
+    if let Some(slot) = graph.node.get_mut(layer.node) {
+        *slot = multiply;
+    }
+    if let Some(bias) = bias {
+        graph.node.push(node("Add", format!("{output}.biased"), &[&product, bias], &[output], Vec::new()));
+    }
+    Ok(true)
+}
+
+/// Appends a block's integers and returns its scale. The number of the greatest size gets the lowest integer, so that all
+/// of them are used.
+fn round_block(numbers: &[f32], bits: BlockBits, block: usize, packed: &mut Vec<u8>) -> f32 {
+    let most = numbers.iter().copied().fold(0f32, |most, value| if value.abs() > most.abs() { value } else { most });
+    let (zero, scale) = (bits.zero(), most / -bits.zero());
+    let scale = if scale.abs() >= f32::MIN_POSITIVE { scale } else { 1.0 };
+    let integer = |at: usize| {
+        let value = numbers.get(at).copied().unwrap_or(0.0);
+        ((value / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8
+    };
+    match bits {
+        BlockBits::Four => packed.extend((0..block).step_by(2).map(|at| integer(at) | (integer(at + 1) << 4))),
+        BlockBits::Eight => packed.extend((0..block).map(integer)),
+    }
+    scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_hold_their_numbers() {
+        let mut packed = Vec::new();
+        let numbers: Vec<f32> = (0..16).map(|i| i as f32 - 8.0).collect();
+        let scale = round_block(&numbers, BlockBits::Four, 16, &mut packed);
+        assert_eq!(scale, 1.0);
+        assert_eq!(packed, [0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);
+        packed.clear();
+        assert_eq!(round_block(&[0.0; 3], BlockBits::Eight, 16, &mut packed), 1.0);
+        assert_eq!(packed, [128; 16]);
+    }
+}

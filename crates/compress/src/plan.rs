@@ -1,0 +1,250 @@
+//! Which values of a graph become integers: a decision on the graph and the ranges, without a rewrite.
+//!
+//! Engines fuse quantised operators by patterns. ONNX Runtime runs an operator on integers only where all that goes in
+//! and comes out is quantised, so whole chains are ([`Form::Chains`]). OpenVINO spreads integers by itself from what
+//! goes into multiplications and fuses float activations between ([`Form::Inputs`]).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use edgeward_graph::{Links, proto::NodeProto};
+
+use crate::{Prepared, calibrate::Ranges, range::Range};
+
+/// Which patterns a quantised graph is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// Everything between two multiplications is quantised as well.
+    Chains,
+    /// Only what goes into multiplications.
+    Inputs,
+}
+
+/// What becomes integers.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Values with a range.
+    pub values: BTreeMap<String, Range>,
+    /// Layers, by index into [`Prepared::layers`].
+    pub layers: Vec<usize>,
+    /// Relu and Clip nodes that quantising their input does as well, by the node before them.
+    pub(crate) absorbed: BTreeMap<usize, usize>,
+}
+
+/// Operators that multiply.
+fn multiplies(op: &str) -> bool {
+    matches!(op, "Conv" | "Gemm" | "MatMul")
+}
+
+/// Operators that only move numbers: what comes out has the range of what went in.
+fn moves(op: &str) -> bool {
+    matches!(op, "MaxPool" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" | "Slice" | "Split")
+        || matches!(op, "DepthToSpace" | "SpaceToDepth" | "Resize")
+}
+
+/// Operators that ONNX Runtime has on integers.
+fn computes(op: &str) -> bool {
+    matches!(op, "Add" | "Mul" | "Concat" | "AveragePool" | "GlobalAveragePool" | "Sigmoid" | "LeakyRelu")
+}
+
+fn clips(op: &str) -> bool {
+    matches!(op, "Relu" | "Clip")
+}
+
+/// Operators whose values calibration looks at.
+pub(crate) fn quantisable(op: &str) -> bool {
+    multiplies(op) || moves(op) || computes(op) || clips(op)
+}
+
+/// Inputs of a node that are numbers, not shapes, axes or scales.
+fn data_inputs(node: &NodeProto) -> &[String] {
+    match node.op_type() {
+        "Add" | "Mul" | "Concat" => &node.input,
+        "MatMul" => node.input.get(..2).unwrap_or_default(),
+        _ => node.input.get(..1).unwrap_or_default(),
+    }
+}
+
+/// Decides. Layers whose name is in `keep` stay floats.
+pub fn plan(prepared: &Prepared, ranges: &Ranges, form: Form, keep: &BTreeSet<String>) -> Plan {
+    let mut planner = Planner::new(prepared, ranges, form);
+    planner.multiplications(keep);
+    if form == Form::Chains {
+        planner.between();
+    }
+    planner.conclude()
+}
+
+struct Planner<'a> {
+    prepared: &'a Prepared,
+    ranges: &'a Ranges,
+    form: Form,
+    links: Links<'a>,
+    constants: HashSet<&'a str>,
+    outputs: HashSet<&'a str>,
+    /// Nodes on integers.
+    chosen: HashSet<usize>,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    fn new(prepared: &'a Prepared, ranges: &'a Ranges, form: Form) -> Self {
+        let graph = prepared.model.graph();
+        Self {
+            prepared,
+            ranges,
+            form,
+            links: prepared.links(),
+            constants: graph.initializer.iter().map(|tensor| tensor.name()).collect(),
+            outputs: graph.output.iter().map(|output| output.name()).collect(),
+            chosen: HashSet::new(),
+            plan: Plan::default(),
+        }
+    }
+
+    fn node(&self, index: usize) -> Option<&'a NodeProto> {
+        self.prepared.model.graph().node.get(index)
+    }
+
+    fn has_range(&self, name: &str) -> bool {
+        self.ranges.contains_key(name)
+    }
+
+    fn multiplications(&mut self, keep: &BTreeSet<String>) {
+        let mut with_weights = HashMap::new();
+        for (at, layer) in self.prepared.layers.iter().enumerate() {
+            with_weights.insert(layer.node, ());
+            let input = self.node(layer.node).and_then(|node| node.input.first());
+            let ready = input.is_some_and(|name| self.has_range(name));
+            // A convolution on integers without a range for its result would come out as floats.
+            let whole = self.form == Form::Inputs || layer.op != "Conv" || self.result_range(layer.node).is_some();
+            if ready && whole && !keep.contains(&layer.name) {
+                self.plan.layers.push(at);
+                self.chosen.insert(layer.node);
+            }
+        }
+        if self.form == Form::Chains {
+            return;
+        }
+        for (index, node) in self.prepared.model.graph().node.iter().enumerate() {
+            let pair = node.op_type() == "MatMul" && node.is_standard() && !with_weights.contains_key(&index);
+            let name = node.output.first().map_or("", String::as_str);
+            if pair && !keep.contains(name) && data_inputs(node).iter().all(|input| self.has_range(input)) {
+                self.chosen.insert(index);
+            }
+        }
+    }
+
+    /// The Relu, or Clip from 0, that alone reads what node `index` makes: the lower end of the quantised range does it.
+    fn clip_after(&self, index: usize) -> Option<usize> {
+        let output = self.node(index)?.output.first()?;
+        let &[user] = self.links.consumers(output) else { return None };
+        let clip = self.node(user).filter(|node| node.is_standard() && clips(node.op_type()))?;
+        let made = clip.output.first()?;
+        let from_zero = self.ranges.get(made).is_some_and(|range| range.low == 0.0);
+        let lower = clip.op_type() == "Relu" || clip.input.get(1).is_some_and(|name| self.is_zero(name));
+        (from_zero && lower && !self.outputs.contains(output.as_str())).then_some(user)
+    }
+
+    fn is_zero(&self, name: &str) -> bool {
+        let tensor = self.prepared.model.graph().initializer.iter().find(|tensor| tensor.name() == name);
+        let value = tensor.and_then(|tensor| self.prepared.model.tensor(tensor).ok());
+        value.is_some_and(|value| value.values::<f32>().is_ok_and(|values| values.as_ref() == [0.0]))
+    }
+
+    /// The value that a chosen node's result is quantised as.
+    fn result(&self, index: usize) -> Option<&'a str> {
+        let node = self.clip_after(index).unwrap_or(index);
+        self.node(node)?.output.first().map(String::as_str)
+    }
+
+    fn result_range(&self, index: usize) -> Option<Range> {
+        self.ranges.get(self.result(index)?).copied()
+    }
+
+    /// Chooses what lies between two multiplications on integers.
+    fn between(&mut self) {
+        let mut reached: HashSet<&str> = HashSet::new();
+        let mut open: Vec<usize> = Vec::new();
+        for (index, node) in self.prepared.model.graph().node.iter().enumerate() {
+            let chosen = self.chosen.contains(&index);
+            if !chosen && !self.may_join(node, &reached) {
+                continue;
+            }
+            if !chosen {
+                open.push(index);
+            }
+            // A product of matrices comes out as floats unless it is read as integers.
+            if node.op_type() == "Conv" || !chosen {
+                reached.extend(node.output.iter().map(String::as_str));
+                reached.extend(self.result(index));
+            }
+        }
+        // What no multiplication reads stays floats: results should not lose more than they must.
+        for index in open.into_iter().rev() {
+            if self.is_read_as_integers(index) {
+                self.chosen.insert(index);
+            }
+        }
+    }
+
+    fn may_join(&self, node: &NodeProto, reached: &HashSet<&str>) -> bool {
+        let op = node.op_type();
+        let nearest = op != "Resize" || node.attr_text("mode").unwrap_or("nearest") == "nearest";
+        let inputs = data_inputs(node);
+        let ready = |name: &String| self.has_range(name) || (self.constants.contains(name.as_str()) && op != "Concat");
+        node.is_standard()
+            && (moves(op) || computes(op))
+            && nearest
+            && inputs.iter().all(ready)
+            && inputs.iter().any(|name| reached.contains(name.as_str()))
+            && node.output.iter().all(|name| self.has_range(name))
+    }
+
+    fn is_read_as_integers(&self, index: usize) -> bool {
+        let Some(node) = self.node(index) else { return false };
+        let after = self.clip_after(index).and_then(|clip| self.node(clip));
+        let made = node.output.iter().chain(after.iter().flat_map(|node| &node.output));
+        made.flat_map(|name| self.links.consumers(name)).any(|user| self.chosen.contains(user))
+    }
+
+    fn conclude(mut self) -> Plan {
+        let mut nodes: Vec<usize> = self.chosen.iter().copied().collect();
+        nodes.sort_unstable();
+        for index in nodes {
+            let Some(node) = self.node(index) else { continue };
+            // Constants have no observed range, and are quantised where they are used.
+            data_inputs(node).iter().for_each(|name| self.add(name));
+            let op = node.op_type();
+            if self.form == Form::Inputs || matches!(op, "Gemm" | "MatMul") {
+                continue;
+            }
+            if moves(op) {
+                node.output.iter().for_each(|name| self.add(name));
+                self.share(node);
+                continue;
+            }
+            if let Some(result) = self.result(index) {
+                self.add(result);
+            }
+            if let Some(clip) = self.clip_after(index) {
+                self.plan.absorbed.insert(index, clip);
+            }
+        }
+        self.plan
+    }
+
+    fn add(&mut self, name: &str) {
+        if let Some(range) = self.ranges.get(name) {
+            self.plan.values.entry(name.to_owned()).or_insert(*range);
+        }
+    }
+
+    /// What only moves keeps its range, so that engines move integers.
+    fn share(&mut self, node: &NodeProto) {
+        let range = node.input.first().and_then(|input| self.plan.values.get(input)).copied();
+        if let Some(range) = range {
+            self.plan.values.extend(node.output.iter().map(|name| (name.clone(), range)));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Random small graphs, quantised in every way, stay what they were within the error of eight bits; and calibration's
+//! memory does not grow with the number of samples.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use edgeward_compress::{
+    Activations, Bias, Convolutions, DynamicSpec, Form, StaticSpec, WeightBits, calibrate, halve, histogram::Method,
+    prepare, quantise_dynamic, quantise_static,
+};
+use edgeward_graph::{Model, check};
+use proptest::prelude::*;
+use support::{Builder, batches, decibels, dump, engines, ints, load, run};
+
+const SHAPE: [usize; 4] = [1, 4, 6, 6];
+
+/// One step of a graph whose values stay `[1, 4, 6, 6]`.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Conv,
+    Depthwise,
+    Relu,
+    Sigmoid,
+    Add(usize),
+    Mul(usize),
+    Concat(usize),
+    Pool,
+    Transpose,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => Just(Step::Conv),
+        1 => Just(Step::Depthwise),
+        2 => Just(Step::Relu),
+        1 => Just(Step::Sigmoid),
+        1 => (0usize..8).prop_map(Step::Add),
+        1 => (0usize..8).prop_map(Step::Mul),
+        1 => (0usize..8).prop_map(Step::Concat),
+        1 => Just(Step::Pool),
+        1 => Just(Step::Transpose),
+    ]
+}
+
+fn graph(steps: &[Step]) -> Model {
+    let mut b = Builder::new(&SHAPE.map(|size| size as i64));
+    let mut values = vec!["x".to_owned()];
+    for (at, step) in steps.iter().enumerate() {
+        let last = values.last().unwrap().clone();
+        let other = |which: usize| values[which % values.len()].clone();
+        let (name, weight) = (format!("v{at}"), format!("w{at}"));
+        let padded = || vec![ints("pads", &[1, 1, 1, 1])];
+        match step {
+            Step::Conv => {
+                b.drawn(&weight, &[4, 4, 3, 3], at as u64).drawn(&format!("b{at}"), &[4], at as u64 + 50);
+                b.node("Conv", &[&last, &weight, &format!("b{at}")], &name, padded());
+            }
+            Step::Depthwise => {
+                b.drawn(&weight, &[4, 1, 3, 3], at as u64);
+                let group = edgeward_graph::proto::AttributeProto::of_int("group", 4);
+                b.node("Conv", &[&last, &weight], &name, [padded(), vec![group]].concat());
+            }
+            Step::Relu => drop(b.node("Relu", &[&last], &name, vec![])),
+            Step::Sigmoid => drop(b.node("Sigmoid", &[&last], &name, vec![])),
+            Step::Add(which) => drop(b.node("Add", &[&last, &other(*which)], &name, vec![])),
+            Step::Mul(which) => drop(b.node("Mul", &[&last, &other(*which)], &name, vec![])),
+            Step::Concat(which) => {
+                let joined = format!("j{at}");
+                let axis = edgeward_graph::proto::AttributeProto::of_int("axis", 1);
+                b.node("Concat", &[&last, &other(*which)], &joined, vec![axis]);
+                b.drawn(&weight, &[4, 8, 1, 1], at as u64).node("Conv", &[&joined, &weight], &name, vec![]);
+            }
+            Step::Pool => {
+                let attributes = vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1, 1, 1, 1])];
+                b.node("MaxPool", &[&last], &name, attributes);
+            }
+            Step::Transpose => drop(b.node("Transpose", &[&last], &name, vec![ints("perm", &[0, 1, 3, 2])])),
+        }
+        values.push(name);
+    }
+    let last = values.last().unwrap().clone();
+    b.drawn("head", &[2, 4, 1, 1], 77).node("Conv", &[&last, "head"], "y", vec![]);
+    b.model(&[("y", &[1, 2, 6, 6])])
+}
+
+/// Every variant of a graph, with the noise that it may have.
+fn variants(model: &Model) -> Vec<(String, Model, f64)> {
+    let prepared = prepare(model).unwrap();
+    let engine = engines().pop().unwrap();
+    let mut data = batches(&SHAPE, 12).into_iter().map(Ok);
+    let statistics = calibrate(&prepared, &|model| load(engine.as_ref(), model), &mut data).unwrap();
+    let mut all = vec![
+        ("prepared".to_owned(), prepared.model.clone(), 90.0),
+        ("halved".to_owned(), halve(&prepared).unwrap(), 45.0),
+    ];
+    for form in [Form::Chains, Form::Inputs] {
+        let spec = StaticSpec {
+            form,
+            activations: Activations::U8,
+            weights: WeightBits::Eight,
+            bias: Bias::Corrected,
+            keep: BTreeSet::new(),
+        };
+        let quantised = quantise_static(&prepared, &statistics.ranges(Method::MinMax), &statistics, &spec).unwrap();
+        all.push((format!("{form:?}"), quantised.model, 12.0));
+    }
+    let spec = DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Quantised, keep: BTreeSet::new() };
+    all.push(("dynamic".to_owned(), quantise_dynamic(&prepared, &spec).unwrap().model, 12.0));
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn variants_say_what_the_original_says(steps in prop::collection::vec(step(), 1..9)) {
+        let model = graph(&steps);
+        for (name, variant, least) in variants(&model) {
+            prop_assert!(check(&variant).is_ok(), "{name}: {:?}\n{}", check(&variant), dump(&variant));
+            for engine in engines() {
+                for inputs in &batches(&SHAPE, 2) {
+                    let expected = run(engine.as_ref(), &model, inputs);
+                    let ratio = decibels(&expected, &run(engine.as_ref(), &variant, inputs));
+                    prop_assert!(ratio >= least, "{name} on {}: {ratio:.1} dB\n{}", engine.name(), dump(&variant));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_of_calibration_does_not_grow_with_samples() {
+    let prepared = prepare(&graph(&[Step::Conv, Step::Relu, Step::Conv, Step::Add(1)])).unwrap();
+    let engine = engines().remove(0);
+    let bytes = |samples: u64| {
+        // The first two are the same and hold the extremes, so that ranges are the same as well.
+        let mut data = batches(&SHAPE, 2).into_iter().cycle().take(samples as usize).map(Ok);
+        calibrate(&prepared, &|model| load(engine.as_ref(), model), &mut data).unwrap().bytes()
+    };
+    assert_eq!(bytes(2), bytes(500));
+}
+
+#[test]
+fn no_data_is_no_calibration() {
+    let prepared = prepare(&graph(&[Step::Conv])).unwrap();
+    let engine = engines().remove(0);
+    let error = calibrate(&prepared, &|model| load(engine.as_ref(), model), &mut std::iter::empty()).unwrap_err();
+    assert!(error.to_string().contains("no examples"), "{error}");
+}

@@ -1,0 +1,238 @@
+//! Each rewrite on a graph small enough to read, and as another graph that computes the same.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use edgeward_compress::{
+    Activations, Bias, BlockBits, Convolutions, DynamicSpec, Form, Prepared, Quantised, StaticSpec, WeightBits,
+    calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_static,
+};
+use edgeward_graph::{DataType, Model, check, proto::AttributeProto};
+use support::{Builder, batches, decibels, dump, engines, ints, load, run};
+
+/// Conv, normalised and clipped, then Conv and a sum of both, pooled.
+fn block() -> Model {
+    let mut b = Builder::new(&[1, 3, 8, 8]);
+    b.drawn("w0", &[4, 3, 3, 3], 1).drawn("w1", &[4, 4, 3, 3], 2).drawn("b1", &[4], 3);
+    b.floats("scale", &[4], vec![1.5, 0.5, 1.0, 2.0]).floats("shift", &[4], vec![0.1, 0.2, 0.3, -0.4]);
+    b.floats("mean", &[4], vec![0.2, -0.1, 0.0, 0.1]).floats("var", &[4], vec![0.5, 1.0, 2.0, 0.1]);
+    let pads = || vec![ints("pads", &[1, 1, 1, 1])];
+    b.node("Conv", &["x", "w0"], "c0", pads());
+    b.node("BatchNormalization", &["c0", "scale", "shift", "mean", "var"], "n0", vec![]);
+    b.node("Relu", &["n0"], "r0", vec![]).node("Conv", &["r0", "w1", "b1"], "c1", pads());
+    b.node("Add", &["r0", "c1"], "s", vec![]).node("Relu", &["s"], "r1", vec![]);
+    b.drawn("w2", &[2, 4, 1, 1], 5).node("Conv", &["r1", "w2"], "y", vec![]);
+    b.model(&[("y", &[1, 2, 8, 8])])
+}
+
+fn product() -> Model {
+    let mut b = Builder::new(&[2, 6]);
+    b.drawn("w0", &[6, 5], 1).drawn("w1", &[3, 5], 2).drawn("b1", &[3], 3);
+    b.node("MatMul", &["x", "w0"], "m", vec![]).node("Relu", &["m"], "r", vec![]);
+    b.node("Gemm", &["r", "w1", "b1"], "y", vec![AttributeProto::of_int("transB", 1)]);
+    b.model(&[("y", &[2, 3])])
+}
+
+fn spec(form: Form, keep: &[&str]) -> StaticSpec {
+    StaticSpec {
+        form,
+        activations: Activations::U8,
+        weights: WeightBits::Eight,
+        bias: Bias::Corrected,
+        keep: keep.iter().map(|&name| name.to_owned()).collect(),
+    }
+}
+
+fn quantised(model: &Model, shape: &[usize], spec: &StaticSpec) -> (Prepared, Quantised) {
+    let prepared = prepare(model).unwrap();
+    let engine = engines().pop().unwrap();
+    let mut data = batches(shape, 16).into_iter().map(Ok);
+    let statistics = calibrate(&prepared, &|model| load(engine.as_ref(), model), &mut data).unwrap();
+    let quantised = quantise_static(&prepared, &statistics.ranges(Method::MinMax), &statistics, spec).unwrap();
+    (prepared, quantised)
+}
+
+/// On every engine the rewritten graph says what the original says, but for `noise` decibels at most.
+fn same(original: &Model, other: &Model, shape: &[usize], decibels_min: f64) {
+    check(other).unwrap_or_else(|error| panic!("{error:?}\n{}", dump(other)));
+    for engine in engines() {
+        for inputs in &batches(shape, 3) {
+            let ratio = decibels(&run(engine.as_ref(), original, inputs), &run(engine.as_ref(), other, inputs));
+            assert!(ratio >= decibels_min, "{}: {ratio:.1} dB\n{}", engine.name(), dump(other));
+        }
+    }
+}
+
+#[test]
+fn normalisation_goes_into_weights() {
+    let prepared = prepare(&block()).unwrap();
+    let expected = "Conv x w0.folded w0.folded.bias -> n0\nRelu n0 -> r0\nConv r0 w1 b1 -> c1\nAdd r0 c1 -> s\nRelu s -> r1\nConv r1 w2 -> y";
+    assert_eq!(dump(&prepared.model), expected);
+    assert_eq!(prepared.folded, 1);
+    same(&block(), &prepared.model, &[1, 3, 8, 8], 100.0);
+}
+
+#[test]
+fn chains_are_quantised_from_end_to_end() {
+    let (_, quantised) = quantised(&block(), &[1, 3, 8, 8], &spec(Form::Chains, &[]));
+    let text = dump(&quantised.model);
+    // Clipping is what the quantised range does, so nothing stands between a layer and its integers.
+    assert!(!text.contains("Relu"), "{text}");
+    let pairs = |op: &str| text.lines().filter(|line| line.starts_with(op)).count();
+    // x, r0, c1, r1 and y; weights of three layers, and the biases that they have or were given.
+    assert_eq!(pairs("QuantizeLinear"), 5, "{text}");
+    assert_eq!(pairs("DequantizeLinear"), 5 + 3 + 3, "{text}");
+    assert!(text.contains("Add r0.dequantised c1.dequantised -> r1"), "{text}");
+    assert!(text.ends_with("-> y"), "{text}");
+    assert_eq!(quantised.results["n0"], ("r0".to_owned(), "r0.dequantised".to_owned()));
+    same(&block(), &quantised.model, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn only_inputs_of_multiplications_are_quantised() {
+    let (_, quantised) = quantised(&block(), &[1, 3, 8, 8], &spec(Form::Inputs, &[]));
+    let text = dump(&quantised.model);
+    let pairs = text.lines().filter(|line| line.starts_with("QuantizeLinear")).count();
+    assert_eq!(pairs, 3, "{text}");
+    assert!(text.contains("Relu s -> r1") && text.contains("Add r0.dequantised c1 -> s"), "{text}");
+    same(&block(), &quantised.model, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn layers_that_are_kept_stay_floats() {
+    let (_, quantised) = quantised(&block(), &[1, 3, 8, 8], &spec(Form::Chains, &["c1", "y"]));
+    let text = dump(&quantised.model);
+    assert_eq!(quantised.layers, 1);
+    assert!(text.contains("Conv r0.dequantised w1 b1 -> c1") && text.contains("Add r0.dequantised c1 -> s"), "{text}");
+    same(&block(), &quantised.model, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn products_give_floats_unless_integers_are_read() {
+    let (_, quantised) = quantised(&product(), &[2, 6], &spec(Form::Chains, &[]));
+    let text = dump(&quantised.model);
+    assert!(
+        text.contains("Relu m -> r\n") && text.lines().filter(|l| l.starts_with("Quantize")).count() == 2,
+        "{text}"
+    );
+    same(&product(), &quantised.model, &[2, 6], 30.0);
+    for activations in [Activations::S8, Activations::U8] {
+        let spec = StaticSpec { activations, weights: WeightBits::Seven, ..spec(Form::Chains, &[]) };
+        same(&product(), &self::quantised(&product(), &[2, 6], &spec).1.model, &[2, 6], 25.0);
+    }
+}
+
+#[test]
+fn dynamic_products_are_in_the_pattern_that_engines_fuse() {
+    let prepared = prepare(&product()).unwrap();
+    let spec = DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Quantised, keep: BTreeSet::new() };
+    let quantised = quantise_dynamic(&prepared, &spec).unwrap();
+    let expected = "DynamicQuantizeLinear x -> x.bytes x.scale x.zero
+MatMulInteger x.bytes w0.int8 x.zero w0.zero -> m.product
+Cast m.product -> m.float
+Mul x.scale w0.scale -> m.scales
+Mul m.float m.scales -> m
+Relu m -> r
+DynamicQuantizeLinear r -> r.bytes r.scale r.zero
+MatMulInteger r.bytes w1.int8 r.zero w1.zero -> y.product
+Cast y.product -> y.float
+Mul r.scale w1.scale -> y.scales
+Mul y.float y.scales -> y.unbiased
+Add y.unbiased b1 -> y";
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(lines(&dump(&quantised.model)), lines(expected));
+    same(&product(), &quantised.model, &[2, 6], 30.0);
+    let blocks = quantise_dynamic(&prepare(&block()).unwrap(), &spec).unwrap();
+    assert_eq!(blocks.layers, 3);
+    same(&block(), &blocks.model, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn halves_are_made_whole_when_loaded() {
+    let model = halve(&prepare(&block()).unwrap()).unwrap();
+    assert!(dump(&model).starts_with("Cast w1.half -> w1"), "{}", dump(&model));
+    same(&block(), &model, &[1, 3, 8, 8], 50.0);
+}
+
+#[test]
+fn tables_are_bytes_with_a_scale_for_each_row() {
+    let mut b = Builder::new(&[2, 32]);
+    b.drawn("table", &[300, 32], 1).drawn("w", &[32, 4], 2);
+    b.node("Gather", &["table", "ids"], "rows", vec![]).node("Add", &["rows", "x"], "s", vec![]);
+    b.node("MatMul", &["s", "w"], "y", vec![]);
+    let mut ids = support::port("ids", &[2]);
+    if let Some(edgeward_graph::proto::type_proto::Value::TensorType(tensor)) =
+        ids.r#type.as_mut().and_then(|t| t.value.as_mut())
+    {
+        tensor.elem_type = Some(DataType::Int64.to_onnx());
+    }
+    b.graph.input.push(ids);
+    let model = b.model(&[("y", &[2, 4])]);
+    let spec = DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Floats, keep: BTreeSet::new() };
+    let quantised = quantise_dynamic(&prepare(&model).unwrap(), &spec).unwrap().model;
+    check(&quantised).unwrap();
+    let text = dump(&quantised);
+    assert!(text.contains("Gather table.int8 ids -> rows.rows") && text.contains("-> rows\n"), "{text}");
+    for engine in engines() {
+        let mut inputs = batches(&[2, 32], 1).remove(0);
+        let ids = edgeward_graph::Tensor::from_vec([2], vec![7i64, 299]).unwrap();
+        inputs.push(("ids".to_owned(), ids));
+        let ratio = decibels(&run(engine.as_ref(), &model, &inputs), &run(engine.as_ref(), &quantised, &inputs));
+        assert!(ratio > 30.0, "{}: {ratio}", engine.name());
+    }
+}
+
+#[test]
+fn older_operator_sets_are_raised() {
+    let mut b = Builder::new(&[2, 3, 4, 4]);
+    b.opset = 9;
+    b.drawn("w", &[2, 3, 3, 3], 1);
+    b.node("Conv", &["x", "w"], "c", vec![ints("pads", &[1, 1, 1, 1])]);
+    b.node("Clip", &["c"], "k", vec![AttributeProto::of_float("min", 0.0), AttributeProto::of_float("max", 6.0)]);
+    b.node("Pad", &["k"], "p", vec![ints("pads", &[0, 0, 1, 1, 0, 0, 1, 1])]);
+    let slice = vec![ints("starts", &[1, 1]), ints("ends", &[5, 5]), ints("axes", &[2, 3])];
+    b.node("Slice", &["p"], "l", slice);
+    b.node("Softmax", &["l"], "s", vec![]).node("ReduceSum", &["s"], "y", vec![ints("axes", &[2])]);
+    let model = b.model(&[("y", &[2, 2, 1, 4])]);
+    let prepared = prepare(&model).unwrap();
+    assert_eq!(prepared.model.opset(), 13);
+    same(&model, &prepared.model, &[2, 3, 4, 4], 100.0);
+    b.opset = 6;
+    let refused = prepare(&b.model(&[("y", &[2, 2, 1, 4])])).unwrap_err().to_string();
+    assert!(refused.contains("operator set `6`"), "{refused}");
+}
+
+#[test]
+fn weights_alone_become_blocks_of_bits() {
+    let mut b = Builder::new(&[2, 40]);
+    b.drawn("w0", &[40, 6], 1).drawn("w1", &[3, 32], 2).drawn("b1", &[3], 3).drawn("small", &[6, 32], 4);
+    b.node("MatMul", &["x", "w0"], "m", vec![]).node("MatMul", &["m", "small"], "s", vec![]);
+    b.node("Gemm", &["s", "w1", "b1"], "y", vec![AttributeProto::of_int("transB", 1)]);
+    let model = b.model(&[("y", &[2, 3])]);
+    for (bits, block, least) in [(BlockBits::Four, 16, 12.0), (BlockBits::Eight, 32, 30.0)] {
+        let quantised = quantise_blocks(&prepare(&model).unwrap(), bits, block).unwrap();
+        let text = dump(&quantised.model);
+        assert_eq!(quantised.layers, 2, "{text}");
+        assert!(text.contains("MatMul m small -> s") && text.contains("Add y.unbiased b1 -> y"), "{text}");
+        check(&quantised.model).unwrap();
+        let mut ran = false;
+        for engine in engines() {
+            // The operator is ONNX Runtime's own; another engine says that it lacks it.
+            let Ok(session) = load(engine.as_ref(), &quantised.model) else { continue };
+            drop(session);
+            for inputs in &batches(&[2, 40], 3) {
+                let (is, was) = (run(engine.as_ref(), &quantised.model, inputs), run(engine.as_ref(), &model, inputs));
+                let ratio = decibels(&was, &is);
+                assert!(ratio >= least, "{} {bits:?}: {ratio:.1} dB", engine.name());
+            }
+            ran = true;
+        }
+        if !ran {
+            println!("skipped: no engine here has MatMulNBits");
+        }
+    }
+    assert!(quantise_blocks(&prepare(&model).unwrap(), BlockBits::Four, 48).is_err());
+}
