@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::{
-    bench::{Bar, Effort, Row, median, peers::Edgeward, run_bars},
+    bench::{Bar, Benchmark, Effort, Row, median, peers::Edgeward, run_bars},
     python, steps,
 };
 
@@ -19,17 +19,19 @@ const BARS: [(&str, Bar); 3] = [("detector", detector), ("models", models), ("ca
 
 /// Runs the benchmark; an error where a bar does not hold.
 pub fn run(args: &[String]) -> anyhow::Result<()> {
-    run_bars("cargo xtask bench compress", "What compression makes of models", &BARS, args)
+    let benchmark = Benchmark {
+        name: "cargo xtask bench compress",
+        about: "What compression makes of models",
+        bars: &BARS,
+        models: &[],
+    };
+    run_bars(&benchmark, args)
 }
 
 /// Real models and photos, which lie outside of the project.
 fn data() -> anyhow::Result<PathBuf> {
-    let given = std::env::var_os("EDGEWARD_DATA").map(PathBuf::from);
-    let folder = given.unwrap_or_else(|| crate::root().join("../shared/data"));
-    if !folder.join("onnx").is_dir() {
-        bail!("no real models in `{}`; say where they are with EDGEWARD_DATA", folder.display());
-    }
-    Ok(folder)
+    let folder = crate::test::data(&crate::root()).filter(|folder| folder.join("onnx").is_dir());
+    folder.context("`EDGEWARD_DATA` names no folder with real models")
 }
 
 /// A script of `bench/` in the tests' environment.
