@@ -44,6 +44,7 @@ fn has_avx512() -> bool {
 }
 
 /// A node of the domain and how it is run.
+#[derive(Clone)]
 struct Op {
     name: &'static str,
     attributes: Vec<AttributeProto>,

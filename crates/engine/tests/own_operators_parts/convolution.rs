@@ -115,7 +115,11 @@ fn check(engine: &dyn Engine, case: &Case, with_bias: bool) {
     let gradient = case.op("ConvWeightGradient").ints("kernel_shape", &case.kernel).int("outputs", case.outputs);
     let first = gradient.run(engine, &[Some(&given), Some(&dy)]).unwrap();
     close("dw", &first[0], &case.w_shape(), &dw, 4e-6);
-    assert_eq!(first, gradient.run(engine, &[Some(&given), Some(&dy)]).unwrap());
+    // On as many threads and on others.
+    for threads in [case.threads, 3 - case.threads] {
+        let again = Op { threads, ..gradient.clone() };
+        assert_eq!(first, again.run(engine, &[Some(&given), Some(&dy)]).unwrap());
+    }
     let gradient = case.op("ConvInputGradient").ints("size", &case.size);
     let result = gradient.run(engine, &[Some(&dy), Some(&w)]).unwrap().remove(0);
     let result = if case.plain { result } else { plain(&result, case.channels) };
@@ -151,6 +155,7 @@ fn large_convolutions_are_right() {
     // Several tiles, tasks, parts and visits.
     for (channels, outputs, size, kernel, strides) in [
         (3, 40, [33, 47], [7, 7], [2, 2]),
+        (1, 16, [9, 23], [5, 5], [1, 1]),
         (70, 100, [16, 29], [3, 3], [1, 1]),
         (200, 33, [7, 7], [1, 1], [1, 1]),
         (33, 200, [14, 14], [3, 3], [2, 2]),
@@ -165,7 +170,7 @@ fn large_convolutions_are_right() {
             pads: [kernel[0] / 2; 4],
             dilations: [1; 2],
             depthwise: false,
-            plain: channels == 3,
+            plain: channels < 16,
             threads: 2,
         };
         check(&*engine, &case, true);
@@ -177,6 +182,11 @@ fn misfits_are_named() {
     let Some(engine) = engine() else { return };
     let (x, w, dy) = (random(1, &[2, 1, 5, 5, 16]), random(2, &[4, 8, 3, 3]), random(3, &[2, 1, 3, 3, 16]));
     let conv = || op("Conv", 1).int("channels", 8);
+    let negative_pads = || {
+        let mut op = conv().ints("pads", &[0; 5]);
+        op.attributes.iter_mut().filter(|a| a.ints.len() == 5).for_each(|a| a.ints[0] = -1);
+        op
+    };
     let wide = random(1, &[2, 2, 5, 5, 16]);
     let input = || op("ConvInputGradient", 1).int("channels", 8);
     let weight = || op("ConvWeightGradient", 1).int("channels", 8).int("outputs", 4).ints("kernel_shape", &[3, 3]);
@@ -185,7 +195,13 @@ fn misfits_are_named() {
         (conv().ints("strides", &[0, 1]), vec![&x, &w], "strides"),
         (conv().ints("pads", &[1, 1]), vec![&x, &w], "pads"),
         (conv().ints("dilations", &[1, 2_000_000]), vec![&x, &w], "dilations"),
+        (conv().ints("strides", &[1; 20]), vec![&x, &w], "strides"),
+        (conv().float("strides", 1.0), vec![&x, &w], "strides"),
+        (negative_pads(), vec![&x, &w], "pads"),
         (conv().int("group", 2), vec![&x, &w], "group"),
+        (conv().int("group", 0), vec![&x, &w], "group"),
+        (conv().float("group", 1.0), vec![&x, &w], "group"),
+        (conv().ints("plain", &[1]), vec![&x, &w], "plain"),
         (conv(), vec![&wide, &w], "`x`"),
         (conv(), vec![&w, &w], "`x`"),
         (conv(), vec![&x, &x], "`w`"),

@@ -73,6 +73,8 @@ fn misfits_are_named() {
     let adam = || op("Adam", 1).outputs(&[true; 3]).float("beta1", 0.9).float("beta2", 0.9).float("epsilon", 1e-8);
     let table: Vec<(Op, Vec<&Tensor>, &str)> = vec![
         (op("Sgd", 1).outputs(&[true; 2]), vec![&w, &w, &w, &rate], "momentum"),
+        (sgd().float("nesterov", 1.0), vec![&w, &w, &w, &rate], "nesterov"),
+        (sgd().int("weight_decay", 1), vec![&w, &w, &w, &rate], "weight_decay"),
         (sgd(), vec![&w, &other, &w, &rate], "`g`"),
         (sgd(), vec![&w, &w, &other, &rate], "`velocity`"),
         (sgd(), vec![&w, &w, &w, &w], "`rate`"),

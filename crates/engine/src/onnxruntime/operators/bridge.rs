@@ -220,9 +220,6 @@ pub(super) struct Attributes<'a> {
     _node: std::marker::PhantomData<&'a OrtKernelInfo>,
 }
 
-/// No list is longer; more is a mistake of the model.
-const LISTED_MAX: usize = 16;
-
 impl Attributes<'_> {
     fn found(&self, status: OrtStatusPtr) -> bool {
         if status.0.is_null() {
@@ -244,45 +241,87 @@ impl Attributes<'_> {
         CStr::from_bytes_until_nul(&text).map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
-    /// A whole number; none where it is missing or of another type.
-    pub(super) fn maybe_int(&self, name: &CStr) -> Option<i64> {
-        let mut value = 0;
-        // SAFETY: the name is a C string and the place takes the value.
-        let status = unsafe { (self.api.KernelInfoGetAttribute_int64)(self.info, name.as_ptr(), &mut value) };
-        self.found(status).then_some(value)
-    }
-
-    fn maybe_float(&self, name: &CStr) -> Option<f32> {
-        let mut value = 0.0;
-        // SAFETY: as above.
-        let status = unsafe { (self.api.KernelInfoGetAttribute_float)(self.info, name.as_ptr(), &mut value) };
-        self.found(status).then_some(value)
-    }
-
-    /// Whole numbers; none where they are missing or of another type.
+    /// Whole numbers; none where there are none.
     fn maybe_ints(&self, name: &CStr) -> Option<Vec<i64>> {
-        let (mut values, mut count) = ([0i64; LISTED_MAX], LISTED_MAX);
-        // SAFETY: the call writes at most `count` numbers, and says how many.
-        let status = unsafe {
-            (self.api.KernelInfoGetAttributeArray_int64)(self.info, name.as_ptr(), values.as_mut_ptr(), &mut count)
+        let read = |values: *mut i64, count: &mut usize| {
+            // SAFETY: without a place for them, the call only counts; else it writes at most `count` numbers.
+            let status =
+                unsafe { (self.api.KernelInfoGetAttributeArray_int64)(self.info, name.as_ptr(), values, count) };
+            self.found(status)
         };
-        if self.found(status) { values.get(..count).map(<[i64]>::to_vec) } else { None }
+        let mut count = 0;
+        if !read(ptr::null_mut(), &mut count) {
+            return None;
+        }
+        let mut values = vec![0; count];
+        read(values.as_mut_ptr(), &mut count).then_some(values)
+    }
+
+    /// The number, or the error where the attribute is there and of another type.
+    fn of_type<T>(&self, name: &CStr, found: Option<T>, what: &str) -> Result<Option<T>, String> {
+        if found.is_some() {
+            return Ok(found);
+        }
+        let (mut whole, mut fraction, mut count, mut length) = (0, 0.0, 0, 0);
+        // SAFETY: places for single numbers; without places for lists and texts, the calls only count.
+        let there = unsafe {
+            let (info, name) = (self.info, name.as_ptr());
+            [
+                (self.api.KernelInfoGetAttribute_int64)(info, name, &mut whole),
+                (self.api.KernelInfoGetAttribute_float)(info, name, &mut fraction),
+                (self.api.KernelInfoGetAttributeArray_int64)(info, name, ptr::null_mut(), &mut count),
+                (self.api.KernelInfoGetAttributeArray_float)(info, name, ptr::null_mut(), &mut count),
+                (self.api.KernelInfoGetAttribute_string)(info, name, ptr::null_mut(), &mut length),
+            ]
+        };
+        if there.map(|status| self.found(status)).contains(&true) {
+            return Err(format!("the attribute {name:?} must be {what}"));
+        }
+        Ok(None)
+    }
+
+    /// A number; none where it is missing.
+    fn maybe_float(&self, name: &CStr) -> Result<Option<f32>, String> {
+        let mut value = 0.0;
+        // SAFETY: the name is a C string and the place takes the value.
+        let status = unsafe { (self.api.KernelInfoGetAttribute_float)(self.info, name.as_ptr(), &mut value) };
+        self.of_type(name, self.found(status).then_some(value), "a float")
     }
 
     /// A number that must be there.
     pub(super) fn float(&self, name: &CStr) -> Result<f32, String> {
-        self.maybe_float(name).ok_or_else(|| format!("the attribute {name:?} must be a number"))
+        self.maybe_float(name)?.ok_or_else(|| format!("the attribute {name:?} is missing"))
     }
 
     /// A number, or `default` where it is missing.
-    pub(super) fn float_or(&self, name: &CStr, default: f32) -> f32 {
-        self.maybe_float(name).unwrap_or(default)
+    pub(super) fn float_or(&self, name: &CStr, default: f32) -> Result<f32, String> {
+        Ok(self.maybe_float(name)?.unwrap_or(default))
+    }
+
+    /// A whole number of at least `least`; none where it is missing.
+    fn maybe_int(&self, name: &CStr, least: usize) -> Result<Option<usize>, String> {
+        let mut value = 0;
+        // SAFETY: the name is a C string and the place takes the value.
+        let status = unsafe { (self.api.KernelInfoGetAttribute_int64)(self.info, name.as_ptr(), &mut value) };
+        let found = self.found(status).then_some(value);
+        let Some(value) = self.of_type(name, found, "a whole number")? else { return Ok(None) };
+        let value = usize::try_from(value).ok().filter(|&v| v >= least).map(Some);
+        value.ok_or_else(|| format!("the attribute {name:?} must be a whole number, at least {least}"))
     }
 
     /// A size that must be there, at least 1.
     pub(super) fn size(&self, name: &CStr) -> Result<usize, String> {
-        let value = self.maybe_int(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0);
-        value.ok_or_else(|| format!("the attribute {name:?} must be a whole number above 0"))
+        self.maybe_int(name, 1)?.ok_or_else(|| format!("the attribute {name:?} is missing"))
+    }
+
+    /// A size of at least 1, or 1 where it is missing.
+    pub(super) fn size_or_one(&self, name: &CStr) -> Result<usize, String> {
+        Ok(self.maybe_int(name, 1)?.unwrap_or(1))
+    }
+
+    /// True where the number is not 0; false where it is missing.
+    pub(super) fn flag(&self, name: &CStr) -> Result<bool, String> {
+        Ok(self.maybe_int(name, 0)?.unwrap_or(0) != 0)
     }
 
     /// Whole numbers from `least` to a million, or `default` where they are missing and there is one.
@@ -292,14 +331,14 @@ impl Attributes<'_> {
         least: usize,
         default: Option<[usize; COUNT]>,
     ) -> Result<[usize; COUNT], String> {
-        let Some(given) = self.maybe_ints(name) else {
+        let Some(given) = self.of_type(name, self.maybe_ints(name), "whole numbers")? else {
             return default.ok_or_else(|| format!("the attribute {name:?} must be {COUNT} whole numbers"));
         };
-        let fit: Vec<usize> = given.iter().filter_map(|&v| usize::try_from(v).ok()).collect();
+        let fit = |v: &i64| usize::try_from(*v).ok().filter(|v| (least..=1_000_000).contains(v));
         let fit =
-            <[usize; COUNT]>::try_from(fit).ok().filter(|all| all.iter().all(|v| (least..=1_000_000).contains(v)));
+            given.iter().map(fit).collect::<Option<Vec<_>>>().and_then(|all| <[usize; COUNT]>::try_from(all).ok());
         fit.ok_or_else(|| {
-            format!("the attribute {name:?} is {given:?}; it must be {COUNT} whole numbers, at least {least}")
+            format!("the attribute {name:?} is {given:?}; it must be {COUNT} whole numbers from {least} to a million")
         })
     }
 }

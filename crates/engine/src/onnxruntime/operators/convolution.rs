@@ -40,8 +40,8 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn of(attributes: &Attributes<'_>) -> Result<Self, String> {
         let channels = attributes.size(c"channels")?;
-        let group = if attributes.maybe_int(c"group").is_some() { attributes.size(c"group")? } else { 1 };
-        let plain = attributes.maybe_int(c"plain").unwrap_or(0) != 0;
+        let group = attributes.size_or_one(c"group")?;
+        let plain = attributes.flag(c"plain")?;
         let depthwise = group > 1;
         if depthwise && group != channels {
             return Err(format!("`group` is {group}; 1 and the {channels} `channels` are known"));

@@ -24,7 +24,7 @@ const TASK: usize = 1 << 15;
 
 impl ReluGradient {
     fn make(attributes: &Attributes<'_>) -> Result<Box<dyn Kernel>, String> {
-        Ok(Box::new(Self { low: attributes.float(c"low")?, high: attributes.float_or(c"high", f32::INFINITY) }))
+        Ok(Box::new(Self { low: attributes.float(c"low")?, high: attributes.float_or(c"high", f32::INFINITY)? }))
     }
 }
 

@@ -36,8 +36,8 @@ struct Settings {
 impl Settings {
     fn of(attributes: &Attributes<'_>) -> Result<Self, String> {
         let epsilon = f64::from(attributes.float(c"epsilon")?);
-        let low = attributes.float_or(c"low", f32::NEG_INFINITY);
-        Ok(Self { epsilon, low, high: attributes.float_or(c"high", f32::INFINITY) })
+        let low = attributes.float_or(c"low", f32::NEG_INFINITY)?;
+        Ok(Self { epsilon, low, high: attributes.float_or(c"high", f32::INFINITY)? })
     }
 
     fn inverse_deviation(&self, variance: f64) -> f64 {

@@ -25,9 +25,9 @@ struct Sgd {
 impl Sgd {
     fn make(attributes: &Attributes<'_>) -> Result<Box<dyn Kernel>, String> {
         let momentum = attributes.float(c"momentum")?;
-        let ahead = attributes.maybe_int(c"nesterov").unwrap_or(0) != 0;
+        let ahead = attributes.flag(c"nesterov")?;
         let shares = if ahead { [1.0, momentum] } else { [0.0, 1.0] };
-        Ok(Box::new(Self { momentum, shares, decay: attributes.float_or(c"weight_decay", 0.0) }))
+        Ok(Box::new(Self { momentum, shares, decay: attributes.float_or(c"weight_decay", 0.0)? }))
     }
 
     #[target_feature(enable = "avx512f")]
@@ -81,8 +81,8 @@ struct Adam {
 impl Adam {
     fn make(attributes: &Attributes<'_>) -> Result<Box<dyn Kernel>, String> {
         let shares = |beta: f32| [beta, (1.0 - f64::from(beta)) as f32];
-        let decay = attributes.float_or(c"weight_decay", 0.0);
-        let decoupled = attributes.maybe_int(c"decoupled").unwrap_or(0) != 0;
+        let decay = attributes.float_or(c"weight_decay", 0.0)?;
+        let decoupled = attributes.flag(c"decoupled")?;
         Ok(Box::new(Self {
             betas: [shares(attributes.float(c"beta1")?), shares(attributes.float(c"beta2")?)],
             epsilon: attributes.float(c"epsilon")?,

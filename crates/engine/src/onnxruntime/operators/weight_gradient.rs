@@ -204,7 +204,12 @@ impl Work<'_> {
                         let at = ((output - outputs) * split.inputs + input - inputs) * each;
                         let (first, second) = sums[at..].split_at_mut(split.inputs * each);
                         let second = if output + 1 < self.outputs { &mut second[..each] } else { &mut [] };
-                        self.taps::<I>(&visit, x, (input, output), [&mut first[..each], second]);
+                        let sums = [&mut first[..each], second];
+                        if I == 1 {
+                            self.plain_taps::<I>(&visit, x, (input, output), sums);
+                        } else {
+                            self.taps::<I>(&visit, x, (input, output), sums);
+                        }
                     }
                 }
             }
@@ -236,36 +241,90 @@ impl Work<'_> {
         let columns = self.window.0[1].kernel;
         for tap in 0..self.window.kernel_size() {
             let taps = [tap / columns, tap % columns];
+            let range = self.inside[1][taps[1]];
             let (first, second) = (&mut first[tap * I..(tap + 1) * I], second.get_mut(tap * I..(tap + 1) * I));
             match second {
-                Some(second) if I == 16 => {
+                Some(second) => {
                     for half in 0..2 {
-                        let range = half * 8..half * 8 + 8;
-                        let sums = [&mut first[range.clone()], &mut second[range]];
-                        self.tap::<I, 2, 8>(visit, x, (input, output), (taps, half), sums);
+                        let part = half * 8..half * 8 + 8;
+                        let sums = [&mut first[part.clone()], &mut second[part]];
+                        self.tap::<I, 2, 8>(visit, x, (input, output), (taps, half, range), sums);
                     }
                 }
-                Some(second) => self.tap::<I, 2, 1>(visit, x, (input, output), (taps, 0), [first, second]),
-                None if I == 16 => self.tap::<I, 1, 16>(visit, x, (input, output), (taps, 0), [first]),
-                None => self.tap::<I, 1, 1>(visit, x, (input, output), (taps, 0), [first]),
+                None => self.tap::<I, 1, 16>(visit, x, (input, output), (taps, 0, range), [first]),
             }
         }
     }
 
-    /// One tap of one visit: `L` inputs by `O` blocks of outputs.
+    /// The same for one channel of plain images: taps of a row take the place of inputs.
+    #[target_feature(enable = "avx512f")]
+    fn plain_taps<const I: usize>(
+        &self,
+        visit: &Visit,
+        x: &[[f32; I]],
+        (input, output): (usize, usize),
+        [first, second]: [&mut [Block]; 2],
+    ) {
+        let columns = self.window.0[1].kernel;
+        // Outputs to which all taps of a row give a pixel, where a kernel is made for as many.
+        let low = self.inside[1].iter().map(|r| r.0).max().unwrap_or(0);
+        let high = self.inside[1].iter().map(|r| r.1).min().unwrap_or(0).max(low);
+        let all = if [3, 5, 7].contains(&columns) { (low, high) } else { (0, 0) };
+        for row in 0..self.window.0[0].kernel {
+            let taps = row * columns..(row + 1) * columns;
+            let (first, second) = (&mut first[taps.clone()], second.get_mut(taps));
+            let at = (input, output);
+            let whole = ([row, 0], 0, all);
+            match second {
+                Some(second) => {
+                    match columns {
+                        3 => self.tap::<I, 2, 3>(visit, x, at, whole, [first, second]),
+                        5 => self.tap::<I, 2, 5>(visit, x, at, whole, [first, second]),
+                        7 => self.tap::<I, 2, 7>(visit, x, at, whole, [first, second]),
+                        _ => {}
+                    }
+                    for (tap, range) in self.rests(all) {
+                        let sums = [&mut first[tap..=tap], &mut second[tap..=tap]];
+                        self.tap::<I, 2, 1>(visit, x, at, ([row, tap], 0, range), sums);
+                    }
+                }
+                None => {
+                    match columns {
+                        3 => self.tap::<I, 1, 3>(visit, x, at, whole, [first]),
+                        5 => self.tap::<I, 1, 5>(visit, x, at, whole, [first]),
+                        7 => self.tap::<I, 1, 7>(visit, x, at, whole, [first]),
+                        _ => {}
+                    }
+                    for (tap, range) in self.rests(all) {
+                        self.tap::<I, 1, 1>(visit, x, at, ([row, tap], 0, range), [&mut first[tap..=tap]]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// For each tap of a row, the outputs that it gives a pixel before and after those of `all`.
+    fn rests(&self, all: (usize, usize)) -> impl Iterator<Item = (usize, (usize, usize))> + '_ {
+        self.inside[1].iter().enumerate().flat_map(move |(tap, &(low, high))| {
+            let both = if all.0 < all.1 { [(low, all.0), (all.1, high)] } else { [(low, high), (0, 0)] };
+            both.map(|range| (tap, range))
+        })
+    }
+
+    /// One tap of one visit, for a range of columns: `L` inputs, or taps side by side in a plain image, by `O` blocks of outputs.
     #[target_feature(enable = "avx512f")]
     fn tap<const I: usize, const O: usize, const L: usize>(
         &self,
         visit: &Visit,
         x: &[[f32; I]],
         (input, output): (usize, usize),
-        ([kh, kw], part): ([usize; 2], usize),
+        ([kh, kw], part, (left, right)): ([usize; 2], usize, (usize, usize)),
         mut sums: [&mut [Block]; O],
     ) {
         let [rows, columns] = &self.window.0;
         let ([height, width], [out_height, out_width]) = (self.size, self.output);
-        let ((top, bottom), (left, right)) = (self.inside[0][kh], self.inside[1][kw]);
-        if left == right {
+        let (top, bottom) = self.inside[0][kh];
+        if left >= right {
             return;
         }
         let mut lanes = [[zero(); L]; O];
@@ -278,13 +337,18 @@ impl Work<'_> {
             for row in visit.rows.start.max(top)..visit.rows.end.min(bottom) {
                 let from = (image * self.inputs + input) * height * width;
                 let from = from + rows.pixel(kh, row) * width + columns.pixel(kw, left);
-                let pixels = &x[from..from + (right - left - 1) * columns.stride + 1];
+                let reach = if I == 1 { (L - 1) * columns.dilation } else { 0 };
+                let pixels = &x[from..from + (right - left - 1) * columns.stride + reach + 1];
                 let mut dy: [&[Block]; O] = [&[]; O];
                 for (o, dy) in dy.iter_mut().enumerate() {
                     let from = ((image * self.outputs + output + o) * out_height + row) * out_width;
                     *dy = &self.dy[from + left..from + right];
                 }
-                strip::<I, O, L>(pixels, columns.stride, part, dy, &mut lanes);
+                if I == 1 && L > 1 {
+                    strip_taps(pixels, (columns.stride, columns.dilation), &dy, &mut lanes);
+                } else {
+                    strip::<I, O, L>(pixels, columns.stride, part, dy, &mut lanes);
+                }
             }
         }
         for (lanes, sums) in lanes.iter().zip(&mut sums) {
@@ -347,4 +411,30 @@ fn strip_apart<const I: usize, const O: usize, const L: usize>(
         lanes[0] = add(lanes[0], add(add(a, b), add(c, d)));
     }
     groups[0].len() * 4
+}
+
+/// Pixels of one row of a plain image, for taps side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn strip_taps<const I: usize, const O: usize, const L: usize>(
+    pixels: &[[f32; I]],
+    (stride, dilation): (usize, usize),
+    dy: &[&[Block]; O],
+    lanes: &mut [[Lanes; L]; O],
+) {
+    let mut at = 0;
+    while at < dy[0].len() {
+        let x = &pixels[at * stride..at * stride + (L - 1) * dilation + 1];
+        let mut gradients = [zero(); O];
+        for o in 0..O {
+            gradients[o] = load(&dy[o][at]);
+        }
+        for l in 0..L {
+            let x = splat(x[l * dilation][0]);
+            for o in 0..O {
+                lanes[o][l] = fma(x, gradients[o], lanes[o][l]);
+            }
+        }
+        at += 1;
+    }
 }
