@@ -48,7 +48,7 @@ impl BlockBits {
 }
 
 /// Rounds the weights of every MatMul and Gemm to `bits`, in blocks of `block` along their inputs: a power of two from
-/// 16 on. Layers with fewer inputs than a block are left. Errors: a layer whose constants cannot be read.
+/// 16 on. Layers whose inputs are no multiple of it are left: not every engine takes a last block that is not full. Errors: a layer whose constants cannot be read.
 pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Result<Quantised, CompressError> {
     if !(block.is_power_of_two() && (16..=256).contains(&block)) {
         let reason = "is no size of a block; expected a power of two from 16 to 256";
@@ -86,19 +86,19 @@ fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Re
         (_, &[inputs, outputs]) => (inputs, outputs, false),
         _ => return Err(refuse()),
     };
-    if inputs < block {
+    if inputs == 0 || !inputs.is_multiple_of(block) {
         return Ok(false);
     }
     let at = |output: usize, input: usize| {
         let index = if by_output { output * inputs + input } else { input * outputs + output };
         values.get(index).copied().unwrap_or(0.0)
     };
-    let blocks = inputs.div_ceil(block);
+    let blocks = inputs / block;
     let mut packed = Vec::with_capacity(outputs * blocks * block * bits.count() / 8);
     let mut scales = Vec::with_capacity(outputs * blocks);
     for output in 0..outputs {
         for first in (0..blocks).map(|number| number * block) {
-            let numbers: Vec<f32> = (first..(first + block).min(inputs)).map(|input| at(output, input)).collect();
+            let numbers: Vec<f32> = (first..first + block).map(|input| at(output, input)).collect();
             scales.push(round_block(&numbers, bits, block, &mut packed));
         }
     }

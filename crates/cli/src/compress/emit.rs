@@ -22,13 +22,7 @@ use crate::{
 const REPORT: &str = "report.json";
 
 /// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
-pub fn judged(
-    variant: &mut Variant,
-    timed: &Timed,
-    verdict: &Verdict,
-    (bytes, transfer_bytes): (u64, u64),
-    drop: f64,
-) {
+pub fn judged(variant: &mut Variant, timed: &Timed, verdict: &Verdict, (bytes, transfer_bytes): (u64, u64), drop: f64) {
     let (Some(p50_ms), Some(per_second)) = (timed.p50_ms, timed.per_second) else { return };
     variant.engine = Some(timed.engine.clone());
     variant.figures = Some(Figures { p50_ms, per_second, bytes, transfer_bytes, drop });

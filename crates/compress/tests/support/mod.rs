@@ -80,7 +80,14 @@ impl Builder {
         Self { graph, opset: 13 }
     }
 
-    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> &mut Self {
+    pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, mut attribute: Vec<AttributeProto>) -> &mut Self {
+        // The built-in engine wants these named.
+        if matches!(op, "Conv" | "MaxPool") {
+            if attribute.iter().all(|given| given.name() != "pads") {
+                attribute.push(ints("pads", &[0; 4]));
+            }
+            attribute.extend([ints("strides", &[1, 1]), ints("dilations", &[1, 1])]);
+        }
         self.graph.node.push(NodeProto {
             op_type: Some(op.to_owned()),
             input: inputs.iter().map(|i| (*i).to_owned()).collect(),
