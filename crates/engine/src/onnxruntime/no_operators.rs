@@ -23,7 +23,16 @@ impl Domain {
 }
 
 /// True where the operators of the domain `edgeward` can be used.
-#[expect(dead_code, reason = "for those who write graphs for these operators")]
-pub(crate) fn available() -> bool {
+pub(super) fn available() -> bool {
+    false
+}
+
+/// The domain's name, as models have it.
+pub(super) fn domain() -> &'static str {
+    "edgeward"
+}
+
+/// True for the name of an operator of the domain.
+pub(super) fn knows(_: &str) -> bool {
     false
 }
