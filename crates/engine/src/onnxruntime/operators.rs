@@ -6,6 +6,29 @@
 //!
 //! Images are *blocked*: [N, C, H, W] is stored as [N, ceil(C/16), H, W, 16]. Spare channels of the last block hold finite rubbish,
 //! which no operator lets reach a real channel.
+//!
+//! | operator | inputs | attributes | outputs |
+//! |---|---|---|---|
+//! | `ToBlocked` | plain x | | blocked |
+//! | `FromBlocked` | x | `channels` | plain |
+//! | `Conv` | x, plain w, bias? | `channels` of x, `strides`, `pads`, `dilations`, `group` (1, or all channels), `plain` (1: x is plain) | y |
+//! | `ConvWeightGradient` | x, dy | those, `kernel_shape`, `outputs` | plain dw |
+//! | `ConvInputGradient` | dy, plain w | those of `Conv`, `size` of x | dx, plain where x is |
+//! | `BatchNorm` | x, scale, bias, addend? | `epsilon`, `low`, `high` (bounds of y) | y, mean?, variance? |
+//! | `BatchNormGradient` | g, x, scale, mean, variance, y? | those; g passes where y is within the bounds | dx, dscale?, dbias?, passed g? |
+//! | `ReluGradient` | g, y | `low`, `high` | g where y is within |
+//! | `MaxPool` | x | `kernel_shape`, `strides`, `pads`, `dilations` | y |
+//! | `MaxPoolGradient` | g, x, y | those | dx |
+//! | `GlobalAveragePool` | x | `channels` | plain [N, C, 1, 1] |
+//! | `GlobalAveragePoolGradient` | plain g | `size` of x | dx |
+//! | `Sgd` | w, g, velocity, rate | `momentum`, `nesterov`, `weight_decay` | w, velocity |
+//! | `Adam` | w, g, mean, square, rate, inverse_mean, inverse_square_root | `beta1`, `beta2`, `epsilon`, `weight_decay`, `decoupled` | w, mean, square |
+//! | `LayerNormGradient` | g, x, scale | `epsilon` | dx, dscale?, dbias? |
+//! | `SoftmaxGradient`, `GeluGradient` | g, y; g, x | | dx |
+//! | `GatherGradient` | g, indices | `rows` | [rows, …] as one axis |
+//!
+//! All numbers are float32, indices int64; images are blocked where not said otherwise; what has a `?` may be left out. Sums do not
+//! depend on the number of threads.
 
 use std::ffi::CStr;
 
