@@ -92,7 +92,13 @@ pub fn pareto(all: &[Figures]) -> Vec<bool> {
     all.iter().map(|one| !all.iter().any(|other| dominates(other, one))).collect()
 }
 
-/// The best for a goal among those that may be emitted; of equals the smaller, then the more accurate one.
+/// Files within this part of each other count as equal.
+const SAME_SIZE: f64 = 0.02;
+/// Drops that differ by less count as equal.
+const SAME_DROP: f64 = 1e-4;
+
+/// The best for a goal among those that may be emitted; of equals the more accurate one, then the smaller, or where size
+/// was the goal the faster.
 pub fn best(candidates: &[(usize, Figures)], goal: Goal) -> Option<usize> {
     let cost = |figures: &Figures| match goal {
         Goal::Latency => figures.p50_ms,
@@ -100,10 +106,12 @@ pub fn best(candidates: &[(usize, Figures)], goal: Goal) -> Option<usize> {
         Goal::Size => figures.transfer_bytes as f64,
     };
     let least = candidates.iter().map(|(_, figures)| cost(figures)).min_by(f64::total_cmp)?;
-    let noise = if goal == Goal::Size { 0.0 } else { NOISE };
+    let noise = if goal == Goal::Size { SAME_SIZE } else { NOISE };
     let close = candidates.iter().filter(|(_, figures)| cost(figures) <= least * (1.0 + noise));
+    let dropped = |figures: &Figures| (figures.drop.max(0.0) / SAME_DROP).round();
+    let second = |figures: &Figures| if goal == Goal::Size { figures.p50_ms } else { figures.bytes as f64 };
     let order = |(_, a): &&(usize, Figures), (_, b): &&(usize, Figures)| {
-        a.drop.max(0.0).total_cmp(&b.drop.max(0.0)).then(a.bytes.cmp(&b.bytes)).then(cost(a).total_cmp(&cost(b)))
+        dropped(a).total_cmp(&dropped(b)).then(second(a).total_cmp(&second(b))).then(cost(a).total_cmp(&cost(b)))
     };
     close.min_by(order).map(|(index, _)| *index)
 }
@@ -155,6 +163,8 @@ mod tests {
         let all = [(0, figures(5.0, 300, 0.002)), (1, figures(5.1, 310, 0.0)), (2, figures(9.0, 100, 0.0))];
         assert_eq!(best(&all, Goal::Latency), Some(1));
         assert_eq!(best(&all, Goal::Size), Some(2));
+        let all = [(0, figures(5.0, 300, 0.0)), (1, figures(4.0, 301, 1e-6)), (2, figures(3.0, 400, 0.0))];
+        assert_eq!(best(&all, Goal::Size), Some(1));
         assert_eq!(best(&[], Goal::Size), None);
     }
 }
