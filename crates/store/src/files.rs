@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read as _, Write as _},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    io::{self, Read as _},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -14,10 +14,14 @@ use crate::{
     digest::{Digest, Hashing},
     error::{ErrorKind, StoreError, io_error, tampered},
     manifest::{BESIDE, MANIFEST, MANIFEST_BYTES_MAX, Manifest, Stored},
+    staged::{is_leftover, replace},
 };
 
 /// The deepest folder that is looked into.
 const DEPTH_MAX: usize = 16;
+
+/// Behind the name of a folder that a pull fills.
+pub(crate) const PARTIAL: &str = ".partial";
 
 /// A release's folder with its manifest. The manifest is well-formed; who wrote it is another question.
 #[derive(Debug)]
@@ -68,7 +72,7 @@ impl Release {
 
     /// Writes a small file that is about the release, whole or not at all.
     pub(crate) fn write_beside(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        write_whole(&self.folder.join(name), bytes)
+        replace(&self.root, name, bytes).map_err(|error| io_error(&self.folder.join(name), &error))
     }
 
     /// Opens a listed file.
@@ -89,10 +93,13 @@ impl Release {
         Ok(())
     }
 
-    /// Fails with the first file that is not listed.
+    /// Fails with the first file that is not listed. What a killed command has left of a file about the release is no part of it: nobody
+    /// reads it, and the next such command removes it.
     pub(crate) fn check_nothing_else(&self) -> Result<(), StoreError> {
-        let found = walk(&self.folder, MANIFEST_ENTRIES_MAX)?;
-        let listed = |path: &String| self.manifest.files.contains_key(path) || BESIDE.contains(&path.as_str());
+        let found = walk(&self.folder, ENTRIES_MAX)?;
+        let listed = |path: &String| {
+            self.manifest.files.contains_key(path) || BESIDE.iter().any(|name| path == name || is_leftover(path, name))
+        };
         match found.iter().find(|path| !listed(path)) {
             Some(path) => Err(tampered(format!("`{path}` is in the release's folder and not listed in `{MANIFEST}`"))),
             None => Ok(()),
@@ -101,7 +108,7 @@ impl Release {
 }
 
 /// Files that a folder may have before it is no release.
-const MANIFEST_ENTRIES_MAX: usize = 20_000;
+pub(crate) const ENTRIES_MAX: usize = 20_000;
 
 /// Copies a file of known size and digest; the copy is of no use where this fails.
 pub(crate) fn copy_checked(from: File, path: &str, expected: Stored, to: impl io::Write) -> Result<(), StoreError> {
@@ -166,81 +173,7 @@ pub(crate) fn walk(folder: &Path, files_max: usize) -> Result<BTreeSet<String>, 
     Ok(found)
 }
 
-/// Writes a file so that a reader finds the old one or the new one.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = tempfile::Builder::new()
-            .prefix(".new-")
-            .permissions(fs::Permissions::from_mode(0o644))
-            .tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|error: io::Error| io_error(path, &error))
-}
-
-/// A folder that takes its place when it is whole; gone where it is not.
-pub(crate) struct Staged {
-    folder: tempfile::TempDir,
-    target: PathBuf,
-}
-
-impl Staged {
-    /// A new folder beside `target`, which must not exist.
-    pub(crate) fn beside(target: &Path) -> Result<Self, StoreError> {
-        if target.symlink_metadata().is_ok() {
-            let text =
-                format!("`{}` exists already; releases are not changed, expected a new folder", target.display());
-            return Err(StoreError::new(ErrorKind::Exists, text));
-        }
-        let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(|error| io_error(parent, &error))?;
-        let made = tempfile::Builder::new()
-            .prefix(".release-")
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(parent);
-        let folder = made.map_err(|error| io_error(parent, &error))?;
-        Ok(Self { folder, target: target.to_owned() })
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Makes a file, and the folders to it.
-    pub(crate) fn create(&self, path: &str) -> Result<File, StoreError> {
-        let path = self.folder().join(path);
-        let make = || {
-            path.parent().map_or(Ok(()), fs::create_dir_all)?;
-            File::create_new(&path)
-        };
-        make().map_err(|error| io_error(&path, &error))
-    }
-
-    /// Writes a small file.
-    pub(crate) fn write(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        self.create(path)?.write_all(bytes).map_err(|error| io_error(Path::new(path), &error))
-    }
-
-    /// Puts the folder in its place, with all that it holds on the disk.
-    pub(crate) fn keep(self) -> Result<(), StoreError> {
-        let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-        for path in walk(self.folder(), MANIFEST_ENTRIES_MAX)? {
-            let path = self.folder().join(path);
-            sync(&path).map_err(|error| io_error(&path, &error))?;
-        }
-        sync(self.folder()).map_err(|error| io_error(self.folder(), &error))?;
-        fs::rename(self.folder(), &self.target).map_err(|error| io_error(&self.target, &error))?;
-        // It has moved: there is nothing left to remove.
-        let _ = self.folder.keep();
-        Ok(())
-    }
-}
-
-/// The releases in a folder, or the folder itself where it is one.
+/// The releases in a folder, or the folder itself where it is one. What is not whole yet (`.…`, `NAME.partial`) is none.
 ///
 /// # Errors
 /// Where the folder cannot be read. A release that cannot be read is an error beside its path.
@@ -252,7 +185,12 @@ pub fn list(folder: &Path) -> Result<Vec<(PathBuf, Result<Release, StoreError>)>
     let mut paths = entries
         .map(|entry| Ok(entry.map_err(|error| io_error(folder, &error))?.path()))
         .collect::<Result<Vec<_>, StoreError>>()?;
-    paths.retain(|path| path.join(MANIFEST).exists());
+    paths.retain(|path| is_whole(path) && path.join(MANIFEST).exists());
     paths.sort();
     Ok(paths.into_iter().map(|path| (path.clone(), Release::open(&path))).collect())
+}
+
+fn is_whole(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    !name.starts_with('.') && !name.ends_with(PARTIAL)
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Digest,
     error::{ErrorKind, StoreError, invalid, io_error},
-    files::write_whole,
+    staged::write_whole,
 };
 
 const FLOOR_BYTES_MAX: u64 = 16 << 20;

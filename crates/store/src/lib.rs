@@ -16,6 +16,7 @@ mod pack;
 pub mod remote;
 mod seal;
 pub mod signing;
+mod staged;
 
 pub use error::{ErrorKind, StoreError};
 pub use files::{Release, list};
@@ -23,4 +24,4 @@ pub use floor::Floor;
 pub use manifest::Manifest;
 pub use open::{LoadedVariant, OpenOptions, Opened, open};
 pub use pack::{PackSpec, VariantSpec, pack};
-pub use seal::{rekey, seal};
+pub use seal::{check_key, rekey, seal};

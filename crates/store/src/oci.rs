@@ -21,8 +21,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     digest::{Digest, Hashing},
     error::{ErrorKind, StoreError, invalid, io_error, tampered},
-    files::{Release, Staged, check_stored, copy_checked},
+    files::{Release, check_stored, copy_checked},
     manifest::{BESIDE, MANIFEST, MANIFEST_BYTES_MAX, Manifest, Stored},
+    staged::Staged,
 };
 
 /// Type of the artifact.

@@ -13,9 +13,10 @@ use serde::Deserialize;
 use crate::{
     digest::Hashing,
     error::{StoreError, invalid, io_error},
-    files::{Release, Staged},
+    files::Release,
     manifest::{FORMAT, FileEntry, MANIFEST, Manifest, Variant},
     name::{check_name, check_path},
+    staged::Staged,
 };
 
 const REPORT: &str = "report.json";

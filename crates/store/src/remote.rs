@@ -10,6 +10,7 @@
 //! PREFIX/releases/NAME/SEQUENCE/FILE       the manifest, and the files about the release
 //! ```
 
+mod check;
 mod chunk;
 mod index;
 mod open;
@@ -31,6 +32,7 @@ use crate::{
     error::{ErrorKind, StoreError, invalid, io_error},
 };
 
+pub use check::Check;
 use index::Index;
 pub use pull::{PullOptions, PullReport, Selection};
 pub use push::PushReport;

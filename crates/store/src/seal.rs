@@ -15,8 +15,9 @@ use zeroize::Zeroizing;
 use crate::{
     digest::{Digest, Hashing},
     error::{StoreError, invalid},
-    files::{Release, Staged, check_stored},
+    files::{Release, check_stored},
     manifest::{FileEntry, KEY, MANIFEST, Manifest, Stored},
+    staged::Staged,
 };
 
 pub(crate) use file::FileKey;
@@ -70,13 +71,30 @@ fn seal_file(
 /// `Invalid` where it is not sealed, `Tampered` where `from` does not unwrap its key.
 pub fn rekey(folder: &Path, from: &dyn KeyProvider, to: &dyn KeyProvider, key: &str) -> Result<Digest, StoreError> {
     let release = Release::open(folder)?;
-    let data_key = DataKey::unwrap(&release, from)?;
     // A key that opens nothing is not wrapped anew.
-    if let Some((path, entry)) = release.manifest().files.iter().min_by_key(|(_, entry)| entry.size) {
-        file::read(&release, path, entry, Some(&data_key))?;
-    }
+    let data_key = opens(&release, from)?;
     release.write_beside(KEY, &data_key.wrap(to, key)?)?;
     Ok(release.id())
+}
+
+/// Whether a release's key file is one: well-formed where there are no keys to ask; with them, whether it opens the release.
+///
+/// # Errors
+/// `NotFound` where it is missing, `Invalid` where it is malformed, `Tampered` where the keys do not unwrap it or it opens nothing.
+pub fn check_key(release: &Release, keys: Option<&dyn KeyProvider>) -> Result<(), StoreError> {
+    match keys {
+        Some(keys) => opens(release, keys).map(drop),
+        None => DataKey::wrapped(release).map(drop),
+    }
+}
+
+/// The data key, which opens the smallest file.
+fn opens(release: &Release, keys: &dyn KeyProvider) -> Result<DataKey, StoreError> {
+    let data_key = DataKey::unwrap(release, keys)?;
+    if let Some((path, entry)) = release.manifest().files.iter().min_by_key(|(_, entry)| entry.size) {
+        file::read(release, path, entry, Some(&data_key))?;
+    }
+    Ok(data_key)
 }
 
 pub(crate) use file::read;

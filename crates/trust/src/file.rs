@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -31,6 +31,33 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     put(file, &new, path, bytes, true)
 }
 
+/// Writes a file that its owner alone may read, unless there is one. Of several processes that do so at once one writes it, whole.
+///
+/// # Errors
+/// The system's. False is no error: it was there.
+pub fn create_private(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut new =
+        tempfile::Builder::new().prefix(".new-").permissions(fs::Permissions::from_mode(0o600)).tempfile_in(folder)?;
+    new.write_all(bytes)?;
+    new.as_file().sync_all()?;
+    match new.persist_noclobber(path) {
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        other => other?,
+    };
+    File::open(folder)?.sync_all()?;
+    Ok(true)
+}
+
+/// Waits for its turn to change the file. The turn ends when what is returned is dropped, or its process.
+pub(crate) fn lock(path: &Path) -> io::Result<File> {
+    let beside = path.with_added_extension("lock");
+    // Who may not open it cannot hold it up either.
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(beside)?;
+    file.lock()?;
+    Ok(file)
+}
+
 fn beside(path: &Path) -> PathBuf {
     path.with_added_extension("new")
 }
@@ -50,7 +77,10 @@ fn put(mut file: File, new: &Path, path: &Path, bytes: &[u8], flush: bool) -> io
 }
 
 /// Reads a file that its owner alone may read.
-pub(crate) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
+///
+/// # Errors
+/// `Invalid` where others may read it or it has more than 16 MiB, `Unavailable` where it cannot be read.
+pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, TrustError> {
     let unavailable =
         |error: io::Error| TrustError::new(ErrorKind::Unavailable, format!("`{}`: {error}", path.display()));
     let invalid = |why: String| TrustError::new(ErrorKind::Invalid, format!("`{}`: {why}", path.display()));

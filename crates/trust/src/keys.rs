@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{ErrorKind, TrustError};
 
-pub use crate::file::write_private;
+pub use crate::file::{create_private, read_private, write_private};
 pub use kms::{CredentialSettings, Kms, KmsSettings};
 pub use pkcs11::{Pkcs11, Pkcs11Settings};
 pub use sealed::{SealedFile, Unlock, random_bytes};

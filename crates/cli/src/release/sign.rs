@@ -6,16 +6,18 @@ use edgeward_store::{
     Release,
     signing::{self, Signer, SigningKey},
 };
+use edgeward_trust::keys::read_private;
 use serde_json::json;
 
 use super::{
     failure,
-    keys::{KeyArgs, SIGNING_KEY, TrustArgs, read},
+    keys::{KeyArgs, SIGNING_KEY, TrustArgs, open_keys, read},
 };
 use crate::{
     Context,
-    failure::{Failure, Outcome},
+    failure::{Failure, OrInput as _, Outcome},
     print,
+    trust::Unlocking,
 };
 
 /// Options of `release sign`.
@@ -46,12 +48,17 @@ pub struct VerifyArgs {
     release: PathBuf,
     #[command(flatten)]
     trust: TrustArgs,
+    /// Keys that open a sealed release, to find out whether they do: a sealed file of keys, or a `.toml` file that names another provider
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    #[command(flatten)]
+    unlock: Unlocking,
 }
 
 /// Runs `release sign`.
 pub fn sign(args: &SignArgs, context: &Context) -> Outcome {
     let key = match (&args.private_key, args.keys.open()?) {
-        (Some(path), _) => SigningKey::from_pem(&read(path)?)
+        (Some(path), _) => SigningKey::from_pem(&read_private(path).or_input()?)
             .map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?,
         (None, Some(provider)) => SigningKey::Provider(provider, args.key.clone()),
         (None, None) => return Err(Failure::input("expected `--keys FILE` or `--private-key FILE`")),
@@ -78,6 +85,11 @@ pub fn verify(args: &VerifyArgs, context: &Context) -> Outcome {
     let release = Release::open(&args.release).map_err(failure)?;
     let signed_by = signing::verify(&release, &trust).map_err(failure)?;
     release.check_files().map_err(failure)?;
+    let keys = args.keys.as_ref().map(|path| open_keys(path, &args.unlock)).transpose()?;
+    // Nobody signs how the data key is wrapped; what can be told of it is told.
+    if keys.is_some() || release.manifest().is_sealed() {
+        edgeward_store::check_key(&release, keys.as_deref()).map_err(failure)?;
+    }
     let manifest = release.manifest();
     if context.json {
         return print::json(

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use edgeward_store::{
     Floor, Release, oci,
-    remote::{PullOptions, PullReport, Remote, Selection},
+    remote::{Check, PullOptions, PullReport, Remote, Selection},
     signing,
 };
 use serde_json::json;
@@ -27,6 +27,10 @@ pub struct PushArgs {
     /// A folder, `s3://BUCKET/PREFIX`, `az://CONTAINER/PREFIX`, `gs://BUCKET/PREFIX` (credentials from the environment), or `oci:FOLDER` for a
     /// new OCI image layout
     place: String,
+    /// Read back all that is there already and that the release shares, and send again what was changed; in a folder that is always done, elsewhere
+    /// sizes are compared
+    #[arg(long)]
+    check: bool,
 }
 
 /// Options of `release pull`.
@@ -80,7 +84,9 @@ pub fn push(args: &PushArgs, context: &Context) -> Outcome {
         };
     }
     let remote = remote(&args.place)?;
-    let report = wait(remote.push(&args.release))?.map_err(failure)?;
+    // A folder is read as fast as the release's files are.
+    let check = if args.check || is_folder(&args.place) { Check::Digests } else { Check::Sizes };
+    let report = wait(remote.push(&args.release, check))?.map_err(failure)?;
     if context.json {
         return print::json(&report);
     }
@@ -90,7 +96,18 @@ pub fn push(args: &PushArgs, context: &Context) -> Outcome {
         print::bytes(report.sent_bytes),
         print::bytes(report.total_bytes),
         print::bytes(report.shared_bytes + report.resumed_bytes)
-    ))
+    ))?;
+    match report.broken_packs {
+        0 => Ok(()),
+        count => print::line(&format!(
+            "packs there that were missing or broken: {count}; what this release has in them was sent again, push others of `{}` again as well",
+            Release::open(&args.release).map_err(failure)?.manifest().name
+        )),
+    }
+}
+
+fn is_folder(place: &str) -> bool {
+    !place.contains("://") || place.starts_with("file://")
 }
 
 /// Runs `release pull`.

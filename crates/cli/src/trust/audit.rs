@@ -202,7 +202,7 @@ fn verify_log(args: &VerifyArgs, context: &Context) -> Outcome {
     if report.findings.is_empty() {
         return Ok(());
     }
-    Err(Failure::Work(anyhow::anyhow!("the log is not what was signed: {} findings", report.findings.len())))
+    Err(Failure::told(format!("the log is not what was signed: {} findings", report.findings.len())))
 }
 
 fn print_report(report: &Report) -> Outcome {

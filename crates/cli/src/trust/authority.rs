@@ -12,7 +12,7 @@ use std::{
 use edgeward_trust::{
     audit::LogSigner,
     authority::{Authority, AuthorityKeys, IssuedLeaf, LeafKey, LeafKind, LeafRequest, Lifetimes, State, Step, plan},
-    keys::{KeyKind, KeyProvider, KeySettings, SealedFile, Unlock},
+    keys::{KeyKind, KeyProvider, KeySettings, SealedFile, Unlock, create_private},
 };
 use serde_json::json;
 
@@ -138,9 +138,7 @@ impl Unlocking {
     /// What opens the sealed files of a folder.
     pub fn get(&self, folder: &Path) -> Result<Unlock, Failure> {
         if let Some(path) = &self.passphrase_file {
-            let words =
-                fs::read_to_string(path).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))?;
-            return Ok(Unlock::Passphrase(words.trim_end_matches(['\r', '\n']).as_bytes().to_vec().into()));
+            return Unlock::from_passphrase_file(path).or_input();
         }
         let path = self.key_file.clone().unwrap_or_else(|| folder.join(KEY_FILE));
         Unlock::from_key_file(&path).or_input()
@@ -152,8 +150,9 @@ impl Unlocking {
         if self.passphrase_file.is_some() || self.key_file.is_some() || path.exists() {
             return Ok(false);
         }
-        write_private(&path, &edgeward_trust::keys::random_bytes::<32>().map_err(failure)?)?;
-        Ok(true)
+        // Another process may be making it as well: what was sealed with one must not lose it.
+        let bytes = edgeward_trust::keys::random_bytes::<32>().map_err(failure)?;
+        create_private(&path, &bytes).map_err(|error| Failure::input(format!("`{}`: {error}", path.display())))
     }
 
     /// By a passphrase, by a key file, or where neither is named by `unlock.key` beside the sealed file.
@@ -170,15 +169,10 @@ impl Unlocking {
     /// Opens a sealed file, or makes it with these keys.
     pub fn open_or_create(&self, path: &Path, keys: &[(&str, KeyKind)]) -> Result<SealedFile, Failure> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        if path.exists() {
-            return SealedFile::open(path, &self.get(folder)?).map_err(failure);
+        if !path.exists() {
+            self.prepare(folder)?;
         }
-        self.prepare(folder)?;
-        let file = SealedFile::create(path, &self.get(folder)?).map_err(failure)?;
-        for (id, kind) in keys {
-            file.create(id, *kind).map_err(failure)?;
-        }
-        Ok(file)
+        SealedFile::open_or_create(path, &self.get(folder)?, keys).map_err(failure)
     }
 }
 

@@ -212,7 +212,7 @@ fn check(dir: &Path, strict: bool, context: &Context) -> Outcome {
         print::line(&format!("{policies} policies of {scopes} scopes, {entities} entities, digest {digest}"))?;
     }
     match rules.warnings().len() {
-        count if strict && count > 0 => Err(anyhow::anyhow!("{count} warnings, and `--strict` was asked for").into()),
+        count if strict && count > 0 => Err(Failure::told(format!("{count} warnings, and `--strict` was asked for"))),
         _ => Ok(()),
     }
 }
@@ -250,7 +250,7 @@ fn test(dir: &Path, files: &[PathBuf], context: &Context) -> Outcome {
     }
     match failed {
         0 => Ok(()),
-        _ => Err(anyhow::anyhow!("{failed} of {} decisions are not as expected", results.len()).into()),
+        _ => Err(Failure::told(format!("{failed} of {} decisions are not as expected", results.len()))),
     }
 }
 

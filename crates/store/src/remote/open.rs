@@ -29,7 +29,7 @@ impl Remote {
         fs::create_dir_all(cache).map_err(|error| io_error(cache, &error))?;
         let folder = cache.join(format!("{}-{}", chosen.name, index.id));
         if Release::open(&folder).is_ok_and(|kept| kept.id() == index.id) {
-            self.beside(&chosen, &Partial::of(&folder)).await?;
+            self.beside(&chosen, &Partial::of(&folder)?).await?;
         } else {
             let have = earlier(cache, &chosen.name)?;
             let selection = Selection { name: Some(chosen.name), sequence: Some(chosen.sequence) };

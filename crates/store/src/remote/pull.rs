@@ -4,12 +4,13 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::OsString,
     fs::{self, File},
-    os::unix::fs::FileExt as _,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
 };
 
+use edgeward_graph::beneath;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use object_store::ObjectStoreExt as _;
+use object_store::{Error, ObjectStoreExt as _};
 
 use super::{
     Listed, Remote,
@@ -20,9 +21,10 @@ use super::{
 use crate::{
     digest::Digest,
     error::{ErrorKind, StoreError, invalid, io_error, tampered},
-    files::{Release, write_whole},
+    files::{PARTIAL, Release},
     manifest::{BESIDE, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     signing::{self, TrustRoots},
+    staged::replace,
 };
 
 /// Ranges on their way at the same time.
@@ -78,9 +80,11 @@ struct Range {
     wanted: Vec<Wanted>,
 }
 
-/// The folder that is being filled; it stays where a pull is interrupted.
+/// The folder that is being filled; it stays where a pull is interrupted. All is written beneath it without following links: who else may
+/// write there gets nothing outside overwritten.
 pub(super) struct Partial {
     folder: PathBuf,
+    root: OwnedFd,
     files: BTreeMap<String, File>,
 }
 
@@ -149,7 +153,7 @@ impl Remote {
         for name in BESIDE.iter().filter(|name| **name != MANIFEST) {
             let path = self.release(&chosen.name, chosen.sequence, name);
             if let Some(bytes) = self.small(&path, MANIFEST_BYTES_MAX).await? {
-                write_whole(&partial.folder.join(name), &bytes)?;
+                partial.write_small(name, &bytes)?;
             }
         }
         Ok(())
@@ -157,12 +161,18 @@ impl Remote {
 
     async fn fetch(&self, range: &Range, partial: &Partial) -> Result<(), StoreError> {
         let path = self.pack(range.pack);
-        let bytes = self.store.get_range(&path, range.begin..range.end).await.map_err(|error| failed(&error))?;
+        let mend = "who has the release mends it: `edgeward release push RELEASE PLACE --check`";
+        let bytes = match self.store.get_range(&path, range.begin..range.end).await {
+            Err(Error::NotFound { .. }) => {
+                return Err(StoreError::new(ErrorKind::NotFound, format!("`{path}` is missing; {mend}")));
+            }
+            other => other.map_err(|error| failed(&error))?,
+        };
         for wanted in &range.wanted {
             let begin = (wanted.place.offset - range.begin) as usize;
             let chunk = bytes.get(begin..begin + wanted.chunk.size as usize).unwrap_or_default();
             if Digest::of(chunk) != wanted.chunk.sha256 {
-                return Err(tampered(format!("`{path}` does not hold chunk {}", wanted.chunk.sha256)));
+                return Err(tampered(format!("`{path}` does not hold chunk {}; {mend}", wanted.chunk.sha256)));
             }
             partial.write(wanted, chunk)?;
         }
@@ -210,35 +220,63 @@ fn ranges(wanted: HashMap<Digest, Wanted>) -> Vec<Range> {
 
 impl Partial {
     /// A folder that is whole.
-    pub(super) fn of(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), files: BTreeMap::new() }
+    pub(super) fn of(folder: &Path) -> Result<Self, StoreError> {
+        let root = beneath::folder(folder).map_err(|error| io_error(folder, &error))?;
+        Ok(Self { folder: folder.to_owned(), root, files: BTreeMap::new() })
     }
 
-    /// Takes up what an earlier pull of the same release has left, or begins anew.
+    /// Takes up what an earlier pull of the same release has left. Where that is another release, or anything in it is not as a pull leaves
+    /// it, begins anew.
     fn open(out: &Path, manifest: &Manifest) -> Result<Self, StoreError> {
         let mut name = OsString::from(out.file_name().unwrap_or_default());
-        name.push(".partial");
+        name.push(PARTIAL);
         let folder = out.with_file_name(name);
-        let same = Release::open(&folder).is_ok_and(|earlier| earlier.manifest() == manifest);
-        if !same && folder.symlink_metadata().is_ok() {
-            fs::remove_dir_all(&folder).map_err(|error| io_error(&folder, &error))?;
+        let left = folder.symlink_metadata().ok();
+        match left {
+            Some(left) if left.is_dir() => match Self::take_up(&folder, manifest) {
+                Ok(partial) => return Ok(partial),
+                Err(error) => {
+                    tracing::debug!("`{}` is begun anew: {error}", folder.display());
+                    fs::remove_dir_all(&folder).map_err(|error| io_error(&folder, &error))?;
+                }
+            },
+            Some(_) => fs::remove_file(&folder).map_err(|error| io_error(&folder, &error))?,
+            None => {}
         }
-        fs::create_dir_all(&folder).map_err(|error| io_error(&folder, &error))?;
-        if !same {
-            write_whole(&folder.join(MANIFEST), &manifest.to_bytes()?)?;
+        out.parent().map_or(Ok(()), fs::create_dir_all).map_err(|error| io_error(out, &error))?;
+        fs::create_dir(&folder).map_err(|error| io_error(&folder, &error))?;
+        let mut partial = Self::of(&folder)?;
+        partial.write_small(MANIFEST, &manifest.to_bytes()?)?;
+        partial.open_files(manifest)?;
+        Ok(partial)
+    }
+
+    fn take_up(folder: &Path, manifest: &Manifest) -> Result<Self, StoreError> {
+        let earlier = Release::open(folder)?;
+        if earlier.manifest() != manifest {
+            return Err(StoreError::new(ErrorKind::Exists, "it is of another release"));
         }
-        let mut files = BTreeMap::new();
+        earlier.check_nothing_else()?;
+        let mut partial = Self::of(folder)?;
+        partial.open_files(manifest)?;
+        Ok(partial)
+    }
+
+    fn open_files(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
         for (path, entry) in &manifest.files {
-            let target = folder.join(path);
             let make = || {
-                target.parent().map_or(Ok(()), fs::create_dir_all)?;
-                let file = File::options().create(true).truncate(false).read(true).write(true).open(&target)?;
+                let file = beneath::create(&self.root, path)?;
                 file.set_len(entry.stored().size)?;
                 Ok(file)
             };
-            files.insert(path.clone(), make().map_err(|error| io_error(&target, &error))?);
+            let file = make().map_err(|error| io_error(&self.folder.join(path), &error))?;
+            self.files.insert(path.clone(), file);
         }
-        Ok(Self { folder, files })
+        Ok(())
+    }
+
+    fn write_small(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        replace(&self.root, name, bytes).map_err(|error| io_error(&self.folder.join(name), &error))
     }
 
     /// Takes chunks off the list that are at their place already.

@@ -6,10 +6,11 @@ use std::{
     path::Path as LocalPath,
 };
 
-use object_store::{Error, ObjectStoreExt as _, PutPayload, WriteMultipart};
+use object_store::{ObjectStoreExt as _, PutPayload, WriteMultipart};
 
 use super::{
-    Index, Remote,
+    Check, Index, Remote,
+    check::Broken,
     chunk::{Chunk, cut_checked},
     failed,
     index::{self, PACK_BYTES, Place},
@@ -18,7 +19,7 @@ use crate::{
     digest::Digest,
     error::{ErrorKind, StoreError, io_error, tampered},
     files::Release,
-    manifest::{BESIDE, MANIFEST},
+    manifest::{BESIDE, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
 };
 
 /// Bytes of one part of an upload in parts; S3 takes no smaller ones than 5 MiB.
@@ -39,6 +40,8 @@ pub struct PushReport {
     pub resumed_bytes: u64,
     /// There already with other releases, or twice in this one.
     pub shared_bytes: u64,
+    /// Packs that were there and are missing or broken. What this release has in them was sent again.
+    pub broken_packs: usize,
 }
 
 /// Chunks that go into one pack, with the file and offset where each is read.
@@ -48,41 +51,75 @@ struct Pack<'r> {
     chunks: Vec<(Chunk, &'r str, u64)>,
 }
 
+/// What is there under a release's name and sequence before it is sent.
+enum There {
+    Nothing,
+    Index(Index),
+    /// One that cannot be read, beside the release's manifest.
+    BrokenIndex,
+}
+
+/// What a push knows of the packs that are there.
+struct Known<'b> {
+    broken: &'b Broken,
+    check: Check,
+}
+
 impl Remote {
-    /// Sends a release. Twice the same is no error; what is about it (its signature, its wrapped key) is replaced then.
+    /// Sends a release. Twice the same is no error: what is about it (its signature, its wrapped key) is replaced then, and what is broken
+    /// there is mended, as far as `check` finds it.
     ///
     /// # Errors
     /// `Exists` where another release has its name and sequence; `Tampered` where a file is not what is listed; `Unavailable` where the store
     /// does not answer: push again, what was sent is found.
-    pub async fn push(&self, folder: &LocalPath) -> Result<PushReport, StoreError> {
+    pub async fn push(&self, folder: &LocalPath, check: Check) -> Result<PushReport, StoreError> {
         let release = Release::open(folder)?;
         release.check_nothing_else()?;
         let manifest = release.manifest();
-        let there = self.index(&manifest.name, manifest.sequence).await?;
-        if let Some(there) = &there
-            && there.id != release.id()
-        {
-            return Err(StoreError::new(
-                ErrorKind::Exists,
-                format!(
-                    "release {} of `{}` is there already with another content, {}; pack with a higher sequence",
-                    manifest.sequence, manifest.name, there.id
-                ),
-            ));
-        }
+        let there = self.there(&release).await?;
         let mut files = BTreeMap::new();
         for (path, entry) in &manifest.files {
             files.insert(path.clone(), cut_checked(release.file(path)?, path, entry.stored())?);
         }
         let mut places = self.known(&manifest.name).await?;
-        let mut report = PushReport { total_bytes: manifest.size(), ..PushReport::default() };
+        // The release's own index stays as it is, where all of it is whole.
+        if let There::Index(own) = &there {
+            places.extend(own.places().map(|(chunk, place)| (chunk.sha256, place)));
+        }
+        let broken = self.broken(&files, &places, check).await?;
+        broken.forget(&mut places);
+        let broken_packs = broken.packs.len();
+        let mut report = PushReport { total_bytes: manifest.size(), broken_packs, ..PushReport::default() };
         for pack in missing(&files, &places) {
-            self.send(&release, &pack, &mut places, &mut report).await?;
+            self.send(&release, &pack, &Known { broken: &broken, check }, &mut places, &mut report).await?;
         }
         report.shared_bytes = report.total_bytes - report.sent_bytes - report.resumed_bytes;
         let index = Index::of(release.id(), &files, |chunk| places.get(&chunk.sha256).copied())?;
-        self.publish(&release, &index, there.is_some()).await?;
+        self.publish(&release, &index, &there).await?;
         Ok(report)
+    }
+
+    /// What is there under the release's name and sequence; an error where that is another one.
+    async fn there(&self, release: &Release) -> Result<There, StoreError> {
+        let Manifest { name, sequence, .. } = release.manifest();
+        let other = |what: String| {
+            let text = format!("release {sequence} of `{name}` is there already {what}; pack with a higher sequence");
+            Err(StoreError::new(ErrorKind::Exists, text))
+        };
+        match self.index(name, *sequence).await {
+            Ok(None) => Ok(There::Nothing),
+            Ok(Some(there)) if there.id != release.id() => other(format!("with another content, {}", there.id)),
+            Ok(Some(there)) => Ok(There::Index(there)),
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                let manifest = self.small(&self.release(name, *sequence, MANIFEST), MANIFEST_BYTES_MAX).await?;
+                if manifest.map(|bytes| Digest::of(&bytes)) != Some(release.id()) {
+                    return other(format!("with another manifest and a broken index ({error})"));
+                }
+                tracing::warn!("{error}; it is written anew");
+                Ok(There::BrokenIndex)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Chunks of the name's newest releases. What they say is not believed by who pulls.
@@ -107,17 +144,14 @@ impl Remote {
         &self,
         release: &Release,
         pack: &Pack<'_>,
+        known: &Known<'_>,
         places: &mut HashMap<Digest, Place>,
         report: &mut PushReport,
     ) -> Result<(), StoreError> {
         let bytes = read(release, pack)?;
         let digest = Digest::of(&bytes);
         let path = self.pack(digest);
-        let there = match self.store.head(&path).await {
-            Ok(meta) => meta.size == pack.size,
-            Err(Error::NotFound { .. }) => false,
-            Err(error) => return Err(failed(&error)),
-        };
+        let there = !known.broken.packs.contains(&digest) && self.has(digest, pack.size, known.check).await?;
         if there {
             report.resumed_bytes += pack.size;
         } else {
@@ -151,7 +185,7 @@ impl Remote {
     }
 
     /// Writes what is about the release, and its index last: a release is there when its index is.
-    async fn publish(&self, release: &Release, index: &Index, there: bool) -> Result<(), StoreError> {
+    async fn publish(&self, release: &Release, index: &Index, there: &There) -> Result<(), StoreError> {
         let manifest = release.manifest();
         let at = |file: &str| self.release(&manifest.name, manifest.sequence, file);
         for name in BESIDE {
@@ -163,7 +197,14 @@ impl Remote {
                 None => {}
             }
         }
-        if there { Ok(()) } else { self.create(&at(index::FILE), index.to_bytes()?).await }
+        let (at, bytes) = (at(index::FILE), index.to_bytes()?);
+        match there {
+            There::Nothing => self.create(&at, bytes).await,
+            There::Index(there) if there == index => Ok(()),
+            There::Index(_) | There::BrokenIndex => {
+                self.store.put(&at, PutPayload::from(bytes)).await.map(drop).map_err(|error| failed(&error))
+            }
+        }
     }
 }
 

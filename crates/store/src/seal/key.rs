@@ -33,6 +33,10 @@ struct Wrapped {
     wrapped: String,
 }
 
+fn place(release: &Release) -> String {
+    release.folder().join(KEY).display().to_string()
+}
+
 /// Encrypts the files of one release.
 pub(crate) struct DataKey {
     key: Zeroizing<[u8; 32]>,
@@ -64,7 +68,18 @@ impl DataKey {
 
     /// Has the data key of a sealed release unwrapped.
     pub(crate) fn unwrap(release: &Release, keys: &dyn KeyProvider) -> Result<Self, StoreError> {
-        let place = || release.folder().join(KEY).display().to_string();
+        let place = || place(release);
+        let (key, wrapped) = Self::wrapped(release)?;
+        let id = release.manifest().unsealed().id()?;
+        let unwrapped = keys.unwrap(&key, &wrapped, &Self::context(id)).map_err(StoreError::from);
+        let unwrapped = unwrapped.map_err(|error| error.at(place()))?;
+        let key = <[u8; 32]>::try_from(unwrapped.as_slice());
+        let key = key.map_err(|_| invalid(format!("`{}`: expected a key of 32 bytes", place())))?;
+        Ok(Self { key: Zeroizing::new(key), release: id })
+    }
+
+    /// The name of the key that wraps, and the wrapped key, as they lie beside a sealed release.
+    pub(crate) fn wrapped(release: &Release) -> Result<(String, Vec<u8>), StoreError> {
         if !release.manifest().is_sealed() {
             return Err(invalid(format!("`{}` is not sealed", release.folder().display())));
         }
@@ -72,18 +87,14 @@ impl DataKey {
             let text = format!("`{}` is sealed and its `{KEY}` is missing", release.folder().display());
             StoreError::new(ErrorKind::NotFound, text)
         })?;
-        let wrong = |why: String| invalid(format!("`{}`: {why}", place()));
+        let wrong = |why: String| invalid(format!("`{}`: {why}", place(release)));
         let file: Wrapped = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if file.format != FORMAT {
             return Err(wrong(format!("format `{}`; expected `{FORMAT}`", file.format.escape_debug())));
         }
-        check_name("key", &file.key).map_err(|error| error.at(place()))?;
+        check_name("key", &file.key).map_err(|error| error.at(place(release)))?;
         let wrapped = BASE64_STANDARD.decode(&file.wrapped).map_err(|error| wrong(format!("not base64: {error}")))?;
-        let id = release.manifest().unsealed().id()?;
-        let unwrapped = keys.unwrap(&file.key, &wrapped, &Self::context(id)).map_err(StoreError::from);
-        let unwrapped = unwrapped.map_err(|error| error.at(place()))?;
-        let key = <[u8; 32]>::try_from(unwrapped.as_slice());
-        Ok(Self { key: Zeroizing::new(key.map_err(|_| wrong("expected a key of 32 bytes".to_owned()))?), release: id })
+        Ok((file.key, wrapped))
     }
 
     /// The key of one file.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use edgeward_graph::Model;
 use edgeward_store::{
     ErrorKind, Floor, OpenOptions, Release, rekey,
-    remote::{PullOptions, Remote, Selection},
+    remote::{Check, PullOptions, Remote, Selection},
     seal, signing,
 };
 use futures_util::stream::BoxStream;
@@ -122,13 +122,13 @@ async fn only_what_changed_travels() {
     for name in ["r1", "r2"] {
         home.sign(name);
     }
-    let first = remote.push(&home.path("r1")).await.unwrap();
+    let first = remote.push(&home.path("r1"), Check::Sizes).await.unwrap();
     // The same weights lie in both variants.
     assert!(first.sent_bytes < first.total_bytes * 6 / 10, "{first:?}");
-    let second = remote.push(&home.path("r2")).await.unwrap();
+    let second = remote.push(&home.path("r2"), Check::Sizes).await.unwrap();
     assert!(second.sent_bytes < second.total_bytes / 10, "{second:?}");
     assert_eq!(second.sent_bytes + second.shared_bytes, second.total_bytes);
-    let again = remote.push(&home.path("r2")).await.unwrap();
+    let again = remote.push(&home.path("r2"), Check::Sizes).await.unwrap();
     assert_eq!(again.sent_bytes, 0, "{again:?}");
     assert_eq!(remote.list(None).await.unwrap().iter().map(|r| r.sequence).collect::<Vec<_>>(), [1, 2]);
 
@@ -153,10 +153,10 @@ async fn an_interrupted_push_and_pull_go_on() {
     home.sign("r");
     // Each begin of an upload in parts counts as one part: the third breaks.
     left.store(20 << 20, Ordering::SeqCst);
-    refused(remote.push(&home.path("r")).await, ErrorKind::Unavailable, "the link broke");
+    refused(remote.push(&home.path("r"), Check::Sizes).await, ErrorKind::Unavailable, "the link broke");
     assert!(remote.list(None).await.unwrap().is_empty(), "a release that is not whole is not there");
     left.store(i64::MAX, Ordering::SeqCst);
-    let report = remote.push(&home.path("r")).await.unwrap();
+    let report = remote.push(&home.path("r"), Check::Sizes).await.unwrap();
     assert!(report.resumed_bytes > 30 << 20 && report.sent_bytes > 0, "{report:?}");
 
     let options = PullOptions::default();
@@ -186,7 +186,7 @@ async fn a_hostile_store_gets_nothing_in() {
     let (remote, store, _) = remote();
     home.pack("r", 1, &model(300_000, 1));
     home.sign("r");
-    remote.push(&home.path("r")).await.unwrap();
+    remote.push(&home.path("r"), Check::Sizes).await.unwrap();
     let trust = home.trust();
     let options = PullOptions { trust: Some(&trust), ..PullOptions::default() };
     let objects: Vec<ObjectMeta> = futures_util::TryStreamExt::try_collect(store.list(None)).await.unwrap();
@@ -210,7 +210,7 @@ async fn a_hostile_store_gets_nothing_in() {
     let other = Home::new();
     other.pack("r", 2, &model(1000, 1));
     other.sign("r");
-    remote.push(&other.path("r")).await.unwrap();
+    remote.push(&other.path("r"), Check::Sizes).await.unwrap();
     refused(remote.pull(&home.path("p"), &options).await, ErrorKind::Unverified, "not trusted here");
     let selection = Selection { name: Some("chest".to_owned()), sequence: Some(1) };
     remote.pull(&home.path("p"), &PullOptions { selection, ..options.clone() }).await.unwrap();
@@ -224,11 +224,11 @@ async fn one_number_is_one_release() {
     let (remote, ..) = remote();
     home.pack("r", 1, &model(1000, 1));
     home.pack("other", 1, &model(1000, 2));
-    remote.push(&home.path("r")).await.unwrap();
-    refused(remote.push(&home.path("other")).await, ErrorKind::Exists, "another content");
+    remote.push(&home.path("r"), Check::Sizes).await.unwrap();
+    refused(remote.push(&home.path("other"), Check::Sizes).await, ErrorKind::Exists, "another content");
     // It may be signed afterwards.
     home.sign("r");
-    remote.push(&home.path("r")).await.unwrap();
+    remote.push(&home.path("r"), Check::Sizes).await.unwrap();
     let (release, _) = remote.pull(&home.path("p"), &PullOptions::default()).await.unwrap();
     signing::verify(&release, &home.trust()).unwrap();
 }
@@ -247,25 +247,25 @@ async fn a_release_is_opened_where_it_is() {
     home.pack("r2", 2, &model(1 << 20, 2));
     home.pack("r3", 3, &fine_tuned(1 << 20, 0..10));
     refused(remote.open_release(&newest, &cache, &options).await.map(drop), ErrorKind::NotFound, "no such release");
-    remote.push(&home.path("s1")).await.unwrap();
+    remote.push(&home.path("s1"), Check::Sizes).await.unwrap();
     let opened = remote.open_release(&newest, &cache, &options).await.unwrap();
     assert!(!opened.load("a").unwrap().model.is_empty());
     // The key was wrapped anew elsewhere: only that travels.
     rekey(&home.path("s1"), home.keys.as_ref(), home.keys.as_ref(), "other").unwrap();
-    remote.push(&home.path("s1")).await.unwrap();
+    remote.push(&home.path("s1"), Check::Sizes).await.unwrap();
     left.store(1 << 20, Ordering::SeqCst);
     assert!(remote.open_release(&newest, &cache, &options).await.is_ok());
     left.store(i64::MAX, Ordering::SeqCst);
     // The newest is one that nobody signed; then one that was.
-    remote.push(&home.path("r2")).await.unwrap();
+    remote.push(&home.path("r2"), Check::Sizes).await.unwrap();
     refused(remote.open_release(&newest, &cache, &options).await.map(drop), ErrorKind::Unverified, "is not signed");
     home.sign("r2");
-    remote.push(&home.path("r2")).await.unwrap();
+    remote.push(&home.path("r2"), Check::Sizes).await.unwrap();
     assert_eq!(remote.open_release(&newest, &cache, &options).await.unwrap().manifest().sequence, 2);
     let first = Selection { sequence: Some(1), ..Selection::default() };
     refused(remote.open_release(&first, &cache, &options).await.map(drop), ErrorKind::Downgrade, "older than 2");
     home.sign("r3");
-    remote.push(&home.path("r3")).await.unwrap();
+    remote.push(&home.path("r3"), Check::Sizes).await.unwrap();
     assert_eq!(remote.open_release(&newest, &cache, &options).await.unwrap().manifest().sequence, 3);
 }
 
@@ -276,9 +276,9 @@ async fn sealed_releases_travel_sealed_and_are_rekeyed_in_place() {
     home.pack("r", 1, &model(300_000, 1));
     seal(&home.path("r"), &home.path("s"), home.keys.as_ref(), "seal").unwrap();
     home.sign("s");
-    remote.push(&home.path("s")).await.unwrap();
+    remote.push(&home.path("s"), Check::Sizes).await.unwrap();
     rekey(&home.path("s"), home.keys.as_ref(), home.keys.as_ref(), "other").unwrap();
-    let report = remote.push(&home.path("s")).await.unwrap();
+    let report = remote.push(&home.path("s"), Check::Sizes).await.unwrap();
     assert_eq!(report.sent_bytes, 0, "{report:?}");
     remote.pull(&home.path("p"), &PullOptions::default()).await.unwrap();
     pulled(&home, "p", &home.path("s"));

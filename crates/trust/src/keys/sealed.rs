@@ -3,6 +3,8 @@
 //! The file is one line of JSON that says how to derive the key, and after it the nonce and the sealed keys. The line is authenticated
 //! with them, so that nobody can lower the cost of guessing. Whoever has the file and the passphrase has the keys; they are in this
 //! process's memory while it is open.
+//!
+//! Several processes may use one file: who changes it holds `FILE.lock`, reads what the others have made, and adds to that.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     error::{ErrorKind, TrustError},
-    file::{read_private, write_private},
+    file::{lock, read_private, write_private},
     keys::{
         KeyInfo, KeyKind, KeyProvider, KeyVersion, Secret, aad, check_data_key, check_key_name, exists_already,
         not_found, not_unwrapped, wrong_kind,
@@ -47,6 +49,17 @@ pub enum Unlock {
 }
 
 impl Unlock {
+    /// Reads a file with a passphrase, which only its owner may read. Line ends behind it do not count.
+    ///
+    /// # Errors
+    /// `Invalid` where others may read it, `Unavailable` where it cannot be read.
+    pub fn from_passphrase_file(path: &Path) -> Result<Self, TrustError> {
+        let mut words = read_private(path)?;
+        let length = words.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
+        words.truncate(length);
+        Ok(Self::Passphrase(words))
+    }
+
     /// Reads a key file, which only its owner may read.
     ///
     /// # Errors
@@ -123,9 +136,30 @@ impl SealedFile {
     /// # Errors
     /// `Invalid` where it exists or the passphrase is empty, `Unavailable` where it cannot be written.
     pub fn create(path: &Path, unlock: &Unlock) -> Result<Self, TrustError> {
-        if path.exists() {
+        let _lock = lock(path).map_err(|error| unavailable(path, &error))?;
+        if path.symlink_metadata().is_ok() {
             return Err(invalid(path, "exists already; open it, or take another path"));
         }
+        Self::make(path, unlock, &[])
+    }
+
+    /// Opens a file; where there is none, makes it with these keys, all or none. Of several processes that do so at once one makes it, and
+    /// the others open that.
+    ///
+    /// # Errors
+    /// Those of [`SealedFile::create`] and [`SealedFile::open`].
+    pub fn open_or_create(path: &Path, unlock: &Unlock, keys: &[(&str, KeyKind)]) -> Result<Self, TrustError> {
+        if !path.exists() {
+            let _lock = lock(path).map_err(|error| unavailable(path, &error))?;
+            if !path.exists() {
+                return Self::make(path, unlock, keys);
+            }
+        }
+        Self::open(path, unlock)
+    }
+
+    /// For who holds the lock.
+    fn make(path: &Path, unlock: &Unlock, keys: &[(&str, KeyKind)]) -> Result<Self, TrustError> {
         let kdf = match unlock {
             Unlock::Passphrase(words) if words.is_empty() => return Err(invalid(path, "the passphrase is empty")),
             Unlock::Passphrase(_) => Kdf::Argon2id { memory_kib: ARGON2.0, passes: ARGON2.1, lanes: ARGON2.2 },
@@ -135,9 +169,11 @@ impl SealedFile {
         let seal = derive(&kdf, &salt, unlock).map_err(|why| invalid(path, &why))?;
         let head = Head { format: FORMAT.to_owned(), kdf, salt: BASE64_STANDARD.encode(salt) };
         let head = serde_json::to_vec(&head).map_err(|error| invalid(path, &error.to_string()))?;
+        let mut made = BTreeMap::new();
+        keys.iter().try_for_each(|(id, kind)| add(&mut made, id, *kind))?;
         let file = Self { path: path.to_owned(), head, seal, keys: RwLock::default() };
-        file.save(&BTreeMap::new())?;
-        Ok(file)
+        file.save(&made)?;
+        Ok(Self { keys: RwLock::new(made), ..file })
     }
 
     /// Opens a file.
@@ -147,23 +183,25 @@ impl SealedFile {
     /// read it.
     pub fn open(path: &Path, unlock: &Unlock) -> Result<Self, TrustError> {
         let bytes = read_private(path)?;
-        let line_end = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| invalid(path, "no file of keys"))?;
-        let (line, sealed) = bytes.split_at(line_end);
+        let (line, sealed) = split(path, &bytes)?;
         let head: Head = serde_json::from_slice(line).map_err(|error| invalid(path, &error.to_string()))?;
         if head.format != FORMAT {
             return Err(invalid(path, &format!("format `{}`; expected `{FORMAT}`", head.format)));
         }
         let salt = BASE64_STANDARD.decode(&head.salt).map_err(|_| invalid(path, "its salt is not base64"))?;
         let seal = derive(&head.kdf, &salt, unlock).map_err(|why| invalid(path, &why))?;
-        let opened = open_sealed(&seal, line, sealed.get(1..).unwrap_or_default()).ok_or_else(|| {
-            let text =
-                format!("`{}` does not open: wrong passphrase or key file, or the file was changed", path.display());
-            TrustError::new(ErrorKind::Unverified, text)
-        })?;
-        let stored: BTreeMap<String, StoredKey> =
-            serde_json::from_slice(&opened).map_err(|error| invalid(path, &error.to_string()))?;
-        let keys = stored.into_iter().map(|(id, key)| Ok((id, key.load()?))).collect::<Result<_, TrustError>>()?;
+        let keys = load(path, &seal, line, sealed)?;
         Ok(Self { path: path.to_owned(), head: line.to_vec(), seal, keys: RwLock::new(keys) })
+    }
+
+    /// The keys as they are in the file now.
+    fn stored(&self) -> Result<BTreeMap<String, Key>, TrustError> {
+        let bytes = read_private(&self.path)?;
+        let (line, sealed) = split(&self.path, &bytes)?;
+        if line != self.head {
+            return Err(invalid(&self.path, "another file was put in its place since it was opened; open it again"));
+        }
+        load(&self.path, &self.seal, line, sealed)
     }
 
     fn save(&self, keys: &BTreeMap<String, Key>) -> Result<(), TrustError> {
@@ -176,19 +214,18 @@ impl SealedFile {
         write_private(&self.path, &parts.concat()).map_err(|error| unavailable(&self.path, &error))
     }
 
-    /// Changes the keys and the file together, or neither.
+    /// Changes the keys in the file and here together, or neither. What others have made meanwhile is kept.
     fn change(
         &self,
         id: &str,
         change: impl FnOnce(&mut BTreeMap<String, Key>) -> Result<(), TrustError>,
-        undo: impl FnOnce(&mut BTreeMap<String, Key>),
     ) -> Result<KeyInfo, TrustError> {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut keys)?;
-        if let Err(error) = self.save(&keys) {
-            undo(&mut keys);
-            return Err(error);
-        }
+        let _lock = lock(&self.path).map_err(|error| unavailable(&self.path, &error))?;
+        let mut changed = self.stored()?;
+        change(&mut changed)?;
+        self.save(&changed)?;
+        *keys = changed;
         keys.get(id).map(|key| key.info(id)).ok_or_else(|| not_found(id))
     }
 
@@ -203,15 +240,7 @@ impl KeyProvider for SealedFile {
     }
 
     fn create(&self, id: &str, kind: KeyKind) -> Result<KeyInfo, TrustError> {
-        check_key_name(id)?;
-        let add = |keys: &mut BTreeMap<String, Key>| {
-            if keys.contains_key(id) {
-                return Err(exists_already(id));
-            }
-            keys.insert(id.to_owned(), Key { kind, versions: vec![Material::generate(kind)?] });
-            Ok(())
-        };
-        self.change(id, add, |keys| drop(keys.remove(id)))
+        self.change(id, |keys| add(keys, id, kind))
     }
 
     fn list(&self) -> Result<Vec<KeyInfo>, TrustError> {
@@ -223,15 +252,11 @@ impl KeyProvider for SealedFile {
     }
 
     fn rotate(&self, id: &str) -> Result<KeyInfo, TrustError> {
-        let add = |keys: &mut BTreeMap<String, Key>| {
+        self.change(id, |keys| {
             let key = keys.get_mut(id).ok_or_else(|| not_found(id))?;
             key.versions.push(Material::generate(key.kind)?);
             Ok(())
-        };
-        let undo = |keys: &mut BTreeMap<String, Key>| {
-            keys.get_mut(id).and_then(|key| key.versions.pop());
-        };
-        self.change(id, add, undo)
+        })
     }
 
     fn wrap(&self, id: &str, data_key: &[u8], context: &[u8]) -> Result<Vec<u8>, TrustError> {
@@ -346,6 +371,38 @@ impl Material {
             Ready::Ed25519(pair) => Some(pair.public_key().as_ref().to_vec()),
         }
     }
+}
+
+/// Makes a key beside others.
+fn add(keys: &mut BTreeMap<String, Key>, id: &str, kind: KeyKind) -> Result<(), TrustError> {
+    check_key_name(id)?;
+    if keys.contains_key(id) {
+        return Err(exists_already(id));
+    }
+    keys.insert(id.to_owned(), Key { kind, versions: vec![Material::generate(kind)?] });
+    Ok(())
+}
+
+/// The first line, and the sealed keys.
+fn split<'b>(path: &Path, bytes: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), TrustError> {
+    let line_end = bytes.iter().position(|&byte| byte == b'\n').ok_or_else(|| invalid(path, "no file of keys"))?;
+    let (line, rest) = bytes.split_at(line_end);
+    Ok((line, rest.get(1..).unwrap_or_default()))
+}
+
+fn load(
+    path: &Path,
+    seal: &RandomizedNonceKey,
+    line: &[u8],
+    sealed: &[u8],
+) -> Result<BTreeMap<String, Key>, TrustError> {
+    let opened = open_sealed(seal, line, sealed).ok_or_else(|| {
+        let text = format!("`{}` does not open: wrong passphrase or key file, or the file was changed", path.display());
+        TrustError::new(ErrorKind::Unverified, text)
+    })?;
+    let stored: BTreeMap<String, StoredKey> =
+        serde_json::from_slice(&opened).map_err(|error| invalid(path, &error.to_string()))?;
+    stored.into_iter().map(|(id, key)| Ok((id, key.load()?))).collect()
 }
 
 /// Opens `nonce || ciphertext || tag`.
