@@ -62,7 +62,7 @@ pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Re
     tables::quantise(&mut edit)?;
     let mut model = edit.model;
     if layers > 0 && model.opset_of(DOMAIN).is_none() {
-        let set = OperatorSetIdProto { domain: Some(DOMAIN.to_owned()), version: Some(1), ..Default::default() };
+        let set = OperatorSetIdProto { domain: Some(DOMAIN.to_owned()), version: Some(1) };
         model.proto_mut().opset_import.push(set);
     }
     let graph = model.graph_mut();
