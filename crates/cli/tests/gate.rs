@@ -424,6 +424,79 @@ fn typed_and_raw_tensors_of_grpc_have_the_same_digest() {
     assert_eq!(digests, [json!(digest), json!(digest)]);
 }
 
+/// The newest segment of the log's journal.
+fn segment(trust: &Trust) -> PathBuf {
+    let entries = fs::read_dir(trust.folder().join("audit/journal")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).max().unwrap()
+}
+
+#[test]
+fn a_log_that_takes_no_record_has_calls_refused_until_it_does() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = Server::start_trusted_with(
+        &[models.path()],
+        &trust.folder(),
+        &["--engine", "rten"],
+        &trust.log(),
+        support::full_disks,
+    );
+    let infer = || trust.curl("admin", &url(&server, INFER), &["-d", &some_row()]).status;
+    let revoke = |who: &str| {
+        let what = json!({ "principal": format!("spiffe://edgeward.local/{who}") }).to_string();
+        trust.curl("admin", &url(&server, "/v2/trust/revocations"), &["-d", &what]).status
+    };
+    for _ in 0..8 {
+        assert_eq!(infer(), 200);
+    }
+    let log = || fs::read_to_string(trust.log()).unwrap();
+    let length = fs::metadata(segment(&trust)).unwrap().len();
+    assert!(length > 4 * log().len() as u64, "the server's own log must have room: {length} {}", log().len());
+    server.files_grow_to(Some(length));
+    // The record that meets the full disk was queued by a call that did not wait; all others are waited for.
+    let answers: Vec<u16> = (0..20).map(|_| infer()).collect();
+    let unrecorded = answers.iter().filter(|&&status| status == 200).count();
+    assert!(unrecorded <= 1 && answers[1..].iter().all(|&status| status == 503), "{answers:?}");
+    assert_eq!([revoke("ward"), trust.curl("", &url(&server, "/v2"), &[]).status], [503, 503]);
+    until("word of the failure", || log().contains("the audit log fails"));
+    server.files_grow_to(None);
+    assert_eq!(infer(), 200);
+    until("word of its end", || log().contains("the audit log takes records again"));
+    assert_eq!(log().matches("\"message\":\"the audit log").count(), 2, "{}", log());
+    let status = trust.curl("admin", &url(&server, "/v2/trust/audit"), &[]).json();
+    assert_eq!((&status["refused"], &status["failure"]), (&json!(22), &Value::Null));
+    server.terminate();
+    let records = trust.audit();
+    let of = |action: &str| records.iter().filter(|record| record["action"] == action).collect::<Vec<_>>();
+    assert_eq!((of("infer").len(), of("log.refuse")[0]["reason"].as_str()), (9, Some("22 records found no place")));
+    assert!(!trust.folder().join("revoked-callers.json").exists(), "an act without a record was carried out");
+}
+
+#[test]
+fn a_flood_of_strangers_has_few_records_and_is_counted() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    // One connection, as many requests as it takes.
+    let pages = format!("{}/[1-3000]", url(&server, "/v2/aaa"));
+    let mut command = Command::new("curl");
+    command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}\\n", "--cacert"]).arg(trust.folder().join("roots.pem"));
+    let output = command.arg(pages).output().unwrap();
+    let answers = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((answers.lines().count(), answers.lines().filter(|line| *line != "401").count()), (3000, 0));
+    let told = || fs::read_to_string(trust.log()).unwrap();
+    until("word of the flood", || told().contains("too many for a line and a record each"));
+    assert_eq!(trust.curl("admin", &url(&server, "/v2"), &[]).status, 200);
+    server.terminate();
+    let records = trust.audit();
+    let strangers = records.iter().filter(|record| record["principal"] == "anonymous");
+    let (summaries, own): (Vec<_>, Vec<_>) = strangers.partition(|record| record["action"] == "calls");
+    let more =
+        |record: &&Value| record["reason"].as_str().unwrap().split(' ').next().unwrap().parse::<usize>().unwrap();
+    assert!((1..1500).contains(&own.len()) && !summaries.is_empty(), "{} {summaries:?}", own.len());
+    assert_eq!(own.len() + summaries.iter().map(more).sum::<usize>(), 3000);
+    let lines = told().matches("not authenticated").count();
+    assert!(lines <= own.len(), "{lines}");
+}
+
 /// Each request is permitted; what many of them are together is not.
 #[test]
 fn whose_requests_look_like_an_attack_is_denied() {
