@@ -424,6 +424,292 @@ fn typed_and_raw_tensors_of_grpc_have_the_same_digest() {
     assert_eq!(digests, [json!(digest), json!(digest)]);
 }
 
+/// The newest segment of the log's journal.
+fn segment(trust: &Trust) -> PathBuf {
+    let entries = fs::read_dir(trust.folder().join("audit/journal")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).max().unwrap()
+}
+
+#[test]
+fn a_log_that_takes_no_record_has_calls_refused_until_it_does() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = Server::start_trusted_with(
+        &[models.path()],
+        &trust.folder(),
+        &["--engine", "rten"],
+        &trust.log(),
+        support::full_disks,
+    );
+    let infer = || trust.curl("admin", &url(&server, INFER), &["-d", &some_row()]).status;
+    let revoke = |who: &str| {
+        let what = json!({ "principal": format!("spiffe://edgeward.local/{who}") }).to_string();
+        trust.curl("admin", &url(&server, "/v2/trust/revocations"), &["-d", &what]).status
+    };
+    for _ in 0..8 {
+        assert_eq!(infer(), 200);
+    }
+    let log = || fs::read_to_string(trust.log()).unwrap();
+    let length = fs::metadata(segment(&trust)).unwrap().len();
+    assert!(length > 4 * log().len() as u64, "the server's own log must have room: {length} {}", log().len());
+    server.files_grow_to(Some(length));
+    // The record that meets the full disk was queued by a call that did not wait; all others are waited for.
+    let answers: Vec<u16> = (0..20).map(|_| infer()).collect();
+    let unrecorded = answers.iter().filter(|&&status| status == 200).count();
+    assert!(unrecorded <= 1 && answers[1..].iter().all(|&status| status == 503), "{answers:?}");
+    assert_eq!([revoke("ward"), trust.curl("", &url(&server, "/v2"), &[]).status], [503, 503]);
+    until("word of the failure", || log().contains("the audit log fails"));
+    server.files_grow_to(None);
+    assert_eq!(infer(), 200);
+    until("word of its end", || log().contains("the audit log takes records again"));
+    assert_eq!(log().matches("\"message\":\"the audit log").count(), 2, "{}", log());
+    let status = trust.curl("admin", &url(&server, "/v2/trust/audit"), &[]).json();
+    assert_eq!((&status["refused"], &status["failure"]), (&json!(22), &Value::Null));
+    server.terminate();
+    let records = trust.audit();
+    let of = |action: &str| records.iter().filter(|record| record["action"] == action).collect::<Vec<_>>();
+    assert_eq!((of("infer").len(), of("log.refuse")[0]["reason"].as_str()), (9, Some("22 records found no place")));
+    assert!(!trust.folder().join("revoked-callers.json").exists(), "an act without a record was carried out");
+}
+
+#[test]
+fn a_flood_of_strangers_has_few_records_and_is_counted() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    // One connection, as many requests as it takes.
+    let pages = format!("{}/[1-3000]", url(&server, "/v2/aaa"));
+    let mut command = Command::new("curl");
+    command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}\\n", "--cacert"]).arg(trust.folder().join("roots.pem"));
+    let output = command.arg(pages).output().unwrap();
+    let answers = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((answers.lines().count(), answers.lines().filter(|line| *line != "401").count()), (3000, 0));
+    let told = || fs::read_to_string(trust.log()).unwrap();
+    until("word of the flood", || told().contains("too many for a line and a record each"));
+    assert_eq!(trust.curl("admin", &url(&server, "/v2"), &[]).status, 200);
+    server.terminate();
+    let records = trust.audit();
+    let strangers = records.iter().filter(|record| record["principal"] == "anonymous");
+    let (summaries, own): (Vec<_>, Vec<_>) = strangers.partition(|record| record["action"] == "calls");
+    let more =
+        |record: &&Value| record["reason"].as_str().unwrap().split(' ').next().unwrap().parse::<usize>().unwrap();
+    assert!((1..1500).contains(&own.len()) && !summaries.is_empty(), "{} {summaries:?}", own.len());
+    assert_eq!(own.len() + summaries.iter().map(more).sum::<usize>(), 3000);
+    let lines = told().matches("not authenticated").count();
+    assert!(lines <= own.len(), "{lines}");
+}
+
+#[test]
+fn a_request_is_as_large_as_what_comes_of_it() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    trust.issue("small");
+    trust.policy("small.cedar", &permit("small", "@request_bytes(\"400\")"));
+    trust.issue("short");
+    trust.policy("short.cedar", &permit("short", "").replace(" };", " && context.request_bytes <= 400 };"));
+    let server = trust.serve(&[models.path()]);
+    let large = format!("{}{}", some_row(), " ".repeat(2000));
+    let (plain, zipped) = (trust.files.path().join("plain"), trust.files.path().join("zipped"));
+    fs::write(&plain, &large).unwrap();
+    fs::write(&zipped, support::gzip(large.clone().into_bytes())).unwrap();
+    let (plain, zipped) = (format!("@{}", plain.display()), format!("@{}", zipped.display()));
+    let ways: [&[&str]; 4] = [
+        &["--data-binary", &plain],
+        &["--data-binary", &plain, "-H", "transfer-encoding: chunked", "--http1.1"],
+        &["--data-binary", &plain, "-H", "content-length:", "--http2"],
+        &["--data-binary", &zipped, "-H", "content-encoding: gzip"],
+    ];
+    for way in ways {
+        let ask = |who: &str| trust.curl(who, &url(&server, INFER), way).status;
+        assert_eq!((ask("small"), ask("short"), ask("admin")), (429, 403, 200), "{way:?}");
+    }
+    let little = ["-d", &some_row(), "-H", "transfer-encoding: chunked", "--http1.1"];
+    assert_eq!(["small", "short"].map(|who| trust.curl(who, &url(&server, INFER), &little).status), [200, 200]);
+    server.terminate();
+    let sizes: Vec<u64> = trust
+        .audit()
+        .iter()
+        .filter(|record| record["principal"] == "spiffe://edgeward.local/admin")
+        .map(|record| serde_json::from_str::<Value>(record["context"]["observed"].as_str().unwrap()).unwrap())
+        .map(|observed| observed["request_bytes"].as_u64().unwrap())
+        .collect();
+    assert_eq!(sizes, [large.len() as u64; 4]);
+}
+
+#[test]
+fn deep_policies_by_the_api_are_refused() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    let deep = format!("permit (principal, action, resource) when {{ {}true{} }};", "(".repeat(1000), ")".repeat(1000));
+    let set = json!({ "policies": { "a.cedar": deep } }).to_string();
+    let answer = trust.curl("admin", &url(&server, "/v2/trust/policies"), &["-d", &set]);
+    assert!(answer.status == 400 && answer.body.contains("a.cedar:1: brackets"), "{}", answer.body);
+    assert_eq!(trust.curl("admin", &url(&server, "/v2/models/ident"), &[]).status, 200);
+}
+
+/// What a browser writes by itself gives a page of another address away.
+#[test]
+fn pages_of_other_addresses_are_refused() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    let server = trust.serve(&[models.path()]);
+    let what = json!({ "principal": "spiffe://edgeward.local/ward" }).to_string();
+    let own = format!("origin: https://{}", server.http);
+    let table: [(&[&str], u16); 8] = [
+        (&["origin: https://evil.example"], 403),
+        (&["origin: https://evil.example", "host: evil.example"], 403),
+        (&["origin: null"], 403),
+        (&["origin: http://localhost"], 403),
+        (&["sec-fetch-site: cross-site"], 403),
+        (&["sec-fetch-site: same-site"], 403),
+        (&[&own, "sec-fetch-site: same-origin"], 200),
+        (&[], 200),
+    ];
+    for (headers, expected) in table {
+        let headers: Vec<&str> = headers.iter().flat_map(|header| ["-H", header]).collect();
+        let arguments = [&headers[..], &["-d", &what]].concat();
+        let answer = trust.curl("admin", &url(&server, "/v2/trust/revocations"), &arguments);
+        assert_eq!(answer.status, expected, "{headers:?}: {}", answer.body);
+    }
+    // A link from elsewhere leads here all the same.
+    let linked = trust.curl("admin", &url(&server, "/v2"), &["-H", "sec-fetch-site: cross-site"]);
+    assert_eq!(linked.status, 200);
+}
+
+#[test]
+fn revocations_are_meant_as_they_are_written() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    ["ward", "gone", "mobile"].into_iter().for_each(|name| trust.issue(name));
+    let server = trust.serve(&[models.path()]);
+    let call = |method: &str, what: Value| {
+        let answer =
+            trust.curl("admin", &url(&server, "/v2/trust/revocations"), &["-X", method, "-d", &what.to_string()]);
+        answer.status
+    };
+    let status = |name: &str| trust.curl(name, &url(&server, "/v2/health/live"), &[]).status;
+    let serial = |name: &str| {
+        let pem = trust.folder().join(format!("{name}.pem"));
+        let output = Command::new("openssl").args(["x509", "-noout", "-serial", "-in"]).arg(pem).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().strip_prefix("serial=").unwrap().to_owned()
+    };
+    for wrong in [
+        json!({ "principal": "ward" }),
+        json!({ "principal": "spiffe://edgeward.local/ward/" }),
+        json!({ "serial": "x" }),
+    ] {
+        assert_eq!(call("POST", wrong.clone()), 400, "{wrong}");
+    }
+    // As OpenSSL prints it: in capitals.
+    assert_eq!((call("POST", json!({ "serial": serial("ward") })), status("ward")), (200, 403));
+    assert_eq!((call("DELETE", json!({ "serial": serial("ward") })), status("ward")), (200, 200));
+    // What the authority has revoked no call lifts.
+    let folder = trust.folder();
+    support::trust::edgeward(&["trust", "revoke", folder.to_str().unwrap(), "gone", "--reason", "lost"]);
+    until("the authority's revocation", || status("gone") == 403);
+    assert_eq!((call("DELETE", json!({ "serial": serial("gone") })), status("gone")), (409, 403));
+
+    // A session by proof is over with the certificate's key that it was opened with.
+    let token_url = url(&server, "/v2/trust/token");
+    let (prover, form) = (Prover::new(), exchange(&trust, "mobile"));
+    let form: Vec<&str> = form.iter().map(String::as_str).collect();
+    let opening = format!("dpop: {}", prover.proof("POST", &token_url, None, "1"));
+    let opened = trust.curl("mobile", &token_url, &[&["-H", &opening][..], &form].concat()).json();
+    let token = opened["access_token"].as_str().unwrap();
+    let resource = url(&server, "/v2/health/live");
+    let by_session = |id: &str| {
+        let proof = format!("dpop: {}", prover.proof("GET", &resource, Some(token), id));
+        trust.curl("", &resource, &["-H", &format!("authorization: DPoP {token}"), "-H", &proof]).status
+    };
+    assert_eq!(by_session("2"), 200);
+    let thumbprint = form[5].strip_prefix("subject_token=").unwrap();
+    assert_eq!(call("POST", json!({ "key": thumbprint })), 200);
+    assert_eq!((status("mobile"), by_session("3")), (403, 403));
+    server.terminate();
+    // The log says what was done to whom.
+    let records = trust.audit();
+    let told = |what: &str| -> Vec<String> {
+        let texts = records.iter().filter_map(|record| record["context"][what].as_str());
+        texts.map(str::to_owned).collect()
+    };
+    let ward = serial("ward").to_lowercase();
+    assert_eq!(told("revoked"), [format!("serial {ward} for ever"), format!("key {thumbprint} for ever")]);
+    assert_eq!(told("lifted"), [format!("serial {ward}")]);
+    assert!(told("call").contains(&"DELETE /v2/trust/revocations".to_owned()), "{:?}", told("call"));
+}
+
+/// What could not be read once, or is gone, forgives nobody.
+#[test]
+fn files_of_revocations_are_tried_until_they_are_read() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    ["ward", "gone"].into_iter().for_each(|name| trust.issue(name));
+    let folder = trust.folder();
+    let config = trust.files.path().join("edgeward.toml");
+    let path = |name: &str| folder.join(name).display().to_string();
+    fs::write(&config, format!("[trust]\ncertificate = {:?}\nkey = {:?}\n", path("server.pem"), path("server.key")))
+        .unwrap();
+    let arguments = ["--engine", "rten", "--config", config.to_str().unwrap()];
+    let server = Server::start_trusted(&[models.path()], &folder, &arguments, &trust.log());
+    let status = |name: &str| trust.curl(name, &url(&server, "/v2/health/live"), &[]).status;
+    let told = |text: &str| fs::read_to_string(trust.log()).unwrap().contains(text);
+    support::trust::edgeward(&["trust", "revoke", folder.to_str().unwrap(), "ward", "--reason", "lost"]);
+    until("the revocation", || status("ward") == 403);
+    let file = folder.join("revocations.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    until("word of the missing file", || told("revocations cannot be read; those before stay in force"));
+    assert_eq!(status("ward"), 403);
+    support::trust::edgeward(&["trust", "revoke", folder.to_str().unwrap(), "gone", "--reason", "lost"]);
+    until("the next revocation", || status("gone") == 403);
+    // An administrator's revocations are written again.
+    let what = json!({ "principal": "spiffe://edgeward.local/other" }).to_string();
+    assert_eq!(trust.curl("admin", &url(&server, "/v2/trust/revocations"), &["-d", &what]).status, 200);
+    let kept = folder.join("revoked-callers.json");
+    until("the server's look at what it wrote", || kept.exists());
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    fs::remove_file(&kept).unwrap();
+    until("the file's return", || fs::read_to_string(&kept).is_ok_and(|text| text.contains("other")));
+    until("word of it", || told("was gone; it is written again"));
+    server.terminate();
+    // Without them there is no server.
+    for broken in [Some("{"), None] {
+        match broken {
+            Some(text) => fs::write(&file, text).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+        command.arg("serve").arg(models.path()).arg("--trust").arg(&folder).args(arguments);
+        let output = command.args(["--http", "127.0.0.1:0"]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains("revocations.json"), "{error}");
+    }
+    fs::write(&file, text).unwrap();
+}
+
+#[test]
+fn policies_by_a_call_stay_until_the_folder_says_something_else() {
+    let (models, trust) = (repository(), Trust::init(&["ident"]));
+    trust.issue("ward");
+    trust.policy("ward.cedar", &permit("ward", ""));
+    let server = trust.serve(&[models.path()]);
+    let status = || trust.curl("ward", &url(&server, "/v2/models/ident"), &[]).status;
+    let told = |text: &str| fs::read_to_string(trust.log()).unwrap().matches(text).count();
+    assert_eq!(status(), 200);
+    let admin = "permit (principal == Workload::\"spiffe://edgeward.local/admin\", action, resource);";
+    let set = json!({ "policies": { "a.cedar": admin } }).to_string();
+    assert_eq!(trust.curl("admin", &url(&server, "/v2/trust/policies"), &["-d", &set]).status, 200);
+    assert!(told("by a call: a change of the folder or a restart") == 1 && status() == 403);
+    // Neither a hidden file nor the same text again is another folder; a revocation that has taken effect is a later look at all files.
+    fs::write(trust.folder().join("policies/.anything"), "").unwrap();
+    trust.policy("ward.cedar", &permit("ward", ""));
+    trust.issue("gone");
+    support::trust::edgeward(&["trust", "revoke", trust.folder().to_str().unwrap(), "gone", "--reason", "lost"]);
+    until("a later look", || trust.curl("gone", &url(&server, "/v2/health/live"), &[]).status == 403);
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    assert_eq!(status(), 403);
+    trust.policy("ward.cedar", &permit("ward", "@round(\"1\")"));
+    until("the folder's policies", || status() == 200);
+    server.terminate();
+    let records = trust.audit();
+    let digests = records.iter().filter(|record| record["context"]["policies"].is_string()).count();
+    assert_eq!(digests, 1);
+}
+
 /// Each request is permitted; what many of them are together is not.
 #[test]
 fn whose_requests_look_like_an_attack_is_denied() {

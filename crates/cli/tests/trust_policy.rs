@@ -155,3 +155,18 @@ fn wrong_input_exits_with_2_and_says_where() {
     let (text, code) = failure(folder.path(), &["check", "."]);
     assert!(code == Some(2) && text.contains("z.cedar:1:44"), "{text}");
 }
+
+/// The first policies name an administrator whom no file lists.
+#[test]
+fn who_is_named_by_a_policy_alone_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+        .args(["trust", "init", "ft", "--model", "start"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = policy(folder.path(), &["who-can", "ft/policies", "infer", "Model::start"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("spiffe://edgeward.local/admin"), "{text}");
+}

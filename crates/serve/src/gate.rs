@@ -13,9 +13,10 @@ mod layer;
 mod peer;
 mod record;
 mod route;
+mod strangers;
 mod suspect;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use edgeward_trust::{
     admission::Admission,
@@ -23,20 +24,21 @@ use edgeward_trust::{
     detect::DetectorSettings,
     identity::{Identities, dpop::Dpop, spiffe::Spiffe},
     policy::Policies,
-    revocation::{Kept, Registry, RegistrySettings, Revocations},
+    revocation::{Kept, Registry, RegistrySettings, Revocations, Revoked},
     score::Scorer,
     session::{Exchange, Sessions},
     tls::ServerKeySource,
 };
+use parking_lot::Mutex;
 
 pub(crate) use self::{
     admin::routes,
     ask::{Grant, allow},
-    layer::Gated,
+    layer::{Face, Gated},
     peer::Peer,
     route::model_version,
 };
-use self::{ask::Asked, familiar::Familiar, record::Counters, suspect::Suspects};
+use self::{ask::Asked, familiar::Familiar, record::Counters, strangers::Strangers, suspect::Suspects};
 
 /// Whom a server believes, what it permits and where it writes that down.
 pub struct TrustConfig {
@@ -103,10 +105,13 @@ pub(crate) struct Gate {
     hosts: Vec<String>,
     familiar: Familiar,
     suspects: Suspects,
+    strangers: Strangers,
     registry: Arc<Registry<Arc<Asked>>>,
     identity: Arc<crate::tls::Identity>,
     policy_folder: Option<PathBuf>,
     kept: Option<Kept>,
+    /// Serial numbers that the authority has revoked.
+    authority: Mutex<HashSet<String>>,
     counters: Counters,
 }
 
@@ -135,13 +140,15 @@ impl Gate {
             hosts: config.hosts,
             familiar: Familiar::default(),
             suspects: Suspects::new(config.detectors),
+            strangers: Strangers::default(),
             registry,
             identity,
             policy_folder: config.followed.policies.clone(),
             kept: config.kept,
+            authority: Mutex::default(),
             counters: Counters::default(),
         });
-        follow::start(&gate, config.followed, config.review_every, now);
+        follow::start(&gate, config.followed, config.review_every, now)?;
         Ok(gate)
     }
 
@@ -150,8 +157,22 @@ impl Gate {
         self.identity.acceptor()
     }
 
+    /// True for a certificate that its authority has revoked.
+    fn revoked_by_authority(&self, what: &Revoked) -> bool {
+        matches!(what, Revoked::Serial(serial) if self.authority.lock().contains(serial))
+    }
+
     /// What it counted, as Prometheus reads it.
     pub(crate) fn metrics_text(&self) -> String {
         self.counters.text(&self.audit.status(), self.registry.open())
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if let Some(left_out) = self.strangers.rest() {
+            // A log that takes nothing at the end has said so in the lines of its state.
+            let _ = self.audit.note(&record::left_out(&left_out, std::time::SystemTime::now()));
+        }
     }
 }

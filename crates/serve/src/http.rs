@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What a body may be.
-const BODY_BYTES_MAX: usize = 1 << 30;
+pub(crate) const BODY_BYTES_MAX: usize = 1 << 30;
 
 /// An error as a caller sees it.
 pub(crate) struct Refusal(ServeError);

@@ -34,6 +34,10 @@ pub const REVOCATIONS: &str = "revocations.json";
 /// One list of each intermediate.
 pub const CRL: &str = "crl.pem";
 
+/// Others hold the lock while they issue or revoke; many at once wait for each other.
+const LOCK_TRIES: usize = 1500;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Where the private keys are.
 #[derive(Clone)]
 pub struct AuthorityKeys {
@@ -106,10 +110,15 @@ impl Authority {
     /// Opens the authority of a folder.
     ///
     /// # Errors
-    /// `NotFound` where there is none, `Invalid` where its state cannot be read, `Unavailable` where another process has it open.
+    /// `NotFound` where there is none, `Invalid` where its state cannot be read, `Unavailable` where others have it open for half a minute.
     pub fn open(folder: &Path, keys: AuthorityKeys, lifetimes: Lifetimes) -> Result<Self, TrustError> {
-        let state = State::read(folder)?;
+        if !folder.join(STATE).exists() {
+            // Says what is missing; nothing is made there.
+            State::read(folder)?;
+        }
         let lock = lock(folder)?;
+        // Not before nobody else can change it any more: what is saved next would undo their change.
+        let state = State::read(folder)?;
         Ok(Self { folder: folder.to_owned(), keys, lifetimes, state, _lock: lock })
     }
 
@@ -254,11 +263,14 @@ fn next_key(keys: &dyn KeyProvider, series: &str) -> Result<String, TrustError> 
 fn lock(folder: &Path) -> Result<fs::File, TrustError> {
     let path = folder.join("lock");
     let file = fs::File::create(&path).map_err(|error| unavailable(&path, &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(unavailable(&path, &io::Error::other("another process changes it"))),
-        Err(fs::TryLockError::Error(error)) => Err(unavailable(&path, &error)),
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(fs::TryLockError::Error(error)) => return Err(unavailable(&path, &error)),
+        }
     }
+    Err(unavailable(&path, &io::Error::other("another process changes it")))
 }
 
 fn unavailable(path: &Path, error: &io::Error) -> TrustError {

@@ -39,6 +39,15 @@ impl Principal {
     /// The claim that says since when the credential holds, in seconds since 1970.
     pub const SINCE: &str = "since";
 
+    /// The claim of a session with the thumbprint of the key that its credential was bound to, where the session is bound to another.
+    pub const CREDENTIAL_KEY: &str = "credential_key";
+
+    /// The keys that it stands on: the one that its credential is bound to, and that of the credential which a session was opened with.
+    pub fn keys(&self) -> impl Iterator<Item = Thumbprint> + use<> {
+        let before = self.claims.get(Self::CREDENTIAL_KEY).and_then(|text| Thumbprint::from_base64url(text));
+        self.bound_to.into_iter().chain(before)
+    }
+
     /// The serial number of the certificate that it has shown.
     pub fn serial(&self) -> Option<&str> {
         self.claims.get(Self::SERIAL).map(String::as_str)

@@ -8,5 +8,6 @@ mod list;
 mod registry;
 
 pub use kept::{KEPT, Kept, KeptRevocations};
+pub(crate) use list::canonical_serial;
 pub use list::{Revocations, Revoked};
 pub use registry::{Change, Cut, Live, Registry, RegistrySettings, Stream, Sweep};

@@ -119,6 +119,14 @@ struct Content {
     attributes: BTreeMap<String, String>,
 }
 
+/// The claims of a session: those of its credential, and the key that this was bound to, so that a revoked key ends its sessions, too.
+fn attributes(principal: &Principal, key: SessionKey) -> BTreeMap<String, String> {
+    let (SessionKey::Certificate(own) | SessionKey::Proof(own)) = key;
+    let before = principal.bound_to.filter(|before| *before != own);
+    let before = before.map(|before| (Principal::CREDENTIAL_KEY.to_owned(), before.to_base64url()));
+    principal.claims.clone().into_iter().chain(before).collect()
+}
+
 impl Sessions {
     /// Sessions signed by `signer`.
     ///
@@ -173,7 +181,7 @@ impl Sessions {
             strength: principal.strength,
             tenant: principal.tenant.clone(),
             groups: principal.groups.clone(),
-            attributes: principal.claims.clone(),
+            attributes: attributes(principal, key),
         };
         let token = self.sign(&content, key, now, expires_at).await?;
         if token.len() > TOKEN_BYTES_MAX {

@@ -66,6 +66,25 @@ fn accepted(folder: &Path, options: &[&str]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(text(&output)) }
 }
 
+/// Whoever waits for the authority must not undo what was done meanwhile.
+#[test]
+fn an_authority_is_waited_for_and_read_as_it_then_is() {
+    let (folder, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+    let mut first = authority(folder.path(), now);
+    let thief = first.issue(&request("thief"), now).unwrap();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            let mut late = Authority::open(&folder.path().join("ca"), keys(folder.path()), Lifetimes::default())?;
+            late.issue(&request("late"), now)
+        });
+        first.revoke("thief", "stolen", now).unwrap();
+        drop(first);
+        late.join().unwrap().unwrap();
+    });
+    let state = State::read(&folder.path().join("ca")).unwrap();
+    assert!(state.revoked.contains_key(&thief.serial) && state.leaves.len() == 2, "{state:?}");
+}
+
 #[test]
 fn openssl_accepts_what_is_issued_for_what_it_is_issued() {
     let folder = tempfile::tempdir().unwrap();

@@ -193,6 +193,15 @@ impl Server {
         Self { child, http: address("http"), grpc: address("grpc"), metrics: address("metrics") }
     }
 
+    /// Bounds how large files may grow, as if the disk was full; none lifts that. The server must have been started with [`full_disks`].
+    pub fn files_grow_to(&self, bytes: Option<u64>) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let resource = rustix::process::Resource::Fsize;
+        let old = rustix::process::prlimit(Some(pid), resource, rustix::process::getrlimit(resource)).unwrap();
+        let new = rustix::process::Rlimit { current: bytes, ..old };
+        rustix::process::prlimit(Some(pid), resource, new).unwrap();
+    }
+
     /// A line of the system's account of the process, in kB: `VmHWM` is the most memory so far, `VmPeak` the most asked for.
     pub fn memory_kb(&self, line: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -218,6 +227,12 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// For a server whose files will not grow beyond a bound: the signal of that would end it.
+pub fn full_disks(command: &mut Command) {
+    *command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_edgeward")]);
 }
 
 /// One request over a connection of its own: status, head and body.

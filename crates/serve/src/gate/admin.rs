@@ -6,8 +6,8 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
-    body::Bytes,
+    Extension, Json, Router,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
@@ -24,7 +24,12 @@ use edgeward_trust::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Gate, Peer, ask, record};
+use super::{
+    Gate, Peer,
+    ask::{self, Grant},
+    layer::Face,
+    record,
+};
 use crate::telemetry::App;
 
 /// Largest set of policies by the API.
@@ -40,6 +45,17 @@ pub(crate) fn routes(gate: Arc<Gate>) -> Router<App> {
         .route("/v2/trust/audit", get(audit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(gate)
+}
+
+/// True for a path whose handler completes the record of its call by itself, and waits for it before it acts.
+pub(super) fn records(path: &str) -> bool {
+    path.starts_with("/v2/trust/")
+}
+
+/// The record of a call stands in the log once this has returned; else nothing is done.
+async fn recorded(grant: &Grant, what: &str, text: String) -> Result<(), Response> {
+    grant.tell(what, text);
+    grant.recorded().await.map_err(<Body as Face>::refuse)
 }
 
 /// What an administrator is told of an error of its own.
@@ -73,13 +89,14 @@ async fn token(State(gate): State<Arc<Gate>>, request: Request) -> Response {
             record.digests.insert("token".to_owned(), token);
             (record, Ok(answer))
         }
-        Err(error) => {
-            tracing::info!(peer = %peer.address, %error, "no session");
-            (record::refused(None, asked, peer.address, error.to_string(), now), Err(error))
-        }
+        Err(error) => (record::refused(None, asked, peer.address, error.to_string(), now), Err(error)),
     };
     record.kind = edgeward_trust::audit::Kind::Session;
-    if gate.write(&record).await.is_err() {
+    let has_record = answer.is_ok() || gate.strangers.has_record(peer.address.ip(), now);
+    if let (Err(error), true) = (&answer, has_record) {
+        tracing::info!(peer = %peer.address, %error, "no session");
+    }
+    if has_record && gate.write(&record).await.is_err() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     let mut response = match answer {
@@ -140,15 +157,37 @@ struct Set {
 }
 
 /// Puts another set in force: that of the body, or without one what is in the folder now.
-async fn replace_policies(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+async fn replace_policies(
+    State(gate): State<Arc<Gate>>,
+    Extension(grant): Extension<Arc<Grant>>,
+    body: Bytes,
+) -> Response {
+    let by_call = !body.iter().all(u8::is_ascii_whitespace);
+    let sources = match blocking({
+        let gate = gate.clone();
+        move || sources(&gate, &body)
+    })
+    .await
+    {
+        Ok(sources) => sources,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(refused) = recorded(&grant, "policies", sources.digest()).await {
+        return refused;
+    }
     let replaced = tokio::task::spawn_blocking({
         let gate = gate.clone();
-        move || gate.policies.replace(&sources(&gate, &body)?)
+        move || gate.policies.replace(&sources)
     });
     match replaced.await {
         Ok(Ok(version)) => {
             gate.registry.push(Change::Policy);
-            tracing::info!(%version, "other policies are in force");
+            match by_call {
+                true => {
+                    tracing::warn!(%version, "other policies are in force, by a call: a change of the folder or a restart puts the folder's in force again")
+                }
+                false => tracing::info!(%version, "other policies are in force"),
+            }
             Json(json!({ "version": version.number, "digest": version.digest })).into_response()
         }
         Ok(Err(error)) => refuse(&error),
@@ -202,10 +241,10 @@ impl What {
             read.map(Revoked::Key).ok_or_else(|| wrong(format!("key `{key}`; expected SHA-256 in base64url")))
         });
         let mut all = [
-            what.principal.map(Revoked::Principal).map(Ok),
+            what.principal.map(|id| Revoked::principal(&id)),
             what.session.map(Revoked::Session).map(Ok),
             key,
-            what.serial.map(Revoked::Serial).map(Ok),
+            what.serial.map(|number| Revoked::serial(&number)),
         ]
         .into_iter()
         .flatten();
@@ -217,17 +256,22 @@ impl What {
 }
 
 /// Revokes, and cuts what is open; then the revocation is kept.
-async fn revoke(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+async fn revoke(State(gate): State<Arc<Gate>>, Extension(grant): Extension<Arc<Grant>>, body: Bytes) -> Response {
     let now = SystemTime::now();
-    let revoked = What::read(&body).and_then(|(what, time)| {
-        tracing::info!(%what, "revoked");
-        let until = time.and_then(|time| now.checked_add(time));
-        Ok((gate.registry.revoke(what.clone(), until, now)?, what, until))
-    });
-    let (cut, what, until) = match revoked {
-        Ok(revoked) => revoked,
+    let (what, time) = match What::read(&body) {
+        Ok(read) => read,
         Err(error) => return refuse(&error),
     };
+    let how_long = time.map_or_else(|| "for ever".to_owned(), |time| format!("for {} s", time.as_secs()));
+    if let Err(refused) = recorded(&grant, "revoked", format!("{} {how_long}", written(&what))).await {
+        return refused;
+    }
+    let until = time.and_then(|time| now.checked_add(time));
+    let cut = match gate.registry.revoke(what.clone(), until, now) {
+        Ok(cut) => cut,
+        Err(error) => return refuse(&error),
+    };
+    tracing::info!(%what, "revoked");
     match keep(&gate, move |kept| kept.add(what, until, now)).await {
         Ok(_) => Json(json!({ "cut": cut })).into_response(),
         Err(error) => {
@@ -238,12 +282,19 @@ async fn revoke(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
 }
 
 /// Forgets a revocation where it is kept, so that nobody follows it any more, and then here.
-async fn lift(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
+async fn lift(State(gate): State<Arc<Gate>>, Extension(grant): Extension<Arc<Grant>>, body: Bytes) -> Response {
     let now = SystemTime::now();
     let what = match What::read(&body) {
         Ok((what, _)) => what,
         Err(error) => return refuse(&error),
     };
+    if gate.revoked_by_authority(&what) {
+        let text = format!("{what} was revoked by the authority, whose word stays; issue another certificate");
+        return (StatusCode::CONFLICT, Json(json!({ "error": text }))).into_response();
+    }
+    if let Err(refused) = recorded(&grant, "lifted", written(&what)).await {
+        return refused;
+    }
     let lifted = what.clone();
     match keep(&gate, move |kept| kept.lift(&lifted, now)).await {
         Ok(kept) => {
@@ -255,14 +306,31 @@ async fn lift(State(gate): State<Arc<Gate>>, body: Bytes) -> Response {
     }
 }
 
-/// Changes what is kept, away from the threads that answer.
+/// Changes what is kept.
 async fn keep(
     gate: &Gate,
     change: impl FnOnce(&Kept) -> Result<bool, TrustError> + Send + 'static,
 ) -> Result<bool, TrustError> {
     let Some(kept) = gate.kept.clone() else { return Ok(false) };
-    let changed = tokio::task::spawn_blocking(move || change(&kept)).await;
-    changed.unwrap_or_else(|error| Err(TrustError::new(ErrorKind::Unavailable, error.to_string())))
+    blocking(move || change(&kept)).await
+}
+
+/// Works away from the threads that answer.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TrustError> + Send + 'static,
+) -> Result<T, TrustError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(TrustError::new(ErrorKind::Unavailable, error.to_string())))
+}
+
+/// What is revoked, as it is called for.
+fn written(what: &Revoked) -> String {
+    match what {
+        Revoked::Principal(id) => format!("principal {id}"),
+        Revoked::Session(id) => format!("session {id}"),
+        Revoked::Key(key) => format!("key {}", key.to_base64url()),
+        Revoked::Serial(serial) => format!("serial {serial}"),
+    }
 }
 
 async fn audit(State(gate): State<Arc<Gate>>) -> Response {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, SystemTime},
@@ -11,8 +11,8 @@ use std::{
 use edgeward_engine::Dim;
 use edgeward_trust::{
     Action, Principal, Resource, TrustError,
-    admission::{Demand, Permit, Refusal},
-    audit::{Record, Sha256Digest, Ticket, Verdict},
+    admission::{Demand, Limit, Permit, Refusal},
+    audit::{Kind, Record, Sha256Digest, Ticket, Verdict},
     identity::Credential,
     policy::{Decision, LIMIT, Observed, Request, Terms},
     score::Signals,
@@ -25,6 +25,9 @@ use crate::{
     core::{InferRequest, InferResponse, ServeError, ServeErrorKind, Server},
     telemetry::App,
 };
+
+/// How long an answer waits for its record.
+const RECORD_MAX: Duration = Duration::from_secs(10);
 
 /// Why a call has no answer, as far as its caller may know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +76,12 @@ pub(crate) struct Grant {
     gate: Arc<Gate>,
     /// On what terms.
     terms: Terms,
+    /// On what terms, where it turned out to be larger than it was said to be.
+    larger: OnceLock<Terms>,
     /// Whose, for noise that is the same each time.
     principal: Arc<Principal>,
+    /// What was permitted, and how large that was said to be.
+    asked: Arc<Asked>,
     /// Who is told of its request, where it is to a model.
     suspect: Option<Suspect>,
     pending: Mutex<Pending>,
@@ -156,14 +163,19 @@ impl Gate {
     pub(super) fn url(&self, parts: &Parts) -> String {
         let host = parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         let Some(authority) = parts.uri.authority().map(|a| a.as_str()).or(host) else { return String::new() };
+        if !self.is_own(authority) {
+            return String::new();
+        }
+        format!("https://{authority}{}", parts.uri.path())
+    }
+
+    /// True for a name of this server, with a port or without. Which port clients see, a server behind a proxy does not know.
+    pub(super) fn is_own(&self, authority: &str) -> bool {
         let name = match authority.rsplit_once(':') {
             Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => authority,
         };
-        if !self.identity.is_named(name) && !self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) {
-            return String::new();
-        }
-        format!("https://{authority}{}", parts.uri.path())
+        self.identity.is_named(name) || self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
     }
 
     /// What is known of a call beside who asks for what.
@@ -235,18 +247,35 @@ impl Gate {
         self.kept(self.audit.append(record)).await
     }
 
-    /// Waits for a record, where answers wait for the disk; an error where it has no place.
+    /// Makes sure of a record as far as answers wait for it; an error where it has no place.
     async fn kept(&self, appended: Result<Ticket, TrustError>) -> Result<(), Refused> {
         let written = match appended {
-            Ok(ticket) if self.waits_for_disk => ticket.await.map(drop),
-            Ok(_) => Ok(()),
+            Ok(ticket) => self.placed(ticket).await,
             Err(error) => Err(error),
         };
         written.map_err(|error| {
             self.counters.unavailable.fetch_add(1, Relaxed);
-            tracing::error!(%error, "a call is refused: its record has no place");
+            // The log's state has lines of its own: whoever calls must not fill this one, too.
+            tracing::debug!(%error, "a call is refused: its record has no place");
             Refused::Unavailable
         })
+    }
+
+    /// A log that takes records is not waited for, unless answers wait for the disk; one that took none last is, as the record may be one more.
+    async fn placed(&self, mut ticket: Ticket) -> Result<(), TrustError> {
+        if let Some(known) = ticket.known() {
+            return known.map(drop);
+        }
+        if !self.waits_for_disk && !self.audit.is_failing() {
+            return Ok(());
+        }
+        match tokio::time::timeout(RECORD_MAX, ticket).await {
+            Ok(written) => written.map(drop),
+            Err(_) => {
+                let text = format!("the disk has not taken a record of the audit log for {RECORD_MAX:?}");
+                Err(TrustError::new(edgeward_trust::ErrorKind::Unavailable, text))
+            }
+        }
     }
 }
 
@@ -309,7 +338,16 @@ impl Caller {
         *self.asked.last.lock() = Some((action, resource, bytes));
         let pending = Pending { record: Some(record), permit: Some(permit), ..Pending::default() };
         let (gate, terms, principal) = (gate.clone(), decision.terms, principal.clone());
-        Ok(Arc::new(Grant { gate, terms, principal, suspect, pending: Mutex::new(pending) }))
+        let asked = self.asked.clone();
+        Ok(Arc::new(Grant {
+            gate,
+            terms,
+            larger: OnceLock::new(),
+            principal,
+            asked,
+            suspect,
+            pending: Mutex::new(pending),
+        }))
     }
 
     async fn limited(&self, mut record: Record, refusal: &Refusal) -> Refused {
@@ -325,7 +363,7 @@ impl Caller {
 impl Grant {
     /// Bounds a request as the terms say, and charges its rows: each is a query. A model that takes one input at a time has one row.
     pub(crate) fn prepare(&self, request: &mut InferRequest, server: &Server) -> Result<(), ServeError> {
-        let limits = &self.terms.limits;
+        let limits = &self.terms().limits;
         let bytes = request.inputs.iter().map(|(_, tensor)| tensor.byte_len()).sum();
         self.pending.lock().read = Some(bytes);
         if !limits.query_budgets.is_empty() || limits.rate.is_some() {
@@ -347,9 +385,65 @@ impl Grant {
         if let Some(suspect) = &self.suspect {
             self.gate.suspects.asked(suspect, request);
         }
-        request.timeout = request.timeout.into_iter().chain(self.terms.limits.compute_per_request).min();
-        pending.classes = harden::prepare(&self.terms.obligations, request);
+        request.timeout = request.timeout.into_iter().chain(self.terms().limits.compute_per_request).min();
+        pending.classes = harden::prepare(&self.terms().obligations, request);
         Ok(())
+    }
+
+    fn terms(&self) -> &Terms {
+        self.larger.get().unwrap_or(&self.terms)
+    }
+
+    /// The most bytes that the call may have, where its terms say so.
+    pub(crate) fn bytes_max(&self) -> Option<u64> {
+        self.terms().limits.request_bytes
+    }
+
+    /// The call has so many bytes, as they came or after they were decompressed: where it was said to have fewer, or nothing was said, all
+    /// that looks at the size is asked once more.
+    pub(crate) fn measured(&self, bytes: u64) -> Result<(), Refused> {
+        let Some((action, resource, said)) = self.asked.last.lock().clone() else { return Ok(()) };
+        if bytes <= said {
+            return Ok(());
+        }
+        let (gate, now) = (&self.gate, SystemTime::now());
+        let habit = gate.familiar.look(&self.principal, &resource, now);
+        let asked = (action, &resource, bytes);
+        let (observed, decision) = gate.decide(&self.principal, asked, &self.asked.peer, &habit, now);
+        let mut record = record::decided(&self.principal, (action, &resource), &observed, &decision);
+        // The first terms were of what was said to be smaller: the stricter of both hold.
+        let _ = self.larger.set(self.terms.strictest(&decision.terms));
+        let too_large = self.bytes_max().filter(|max| bytes > *max);
+        let result = match (decision.allowed(), too_large) {
+            (false, _) => {
+                gate.counters.denied.fetch_add(1, Relaxed);
+                Err(Refused::Denied)
+            }
+            (true, Some(_)) => {
+                gate.counters.limited.fetch_add(1, Relaxed);
+                limited(&mut record, &Refusal { limit: Limit::RequestBytes, retry_after: None });
+                Err(Refused::Limited(None))
+            }
+            (true, None) => Ok(()),
+        };
+        let mut pending = self.pending.lock();
+        if let Some(before) = pending.record.replace(record) {
+            pending.record.iter_mut().for_each(|record| record.digests.extend(before.digests.clone()));
+        }
+        *self.asked.last.lock() = Some((action, resource, bytes));
+        result
+    }
+
+    /// Adds to the record what the call is about, beside its resource.
+    pub(super) fn tell(&self, what: &str, text: impl Into<String>) {
+        if let Some(record) = &mut self.pending.lock().record {
+            record.context.insert(what.to_owned(), text.into());
+        }
+    }
+
+    /// True for an act of an administrator: it stands in the log before it is carried out.
+    pub(super) fn is_act(&self) -> bool {
+        self.pending.lock().record.as_ref().is_some_and(|record| record.kind == Kind::Admin)
     }
 
     /// Adds the digest of a body to the record, where it is short enough.
@@ -374,10 +468,10 @@ impl Grant {
         if let (Some(suspect), Some(bytes)) = (&self.suspect, pending.read) {
             suspect.computed(response.times.infer, bytes);
         }
-        harden::harden(&self.terms.obligations, &self.principal.id, &pending.classes, response)
+        harden::harden(&self.terms().obligations, &self.principal.id, &pending.classes, response)
     }
 
-    /// Waits for the record, where answers wait for the disk.
+    /// Writes the record, where that is not done, and waits for it as far as answers do.
     pub(crate) async fn recorded(&self) -> Result<(), Refused> {
         let ticket = {
             let mut pending = self.pending.lock();

@@ -1,7 +1,9 @@
 //! What changes beside the calls: files of policies, roots and revocations, and the server's certificate.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    ffi::OsString,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
@@ -13,21 +15,32 @@ use edgeward_trust::{
     revocation::{Change, KeptRevocations, Revoked},
 };
 
-use super::{Followed, Gate};
+use super::{Followed, Gate, record};
+use crate::failing::Failing;
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Starts what runs beside the calls, until the gate is gone.
-pub(super) fn start(gate: &Arc<Gate>, followed: Followed, review_every: Duration, now: SystemTime) {
+///
+/// # Errors
+/// Where a file of revocations cannot be read: a server that does not know whom it must refuse answers nobody.
+pub(super) fn start(
+    gate: &Arc<Gate>,
+    followed: Followed,
+    review_every: Duration,
+    now: SystemTime,
+) -> Result<(), TrustError> {
     let weak = Arc::downgrade(gate);
-    tokio::spawn(review(weak.clone(), review_every));
-    let (seen, serials, kept) = Default::default();
-    let mut follower = Follower { gate: weak, followed, seen, serials, kept };
+    let (seen, kept, audit_failure, folder_digest, failing) = Default::default();
+    let mut follower = Follower { gate: weak.clone(), followed, seen, kept, audit_failure, folder_digest, failing };
     // Revocations take effect before the first call. Policies and roots were read for the start; they are read once more here, so that no
     // change between that and the first look is missed: what is the same is found out by its digest and not compiled again.
+    follower.revocations(gate, now)?;
+    follower.kept(gate, now)?;
     follower.look(now);
+    tokio::spawn(review(weak, review_every));
     tokio::spawn(async move {
         while follower.gate.strong_count() > 0 {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -41,6 +54,7 @@ pub(super) fn start(gate: &Arc<Gate>, followed: Followed, review_every: Duration
             }
         }
     });
+    Ok(())
 }
 
 async fn review(gate: Weak<Gate>, every: Duration) {
@@ -55,102 +69,200 @@ async fn review(gate: Weak<Gate>, every: Duration) {
 struct Follower {
     gate: Weak<Gate>,
     followed: Followed,
-    /// When each file was changed last, and its size.
-    seen: HashMap<PathBuf, Vec<(SystemTime, u64)>>,
-    /// Serial numbers that were revoked already.
-    serials: Vec<String>,
+    /// How each file was when it was read last.
+    seen: HashMap<PathBuf, Vec<Stamp>>,
     /// What the file of an administrator's revocations held.
     kept: KeptRevocations,
+    /// What kept the audit log from working at the last look.
+    audit_failure: Option<String>,
+    /// Of the folder of policies, as it was read last.
+    folder_digest: Option<String>,
+    /// What of the files could not be read, as it was told last.
+    failing: HashMap<PathBuf, Failing>,
+}
+
+/// Enough of a file to tell that it is another or may be read differently: a change of its mode or owner changes the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    name: OsString,
+    length: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(Self {
+            name: path.file_name().unwrap_or_default().to_owned(),
+            length: meta.len(),
+            inode: meta.ino(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+
+    /// Of a file, or of each file of a folder that is not hidden: what is hidden has no effect there.
+    fn all(path: &Path) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(path) else { return Self::of(path).into_iter().collect() };
+        let shown = entries.flatten().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
+        let mut stamps: Vec<Self> = shown.filter_map(|entry| Self::of(&entry.path())).collect();
+        stamps.sort_by(|a, b| a.name.cmp(&b.name));
+        stamps
+    }
 }
 
 impl Follower {
     fn look(&mut self, now: SystemTime) {
         let Some(gate) = self.gate.upgrade() else { return };
+        self.audit(&gate, now);
+        let path = self.followed.revocations.clone().unwrap_or_default();
+        let read = self.revocations(&gate, now);
+        self.told(&path, read, now, "revocations cannot be read; those before stay in force");
+        let path = gate.kept.as_ref().map(|kept| kept.path().to_owned()).unwrap_or_default();
+        let read = self.kept(&gate, now);
+        self.told(&path, read, now, "revocations cannot be read; those before stay in force");
+        self.policies(&gate, now);
+        self.roots(&gate, now);
+        // The authority may be in use by another process: that is waited for.
         gate.identity.renew(now);
-        self.policies(&gate);
-        self.roots(&gate);
-        self.revocations(&gate, now);
-        self.kept(&gate, now);
     }
 
-    /// True where a file, or one of a folder, is another than at the last look.
-    fn changed(&mut self, path: &Path) -> bool {
-        let stamp = |path: &Path| {
-            let meta = std::fs::metadata(path).ok()?;
-            Some((meta.modified().ok()?, meta.len()))
-        };
-        let mut stamps: Vec<(SystemTime, u64)> = stamp(path).into_iter().collect();
-        if let Ok(entries) = std::fs::read_dir(path) {
-            stamps.extend(entries.flatten().filter_map(|entry| stamp(&entry.path())));
+    /// Says what failed, when it begins and then more and more seldom.
+    fn told(&mut self, path: &Path, result: Result<(), TrustError>, now: SystemTime, what: &str) {
+        let failing = self.failing.entry(path.to_owned()).or_default();
+        match result {
+            Ok(()) => failing.ended(),
+            Err(error) if failing.tells(&error.to_string(), now) => tracing::error!(%error, "{what}"),
+            Err(_) => {}
         }
-        let before = self.seen.insert(path.to_owned(), stamps.clone());
-        before.is_none_or(|before| before != stamps)
     }
 
-    fn policies(&mut self, gate: &Gate) {
-        let Some(folder) = self.followed.policies.clone().filter(|folder| self.changed(folder)) else { return };
+    /// Says once what keeps the log from taking records, and once that it takes them again; tells it of refusals without records.
+    fn audit(&mut self, gate: &Gate, now: SystemTime) {
+        if let Some(left_out) = gate.strangers.to_tell(now) {
+            tracing::warn!(
+                count = left_out.count,
+                "calls of nobody who is recognised: too many for a line and a record each"
+            );
+            if gate.audit.note(&record::left_out(&left_out, now)).is_err() {
+                gate.strangers.untold(left_out);
+            }
+        }
+        let status = gate.audit.status();
+        match (&self.audit_failure, &status.failure) {
+            (None, Some(why)) => tracing::error!(
+                refused = status.refused,
+                why,
+                "the audit log fails; what cannot be written down is refused"
+            ),
+            (Some(_), None) => tracing::warn!(refused = status.refused, "the audit log takes records again"),
+            _ => {}
+        }
+        self.audit_failure = status.failure;
+    }
+
+    /// How a file or folder is now, where that is not how it was when it was read last. Taken before it is read, and kept by
+    /// [`Follower::seen`] once it was: what could not be read is tried again.
+    fn changed(&self, path: &Path) -> Option<Vec<Stamp>> {
+        let stamps = Stamp::all(path);
+        (self.seen.get(path) != Some(&stamps)).then_some(stamps)
+    }
+
+    fn seen(&mut self, path: &Path, stamps: Vec<Stamp>) {
+        self.seen.insert(path.to_owned(), stamps);
+    }
+
+    fn policies(&mut self, gate: &Gate, now: SystemTime) {
+        let Some(folder) = self.followed.policies.clone() else { return };
+        let Some(stamps) = self.changed(&folder) else { return };
+        let wrong = "the changed policies are wrong; those before stay in force";
+        let sources = match Sources::read(&folder) {
+            Ok(sources) => sources,
+            Err(error) => return self.told(&folder, Err(error), now, wrong),
+        };
+        self.seen(&folder, stamps);
+        // A call may have put other policies in force: they stay until the folder says something else than before.
+        let digest = Some(sources.digest());
+        if std::mem::replace(&mut self.folder_digest, digest.clone()) == digest {
+            return self.told(&folder, Ok(()), now, wrong);
+        }
         let before = gate.policies.current().version().number;
-        match Sources::read(&folder).and_then(|sources| gate.policies.replace(&sources)) {
-            Ok(version) if version.number != before => {
+        let replaced = gate.policies.replace(&sources).map(|version| {
+            if version.number != before {
                 tracing::info!(%version, "other policies are in force");
                 gate.registry.push(Change::Policy);
             }
-            Ok(_) => {}
-            Err(error) => tracing::error!(%error, "the changed policies are wrong; those before stay in force"),
-        }
+        });
+        self.told(&folder, replaced, now, wrong);
     }
 
-    fn roots(&mut self, gate: &Gate) {
+    fn roots(&mut self, gate: &Gate, now: SystemTime) {
         let Some(spiffe) = self.followed.spiffe.clone() else { return };
         for (domain, path) in self.followed.bundles.clone() {
-            if !self.changed(&path) {
-                continue;
+            let Some(stamps) = self.changed(&path) else { continue };
+            let read = spiffe.bundles().set_from_file(&domain, &path);
+            if read.is_ok() {
+                self.seen(&path, stamps);
+                gate.registry.push(Change::Policy);
             }
-            match spiffe.bundles().set_from_file(&domain, &path) {
-                Ok(()) => gate.registry.push(Change::Policy),
-                Err(error) => tracing::error!(%error, "the roots of a trust domain stay as they were"),
-            }
+            self.told(&path, read, now, "the roots of a trust domain stay as they were");
         }
     }
 
-    fn revocations(&mut self, gate: &Gate, now: SystemTime) {
-        let Some(path) = self.followed.revocations.clone().filter(|path| self.changed(path)) else { return };
-        let revoked = match read(&path) {
-            Ok(revocations) => revocations.revoked.into_keys().collect::<Vec<_>>(),
-            Err(error) => return tracing::error!(%error, "revocations cannot be read; those before stay in force"),
-        };
-        for serial in revoked.iter().filter(|serial| !self.serials.contains(serial)) {
-            match gate.registry.revoke(Revoked::Serial(serial.clone()), None, now) {
-                Ok(cut) => tracing::info!(serial, cut, "a certificate is revoked"),
-                Err(error) => tracing::error!(%error, serial, "a certificate is not revoked"),
-            }
+    fn revocations(&mut self, gate: &Gate, now: SystemTime) -> Result<(), TrustError> {
+        let Some(path) = self.followed.revocations.clone() else { return Ok(()) };
+        let Some(stamps) = self.changed(&path) else { return Ok(()) };
+        let revoked = read(&path)?;
+        let mut serials = HashSet::new();
+        for serial in revoked.revoked.keys() {
+            match Revoked::serial(serial)? {
+                Revoked::Serial(serial) => serials.insert(serial),
+                _ => false,
+            };
+        }
+        let before = gate.authority.lock().clone();
+        for serial in serials.difference(&before) {
+            let cut = gate.registry.revoke(Revoked::Serial(serial.clone()), None, now)?;
+            tracing::info!(serial, cut, "a certificate is revoked");
+            gate.authority.lock().insert(serial.clone());
         }
         // A serial that the authority forgot belongs to a certificate that has ended.
-        for serial in self.serials.iter().filter(|serial| !revoked.contains(serial)) {
-            gate.registry.revocations().lift(&Revoked::Serial(serial.clone()));
+        for serial in before.difference(&serials) {
+            gate.authority.lock().remove(serial);
+            let what = Revoked::Serial(serial.clone());
+            if !self.kept.contains_key(&what) {
+                gate.registry.revocations().lift(&what);
+            }
         }
-        self.serials = revoked;
+        self.seen(&path, stamps);
+        Ok(())
     }
 
     /// Revocations of an administrator's calls, to this server before it was started or to another one.
-    fn kept(&mut self, gate: &Gate, now: SystemTime) {
-        let Some(file) = gate.kept.as_ref().filter(|file| self.changed(file.path())) else { return };
-        let kept = match file.read(now) {
-            Ok(kept) => kept,
-            Err(error) => return tracing::error!(%error, "revocations cannot be read; those before stay in force"),
-        };
+    fn kept(&mut self, gate: &Gate, now: SystemTime) -> Result<(), TrustError> {
+        let Some(file) = gate.kept.as_ref() else { return Ok(()) };
+        let Some(stamps) = self.changed(file.path()) else { return Ok(()) };
+        if stamps.is_empty() && !self.kept.is_empty() {
+            // Without it nobody was forgiven: that takes a call, or a file that says so.
+            file.restore(&self.kept, now)?;
+            tracing::error!(file = %file.path().display(), "the file of revoked callers was gone; it is written again as it was");
+            return Ok(());
+        }
+        let kept = file.read(now)?;
         for (what, until) in kept.iter().filter(|(what, until)| self.kept.get(what) != Some(until)) {
-            if let Err(error) = gate.registry.revoke(what.clone(), *until, now) {
-                tracing::error!(%error, %what, "not revoked");
-            }
+            gate.registry.revoke(what.clone(), *until, now)?;
         }
         for what in self.kept.keys().filter(|what| !kept.contains_key(what)) {
             // The authority's own word stays.
-            if !matches!(what, Revoked::Serial(serial) if self.serials.contains(serial)) {
+            if !gate.revoked_by_authority(what) {
                 gate.registry.revocations().lift(what);
             }
         }
         self.kept = kept;
+        self.seen(&file.path().to_owned(), stamps);
+        Ok(())
     }
 }
 

@@ -65,23 +65,8 @@ fn numbers(tensor: &Tensor, terms: &Obligations, principal: &str, model: &str, o
     if terms.round.is_none() && terms.noise.is_none() {
         return None;
     }
-    // The same answer gets the same noise: asking again does not average it out.
-    let mut seed = Sha256::new();
-    for part in [
-        &SECRET[..],
-        principal.as_bytes(),
-        b"\0",
-        model.as_bytes(),
-        b"\0",
-        output.as_bytes(),
-        b"\0",
-        tensor.raw().map_or(&[][..], |raw| raw),
-    ] {
-        seed.update(part);
-    }
-    let mut rng = StdRng::from_seed(seed.finalize().into());
-    let mut change =
-        |value: f64| rounded(value + terms.noise.map_or(0.0, |noise| sample(noise, &mut rng)), terms.round);
+    let mut noise = terms.noise.map(|noise| RowNoise::new(noise, tensor, [principal, model, output]));
+    let mut change = |value: f64| rounded(value + noise.as_mut().map_or(0.0, RowNoise::next), terms.round);
     let shape = tensor.shape().to_vec();
     match tensor.dtype() {
         DataType::Float32 => {
@@ -105,6 +90,49 @@ fn numbers(tensor: &Tensor, terms: &Obligations, principal: &str, model: &str, o
             Tensor::from_vec(shape, changed).ok()
         }
         _ => None,
+    }
+}
+
+/// Noise for the elements of a tensor in order. That of a row is a function of the row's answer: neither asking again nor asking for the
+/// same row many times in one request averages it out.
+struct RowNoise<'a> {
+    noise: Noise,
+    rows: std::slice::ChunksExact<'a, u8>,
+    /// Elements of each.
+    width: usize,
+    /// Those that are left of the row at hand.
+    left: usize,
+    rng: StdRng,
+    /// Of who asks what.
+    seed: Sha256,
+}
+
+impl<'a> RowNoise<'a> {
+    fn new(noise: Noise, tensor: &'a Tensor, names: [&str; 3]) -> Self {
+        let mut seed = Sha256::new();
+        seed.update(&SECRET[..]);
+        for name in names {
+            seed.update(name.as_bytes());
+            seed.update(b"\0");
+        }
+        // The first dimension counts the rows; an element of a list is one.
+        let rows = tensor.shape().first().copied().unwrap_or(1).max(1);
+        let raw = tensor.raw().map_or(&[][..], |raw| raw);
+        let elements = tensor.shape().iter().product::<usize>();
+        let row_bytes = (raw.len() / rows).max(1);
+        let rng = StdRng::from_seed(seed.clone().finalize().into());
+        Self { noise, rows: raw.chunks_exact(row_bytes), width: (elements / rows).max(1), left: 0, rng, seed }
+    }
+
+    fn next(&mut self) -> f64 {
+        if self.left == 0 {
+            self.left = self.width;
+            let mut seed = self.seed.clone();
+            seed.update(self.rows.next().unwrap_or_default());
+            self.rng = StdRng::from_seed(seed.finalize().into());
+        }
+        self.left -= 1;
+        sample(self.noise, &mut self.rng)
     }
 }
 
@@ -184,6 +212,24 @@ mod tests {
             assert!((mean - 0.5).abs() < 0.01, "{mean}");
             assert!((variance.sqrt() / deviation - 1.0).abs() < 0.05, "{}", variance.sqrt());
         }
+    }
+
+    #[test]
+    fn a_row_has_the_same_noise_alone_and_among_others() {
+        let terms = Obligations { noise: Some(Noise::Laplace { scale: 0.5 }), ..Obligations::default() };
+        let ask = |rows: &[[f32; 3]]| {
+            let mut response = answer(&[]);
+            response.outputs[0].1 = Tensor::from_vec(vec![rows.len(), 3], rows.concat()).unwrap();
+            harden(&terms, "anna", &Classes::new(), &mut response).unwrap();
+            response.outputs.remove(0).1.values::<f32>().unwrap().to_vec()
+        };
+        let row = [0.25, 0.25, 0.5];
+        let alone = ask(&[row]);
+        assert!(alone != row && alone[0] != alone[1], "{alone:?}");
+        let many = ask(&[row; 512]);
+        assert!(many.chunks(3).all(|noisy| noisy == alone), "the mean of many would be the answer");
+        let mixed = ask(&[[0.1, 0.2, 0.7], row, [0.1, 0.2, 0.7]]);
+        assert_eq!((&mixed[3..6], &mixed[..3]), (&alone[..], &mixed[6..]));
     }
 
     #[test]

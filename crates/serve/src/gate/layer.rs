@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use edgeward_trust::{
-    ErrorKind, Principal, TrustError,
+    Action, ErrorKind, Principal, TrustError,
     revocation::{Cut, Live, Stream},
 };
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -21,13 +21,14 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use super::{
-    Gate, Peer,
+    Gate, Peer, admin,
     ask::{Asked, Caller, Grant, Refused},
     record,
     route::{self, Route},
 };
 use crate::{
     core::Server,
+    http::BODY_BYTES_MAX,
     telemetry::{App, Line},
 };
 
@@ -123,6 +124,11 @@ impl Gate {
         let now = SystemTime::now();
         let peer = request.extensions().get::<Arc<Peer>>().cloned().ok_or(Refused::Unavailable)?;
         let route = B::route(&request, server);
+        if let Err(error) = self.from_own_page(&request) {
+            let (parts, body) = request.into_parts();
+            drain(body).await;
+            return Err(self.unrecognised(&route, parts.uri.path(), &peer, &error, now).await);
+        }
         if route == Route::Exchange {
             // Who exchanges a credential is recognised by it.
             return Ok(call(request).await.unwrap_or_else(|never| match never {}));
@@ -139,7 +145,9 @@ impl Gate {
         let streams = route == Route::Within { streams: true };
         let grant = match route {
             Route::Asks(action, resource) => {
-                let bytes = body.size_hint().exact().unwrap_or(0);
+                // Who reads an inference counts what comes; no other call is so large that its length cannot be said.
+                let counted = matches!(action, Action::Infer);
+                let bytes = body.size_hint().exact().unwrap_or(if counted { 0 } else { BODY_BYTES_MAX as u64 });
                 match caller.ask(action, resource, bytes).await {
                     Ok(grant) => Some(grant),
                     Err(refused) => {
@@ -157,6 +165,12 @@ impl Gate {
         parts.extensions.insert(caller.clone());
         if let Some(grant) = &grant {
             parts.extensions.insert(grant.clone());
+            if grant.is_act() {
+                grant.tell("call", format!("{} {}", parts.method, parts.uri.path()));
+                if !admin::records(parts.uri.path()) {
+                    grant.recorded().await?;
+                }
+            }
         }
         let mut live = self.enter(&caller, now)?;
         let answer = tokio::select! {
@@ -193,6 +207,27 @@ impl Gate {
         })
     }
 
+    /// A page of another address may not call with the certificate that a browser holds: the browser writes `Origin` by itself (Fetch
+    /// Standard, "Origin header"), and `Sec-Fetch-Site` where it leaves that out.
+    fn from_own_page<B>(&self, request: &Request<B>) -> Result<(), TrustError> {
+        let foreign = |what: &str, value: &HeaderValue| {
+            let value = String::from_utf8_lossy(value.as_bytes()).escape_debug().to_string();
+            Err(TrustError::new(ErrorKind::Denied, format!("a page of another address called: `{what}: {value}`")))
+        };
+        for origin in request.headers().get_all(header::ORIGIN) {
+            let own = origin.to_str().ok().and_then(|origin| origin.strip_prefix("https://"));
+            if !own.is_some_and(|authority| self.is_own(authority)) {
+                return foreign("Origin", origin);
+            }
+        }
+        let reads = matches!(*request.method(), http::Method::GET | http::Method::HEAD);
+        let site = request.headers().get("sec-fetch-site").filter(|_| !reads);
+        match site {
+            Some(site) if site != "same-origin" && site != "none" => foreign("Sec-Fetch-Site", site),
+            _ => Ok(()),
+        }
+    }
+
     /// Nobody was recognised.
     async fn unrecognised(
         &self,
@@ -203,17 +238,20 @@ impl Gate {
         now: SystemTime,
     ) -> Refused {
         self.counters.unauthenticated.fetch_add(1, Relaxed);
+        let refused = match error.kind() {
+            ErrorKind::Unavailable => Refused::Unavailable,
+            ErrorKind::Denied => Refused::Denied,
+            _ => Refused::Unauthenticated,
+        };
+        if !self.strangers.has_record(peer.address.ip(), now) {
+            return refused;
+        }
         tracing::info!(peer = %peer.address, path, %error, "not authenticated");
         let asked = match route {
             Route::Asks(action, resource) => (action.name(), resource.to_string()),
             _ => ("call", path.to_owned()),
         };
         let record = record::refused(None, asked, peer.address, error.to_string(), now);
-        let refused = match error.kind() {
-            ErrorKind::Unavailable => Refused::Unavailable,
-            ErrorKind::Denied => Refused::Denied,
-            _ => Refused::Unauthenticated,
-        };
         self.write(&record).await.map_or_else(|refused| refused, |()| refused)
     }
 

@@ -14,6 +14,8 @@ use edgeward_trust::{
     revocation::Cut,
 };
 
+use super::strangers::LeftOut;
+
 /// Who asked, where nobody was recognised.
 const NOBODY: &str = "anonymous";
 
@@ -65,6 +67,27 @@ pub(super) fn refused(
         digests: BTreeMap::new(),
         context: [("source".to_owned(), peer.ip().to_string())].into(),
         reason,
+    }
+}
+
+/// The record of refusals of nobody that have none of their own.
+pub(super) fn left_out(left_out: &LeftOut, now: SystemTime) -> Record {
+    Record {
+        time: now,
+        kind: Kind::Decision,
+        principal: NOBODY.to_owned(),
+        action: "calls".to_owned(),
+        resource: String::new(),
+        decision: Verdict::Deny,
+        policies: Vec::new(),
+        policy_version: None,
+        score: None,
+        digests: BTreeMap::new(),
+        context: left_out.last.map(|last| ("source".to_owned(), last.to_string())).into_iter().collect(),
+        reason: format!(
+            "{} more calls of nobody who is recognised were refused; too many to have a record each",
+            left_out.count
+        ),
     }
 }
 
@@ -137,7 +160,7 @@ impl Counters {
             ("edgeward_audit_records", "Records of the audit log", "gauge", audit.size),
             (
                 "edgeward_audit_refused_total",
-                "Records that found no place; their calls were refused",
+                "Records that found no place; once one has found none, calls are refused until the log takes records again",
                 "counter",
                 audit.refused,
             ),

@@ -13,12 +13,12 @@ use bytes::{Bytes, BytesMut};
 use serde_json::json;
 
 use super::{
-    Answer, Refusal, Target,
-    body::{Unread, read},
+    Answer, BODY_BYTES_MAX, Refusal, Target,
+    body::{Expected, Unread, read},
 };
 use crate::{
     core::{ServeError, ServeErrorKind},
-    gate::Grant,
+    gate::{Face, Grant},
     inflate::{Form, inflate},
     json as codec,
     telemetry::{App, Call, Slot},
@@ -30,12 +30,17 @@ pub(super) async fn infer(State(app): State<App>, Path(target): Path<Target>, re
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
     let (length, json_length) = (body.size_hint().exact(), json_length(headers)?);
-    let body = match read(body, length, json_length.unwrap_or(0)).await {
-        Ok(body) => inflated(headers, body)?,
-        Err(e) => return Ok(unread(&e)),
-    };
     let grant = parts.extensions.get::<Arc<Grant>>();
+    let bytes_max = grant.and_then(|grant| usize::try_from(grant.bytes_max()?).ok()).unwrap_or(BODY_BYTES_MAX);
+    let expected = Expected { length, aligned: json_length.unwrap_or(0), bytes_max: bytes_max.min(BODY_BYTES_MAX) };
+    let body = match read(body, &expected).await {
+        Ok(body) => inflated(headers, body)?,
+        Err(error) => return Ok(unread(&error, grant)),
+    };
     if let Some(grant) = grant {
+        if let Err(refused) = grant.measured(body.len() as u64) {
+            return Ok(<Body as Face>::refuse(refused));
+        }
         grant.body(std::iter::once(&*body));
     }
     let decoded = codec::decode(&body, json_length, target.model()?)?;
@@ -61,9 +66,14 @@ pub(crate) async fn infer_at(app: App, model: String, version: Option<String>, r
     infer(State(app), Path(Target { model, version }), request).await.into_response()
 }
 
-fn unread(error: &Unread) -> Response {
+fn unread(error: &Unread, grant: Option<&Arc<Grant>>) -> Response {
+    if let (Unread::Long(most), Some(grant)) = (error, grant)
+        && let Err(refused) = grant.measured(*most as u64 + 1)
+    {
+        return <Body as Face>::refuse(refused);
+    }
     let status = match error {
-        Unread::Long => StatusCode::PAYLOAD_TOO_LARGE,
+        Unread::Long(_) => StatusCode::PAYLOAD_TOO_LARGE,
         Unread::Broken(_) => StatusCode::BAD_REQUEST,
     };
     (status, Json(json!({ "error": error.to_string() }))).into_response()

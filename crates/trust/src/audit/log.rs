@@ -118,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) refused: AtomicU64,
     /// Set when the log takes nothing more until it is opened again.
     pub(crate) broken: AtomicBool,
+    /// Set while the journal takes no record.
+    pub(crate) failing: AtomicBool,
     /// What keeps records from the journal, and what keeps tiles from being made.
     pub(crate) journal_failure: Failure,
     pub(crate) tiles_failure: Failure,
@@ -253,6 +255,12 @@ impl AuditLog {
         flushed.blocking_recv().map_err(|_| ended())?
     }
 
+    /// True while the journal takes no record: the last write failed. Who does not wait for its records otherwise must wait now, and each
+    /// that comes is another try.
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Acquire)
+    }
+
     /// How the log is.
     pub fn status(&self) -> LogStatus {
         let Shared { size, published, refused, journal_failure, tiles_failure, .. } = &*self.shared;
@@ -285,6 +293,20 @@ impl Ticket {
     /// `Unavailable` where it could not be written.
     pub fn wait(self) -> Result<u64, TrustError> {
         self.0.blocking_recv().unwrap_or_else(|_| Err(ended()))
+    }
+}
+
+impl Ticket {
+    /// The record's place, where that is known already.
+    ///
+    /// # Errors
+    /// Those of [`Ticket::wait`].
+    pub fn known(&mut self) -> Option<Result<u64, TrustError>> {
+        match self.0.try_recv() {
+            Ok(result) => Some(result),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => Some(Err(ended())),
+        }
     }
 }
 

@@ -189,14 +189,16 @@ impl Publisher {
         Ok(())
     }
 
+    /// The checkpoint comes first: where the history has one and the checkpoint is missing, somebody took it away.
     fn write_checkpoint(&self) -> io::Result<()> {
+        replace(&self.folder.join(CHECKPOINT), self.note.as_bytes(), self.flush)?;
         let mut history = fs::OpenOptions::new().append(true).create(true).open(self.folder.join(HISTORY))?;
         // A line that a crash has torn must not spoil this one; verification skips what is empty.
         history.write_all(format!("\n{}", serde_json::Value::from(self.note.as_str())).as_bytes())?;
         if self.flush {
             history.sync_data()?;
         }
-        replace(&self.folder.join(CHECKPOINT), self.note.as_bytes(), self.flush)
+        Ok(())
     }
 
     /// Removes the segments whose records are all published.

@@ -11,7 +11,7 @@ use crate::{
         journal::{self, Frame},
         merkle::{Edge, leaf_hash},
         note::NoteKey,
-        publish::CHECKPOINT,
+        publish::{CHECKPOINT, HISTORY},
         tile::Tiles,
     },
     error::{ErrorKind, TrustError},
@@ -46,11 +46,11 @@ pub struct Found {
 /// The checkpoint of a log; none where it never published one.
 ///
 /// # Errors
-/// `Tampered` where it is missing though there are tiles, `Unverified` where `key` did not sign it.
+/// `Tampered` where it is missing though there are tiles and the journal does not begin with the first record, `Unverified` where `key` did not sign it.
 pub fn read_checkpoint(folder: &Path, key: &NoteKey) -> Result<Option<Checkpoint>, TrustError> {
     let path = folder.join(CHECKPOINT);
     let note = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.join("tile").exists() => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && never_published(folder)? => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = format!("`{}` is missing though the log has records", path.display());
             return Err(TrustError::new(ErrorKind::Tampered, text));
@@ -62,10 +62,18 @@ pub fn read_checkpoint(folder: &Path, key: &NoteKey) -> Result<Option<Checkpoint
     checkpoint.map(Some).map_err(|error| TrustError::new(error.kind(), format!("`{}`: {error}", path.display())))
 }
 
+/// True where a log never published a checkpoint: there are no tiles, or the first publication did not come to its end. The journal then
+/// still begins with the first record, and no checkpoint is in the history, which is written after the checkpoint itself.
+fn never_published(folder: &Path) -> Result<bool, TrustError> {
+    let history = fs::read_to_string(folder.join(HISTORY)).unwrap_or_default();
+    let first = journal::segments(folder)?.first().map(|(first, _)| *first);
+    Ok(!folder.join("tile").exists() || (first == Some(0) && history.trim().is_empty()))
+}
+
 /// Reads the state of the log in `folder` that `key` signed, and cuts a torn end of its journal off.
 pub fn recover(folder: &Path, key: &NoteKey) -> Result<Found, TrustError> {
-    let mut edge = Edge::default();
-    if let Some(checkpoint) = read_checkpoint(folder, key)? {
+    let (mut edge, checkpoint) = (Edge::default(), read_checkpoint(folder, key)?);
+    if let Some(checkpoint) = &checkpoint {
         edge = Edge::read(checkpoint.head.size, &Tiles::new(folder, checkpoint.head.size))?;
         if edge.root() != checkpoint.head.root {
             let text = format!(
@@ -77,6 +85,10 @@ pub fn recover(folder: &Path, key: &NoteKey) -> Result<Found, TrustError> {
         }
     }
     let found = read_journal(folder, edge, key)?;
+    if checkpoint.is_none() && found.edge.size() == 0 && folder.join("tile").exists() {
+        let text = format!("`{}` has tiles, and neither a checkpoint nor a record in its journal", folder.display());
+        return Err(TrustError::new(ErrorKind::Tampered, text));
+    }
     for (path, whole, bytes) in &found.torn {
         keep_cut(folder, found.edge.size(), bytes).map_err(|error| unavailable(&folder.join(CUT), &error))?;
         let cut = fs::OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(*whole));

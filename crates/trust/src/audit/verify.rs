@@ -105,6 +105,10 @@ pub fn verify(given: &Verification<'_>) -> Result<Report, TrustError> {
     walk.known.sort_by_key(|known| std::cmp::Reverse(known.head.size));
     walk.tiles(given.folder, published);
     walk.journal(given.folder);
+    if walk.edge.size() == 0 && given.folder.join("tile").exists() && walk.report.findings.is_empty() {
+        let text = "there are tiles, and neither a checkpoint nor a journal that speaks of records".to_owned();
+        walk.find(FindingKind::Checkpoint, 0, u64::MAX, text);
+    }
     walk.end();
     walk.report.records = walk.edge.size();
     walk.report.findings.sort_by_key(|finding| (finding.first, finding.last));

@@ -131,7 +131,8 @@ impl Writer {
 
     /// Writes the batch as one frame and answers its callers.
     fn commit(&mut self, batch: &mut Vec<(Vec<u8>, Option<Answer>)>) {
-        self.tell_refused(batch);
+        let callers = batch.len() as u64;
+        let told = self.tell_refused(batch);
         if batch.is_empty() {
             return;
         }
@@ -139,11 +140,18 @@ impl Writer {
         let first = before.size();
         let written = self.write_frame(batch.iter().map(|(body, _)| body.as_slice()));
         match &written {
-            Ok(()) => self.shared.journal_failure.set(None),
+            Ok(()) => {
+                self.refused_told = told.unwrap_or(self.refused_told);
+                self.shared.journal_failure.set(None);
+                self.shared.failing.store(false, Ordering::Release);
+            }
             Err(error) => {
                 self.edge = before;
-                self.shared.refused.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                // What the log tells of itself was no caller's record, and is told again.
+                self.shared.refused.fetch_add(callers, Ordering::Relaxed);
                 self.shared.journal_failure.set(Some(error.to_string()));
+                // Before anybody learns of it: who asks afterwards waits for the word on its own record.
+                self.shared.failing.store(true, Ordering::Release);
             }
         }
         self.shared.size.store(self.edge.size(), Ordering::Relaxed);
@@ -208,21 +216,21 @@ impl Writer {
         let result = self.segment.sync();
         if let Err(error) = &result {
             self.shared.broken.store(true, Ordering::Relaxed);
+            self.shared.failing.store(true, Ordering::Release);
             self.shared.journal_failure.set(Some(format!("the disk did not confirm a write: {error}")));
         }
         result.is_ok()
     }
 
-    /// Records that found no place leave a record of their number.
-    fn tell_refused(&mut self, batch: &mut Vec<(Vec<u8>, Option<Answer>)>) {
+    /// Records that found no place leave a record of their number. Returns how many are told of once it is written.
+    fn tell_refused(&self, batch: &mut Vec<(Vec<u8>, Option<Answer>)>) -> Option<u64> {
         let refused = self.shared.refused.load(Ordering::Relaxed);
-        if refused > self.refused_told && !self.shared.broken.load(Ordering::Relaxed) {
-            let reason = format!("{} records found no place", refused - self.refused_told);
-            if let Ok(body) = own_record("log.refuse", reason).encode() {
-                self.refused_told = refused;
-                batch.push((body, None));
-            }
+        if refused <= self.refused_told || self.shared.broken.load(Ordering::Relaxed) {
+            return None;
         }
+        let reason = format!("{} records found no place", refused - self.refused_told);
+        batch.push((own_record("log.refuse", reason).encode().ok()?, None));
+        Some(refused)
     }
 }
 

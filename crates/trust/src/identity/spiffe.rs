@@ -25,7 +25,7 @@ use super::{
     Connection, Credential, IdentityProvider, Verification,
     jose::{expired, unverified},
 };
-use crate::{Method, Principal, Strength, Thumbprint, TrustError};
+use crate::{Method, Principal, Strength, Thumbprint, TrustError, revocation::canonical_serial};
 
 /// Longest chain, and longest certificate in it.
 const CHAIN_MAX: usize = 8;
@@ -194,7 +194,9 @@ impl Svid {
         let expires_at = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
         Ok(Self {
             id,
-            serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: canonical_serial(
+                &certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            ),
             since: u64::try_from(certificate.validity().not_before.timestamp()).unwrap_or(0),
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(expires_at),
         })

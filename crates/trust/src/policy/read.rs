@@ -22,14 +22,17 @@ use super::{
     sources::{SourceFile, invalid, line_column},
     terms::Terms,
 };
-use crate::TrustError;
+use crate::{ErrorKind, TrustError};
 
 /// How far policies may follow attributes: `principal.strength` is one step. Requests carry the entities of that one step only.
 const LEVEL: u32 = 1;
 /// Fewer are not worth a thread.
 const PER_THREAD_MIN: usize = 64;
-/// As much as a main thread has: how deep Cedar reads must not depend on who calls.
-const STACK_BYTES: usize = 8 << 20;
+/// How deep Cedar reads must not depend on who calls. Several times what the deepest policy needs; what is not touched costs nothing.
+const STACK_BYTES: usize = 64 << 20;
+/// Brackets and conditions within each other, and letters of operators, of one policy: each may cost a part of the stack.
+const NESTED_MAX: usize = 64;
+const OPERATORS_MAX: usize = 2000;
 
 /// A policy that was read.
 pub(super) struct Read<'a> {
@@ -48,8 +51,42 @@ pub(super) struct Read<'a> {
 pub(super) fn policies(files: &[SourceFile]) -> Result<Vec<Read<'_>>, TrustError> {
     let all = files.iter().flat_map(|file| statements(&file.text).into_iter().map(move |found| (file, found)));
     let all: Vec<(&SourceFile, Statement<'_>)> = all.collect();
+    // All before the first is parsed: an error has Cedar read the whole file once more.
+    all.iter().try_for_each(|(file, found)| shallow(file, found))?;
     let parts = on_all_cores(&all, read_part).into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(parts.into_iter().flatten().collect())
+}
+
+/// An error where a statement is deeper than Cedar may be asked to read.
+fn shallow(file: &SourceFile, found: &Statement<'_>) -> Result<(), TrustError> {
+    let wrong = |what: String| Err(invalid(format!("{}:{}: {what}", file.name, found.line)));
+    if found.nested > NESTED_MAX {
+        return wrong(format!(
+            "brackets and conditions are nested {} deep; at most {NESTED_MAX}: make it several policies",
+            found.nested
+        ));
+    }
+    if found.operators > OPERATORS_MAX {
+        return wrong(format!(
+            "{} letters of operators; at most {OPERATORS_MAX}: make it several policies, or compare with a set",
+            found.operators
+        ));
+    }
+    Ok(())
+}
+
+/// Runs a work where the stack is deep enough for all policies that are read.
+///
+/// # Errors
+/// `Unavailable` where there is no thread to be had.
+pub(super) fn deep<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, TrustError> {
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work).map_err(|error| {
+                TrustError::new(ErrorKind::Unavailable, format!("no thread to read policies with: {error}"))
+            })?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Ends at the first error.

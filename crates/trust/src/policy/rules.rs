@@ -77,6 +77,10 @@ impl Rules {
     /// # Errors
     /// The place (`file:line:column`) and the reason of what is wrong.
     pub fn compile(sources: &Sources, number: u64) -> Result<Self, TrustError> {
+        read::deep(|| Self::compile_here(sources, number))?
+    }
+
+    fn compile_here(sources: &Sources, number: u64) -> Result<Self, TrustError> {
         let schema = schema()?;
         let listing = Listing::read(&sources.entities, schema)?;
         let version = Arc::new(Version { number, digest: sources.digest() });

@@ -1,4 +1,6 @@
-//! Who may do something: every listed caller, and anyone of whom only a group, a tenant or nothing is known.
+//! Who may do something: every caller that is listed or that a policy names, and anyone of whom only a group, a tenant or nothing is known.
+
+use std::collections::BTreeSet;
 
 use cedar_policy::EntityUid;
 use serde::Serialize;
@@ -32,6 +34,8 @@ pub enum Who {
     AnyOf(String),
     /// A listed caller.
     Listed(String),
+    /// A caller that is not listed, and that a policy names.
+    Named(String),
 }
 
 impl std::fmt::Display for Who {
@@ -39,7 +43,7 @@ impl std::fmt::Display for Who {
         match self {
             Self::Anyone(kind) => write!(f, "any verified {kind}"),
             Self::AnyOf(what) => write!(f, "any {what}"),
-            Self::Listed(name) => f.write_str(name),
+            Self::Listed(name) | Self::Named(name) => f.write_str(name),
         }
     }
 }
@@ -87,8 +91,19 @@ impl Rules {
                 _ => {}
             }
         }
+        for uid in self.named() {
+            let Some(subject) = self.listed(&uid, strength) else { continue };
+            ask(Who::Named(shown(&uid)), subject)?;
+        }
         found.sort_by(|a, b| a.who.cmp(&b.who));
         Ok(found)
+    }
+
+    /// Callers that policies name and that are not listed.
+    fn named(&self) -> BTreeSet<EntityUid> {
+        let all = self.policies.policies().flat_map(cedar_policy::Policy::entity_literals);
+        all.filter(|uid| matches!(uid.type_name().basename(), "User" | "Workload") && !self.listing.contains(uid))
+            .collect()
     }
 
     fn listed(&self, uid: &EntityUid, strength: Strength) -> Option<Result<Subject, TrustError>> {

@@ -109,6 +109,20 @@ impl Kept {
         self.change(now, |kept| kept.remove(what).is_some())
     }
 
+    /// Writes revocations again after the file was taken away; what others have written meanwhile stays.
+    ///
+    /// # Errors
+    /// Those of [`Kept::add`].
+    pub fn restore(&self, before: &KeptRevocations, now: SystemTime) -> Result<(), TrustError> {
+        self.change(now, |kept| {
+            for (what, until) in before {
+                kept.entry(what.clone()).or_insert(*until);
+            }
+            true
+        })?;
+        Ok(())
+    }
+
     /// Reads, changes and writes while nobody else does.
     fn change(&self, now: SystemTime, change: impl FnOnce(&mut KeptRevocations) -> bool) -> Result<bool, TrustError> {
         let _lock = self.lock()?;
@@ -180,7 +194,7 @@ impl Entry {
         let what = match (self.principal, self.key, self.serial) {
             (Some(id), None, None) => Revoked::Principal(id),
             (None, Some(text), None) => key(text)?,
-            (None, None, Some(number)) => Revoked::Serial(number),
+            (None, None, Some(number)) => Revoked::serial(&number).map_err(|error| error.to_string())?,
             _ => return Err("a revocation names not one thing; expected `principal`, `key` or `serial`".to_owned()),
         };
         Ok((what, until.transpose()?))

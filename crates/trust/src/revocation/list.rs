@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use crate::{ErrorKind, Principal, Thumbprint, TrustError};
+use crate::{ErrorKind, Principal, Thumbprint, TrustError, identity::spiffe::SpiffeId};
 
 const SHARDS: usize = 64;
 
@@ -25,6 +25,62 @@ pub enum Revoked {
     Key(Thumbprint),
     /// A certificate by its serial number in hexadecimal, as its authority publishes it.
     Serial(String),
+}
+
+impl Revoked {
+    /// A principal by the ID that its credentials make.
+    ///
+    /// # Errors
+    /// `Invalid` for what no credential makes an ID of: it would revoke nobody.
+    pub fn principal(id: &str) -> Result<Self, TrustError> {
+        let wrong = |why: &str| {
+            let text = format!(
+                "principal `{}`: {why}; expected an ID as the audit log has it: `spiffe://DOMAIN/PATH`, `ISSUER#SUBJECT`, `arn:…` or `local:NAME`",
+                id.escape_debug()
+            );
+            Err(TrustError::new(ErrorKind::Invalid, text))
+        };
+        if id.trim() != id || id.is_empty() {
+            return wrong("it is empty, or has spaces around it");
+        }
+        if id.starts_with("spiffe://") {
+            return match SpiffeId::parse(id) {
+                Ok(_) => Ok(Self::Principal(id.to_owned())),
+                Err(error) => wrong(&error.to_string()),
+            };
+        }
+        let whole = |rest: &str| !rest.is_empty();
+        let named = id.strip_prefix("arn:").or_else(|| id.strip_prefix("local:")).is_some_and(whole)
+            || id.split_once('#').is_some_and(|(issuer, subject)| whole(issuer) && whole(subject));
+        if named { Ok(Self::Principal(id.to_owned())) } else { wrong("no caller has such an ID") }
+    }
+
+    /// A certificate by its serial number in hexadecimal: of either case, with colons or without, as tools print it.
+    ///
+    /// # Errors
+    /// `Invalid` where it is no number of at most 20 bytes (RFC 5280 section 4.1.2.2).
+    pub fn serial(text: &str) -> Result<Self, TrustError> {
+        let digits: String = text.chars().filter(|letter| *letter != ':').collect();
+        let plain = digits.strip_prefix("0x").unwrap_or(&digits);
+        if plain.is_empty() || plain.len() > SERIAL_DIGITS_MAX || !plain.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let text = format!("serial number `{}`; expected hexadecimal of at most 20 bytes", text.escape_debug());
+            return Err(TrustError::new(ErrorKind::Invalid, text));
+        }
+        Ok(Self::Serial(canonical_serial(plain)))
+    }
+}
+
+/// Twenty bytes, and the zero that DER puts before a first bit.
+const SERIAL_DIGITS_MAX: usize = 42;
+
+/// Hexadecimal in small letters of whole bytes, without leading zero bytes.
+pub(crate) fn canonical_serial(hex: &str) -> String {
+    let number = hex.trim_start_matches('0').to_ascii_lowercase();
+    match number.len() {
+        0 => "00".to_owned(),
+        length if length.is_multiple_of(2) => number,
+        _ => format!("0{number}"),
+    }
 }
 
 /// The revocations in force. Reading takes no lock; writing copies one of 64 parts.
@@ -97,9 +153,10 @@ impl Revocations {
             return Ok(());
         }
         let session = principal.session().map(|id| Revoked::Session(id.to_owned()));
-        let key = principal.bound_to.map(Revoked::Key);
+        let keys = principal.keys().map(Revoked::Key);
         let serial = principal.serial().map(|serial| Revoked::Serial(serial.to_owned()));
-        for what in [Some(Revoked::Principal(principal.id.clone())), session, key, serial].into_iter().flatten() {
+        for what in [Some(Revoked::Principal(principal.id.clone())), session, serial].into_iter().flatten().chain(keys)
+        {
             if self.holds(&what, now) {
                 return Err(TrustError::new(ErrorKind::Denied, format!("{what} was revoked")));
             }
@@ -133,6 +190,39 @@ impl std::fmt::Display for Revoked {
             Self::Session(id) => write!(f, "session `{id}`"),
             Self::Key(key) => write!(f, "key `{key:?}`"),
             Self::Serial(serial) => write!(f, "certificate `{serial}`"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_number_is_the_same_however_it_is_spelt() {
+        for text in ["491ad3c6", "491AD3C6", "49:1A:D3:C6", "00491ad3c6", "0x491ad3c6"] {
+            assert_eq!(Revoked::serial(text).unwrap(), Revoked::Serial("491ad3c6".to_owned()), "{text}");
+        }
+        assert_eq!(Revoked::serial("a").unwrap(), Revoked::Serial("0a".to_owned()));
+        assert_eq!(Revoked::serial("0").unwrap(), Revoked::Serial("00".to_owned()));
+        for text in ["", ":", "serial=49", "49 1a", "4.5", &"f".repeat(43)] {
+            assert_eq!(Revoked::serial(text).unwrap_err().kind(), ErrorKind::Invalid, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_nobodys_id_is_refused() {
+        for id in ["spiffe://a.example/ward/scanner", "https://login.example#anna", "arn:aws:sts::1:assumed-role/r/s"] {
+            assert_eq!(Revoked::principal(id).unwrap(), Revoked::Principal(id.to_owned()));
+        }
+        let wrong =
+            ["", "ward/scanner", "spiffe://a.example/ward/", "Spiffe://a.example/w", " local:a", "local:", "#a", "a#"];
+        for id in wrong {
+            let error = Revoked::principal(id).unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Invalid && error.to_string().contains("expected an ID"),
+                "{id}: {error}"
+            );
         }
     }
 }

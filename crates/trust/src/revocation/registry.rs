@@ -187,7 +187,7 @@ impl<C> Registry<C> {
         let affected = match &what {
             Revoked::Principal(id) => cut(self.of_principal(id)),
             Revoked::Session(id) => cut(self.matching(|live| live.principal.session() == Some(id))),
-            Revoked::Key(key) => cut(self.matching(|live| live.principal.bound_to == Some(*key))),
+            Revoked::Key(key) => cut(self.matching(|live| live.principal.keys().any(|own| own == *key))),
             Revoked::Serial(serial) => cut(self.matching(|live| live.principal.serial() == Some(serial))),
         };
         added.map(|()| affected)

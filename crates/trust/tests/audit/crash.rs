@@ -141,6 +141,30 @@ fn a_torn_tail_is_cut_and_kept() {
     }
 }
 
+/// An end within the first publication leaves tiles and no checkpoint: the journal has all records.
+#[test]
+fn an_end_within_the_first_publication_loses_nothing() {
+    let place = Place::with_records(300);
+    for name in ["checkpoint", "checkpoints"] {
+        fs::remove_file(place.log().join(name)).unwrap();
+    }
+    fs::remove_dir_all(place.log().join("tile/1")).unwrap();
+    assert_eq!(place.verify().findings, []);
+    let log = place.open();
+    assert_eq!((log.recovery().published, log.recovery().replayed), (0, 300));
+    drop(log);
+    assert_eq!((place.entries().len(), place.verify().published), (300, 300));
+    // Without the records the same is no such end.
+    let place = Place::with_records(300);
+    for name in ["checkpoint", "checkpoints"] {
+        fs::remove_file(place.log().join(name)).unwrap();
+    }
+    fs::write(segment(&place.log()), "").unwrap();
+    assert_eq!(place.verify().findings.len(), 1);
+    let error = AuditLog::open(&place.options(), place.signer()).err().unwrap();
+    assert_eq!(error.kind(), edgeward_trust::ErrorKind::Tampered, "{error}");
+}
+
 /// In the child: files may not grow beyond 256 KiB, as if the disk was full.
 #[test]
 fn child_fills_its_disk() {
@@ -165,11 +189,15 @@ fn child_fills_its_disk() {
     };
     assert!(error.to_string().contains("cannot be written"), "{error}");
     assert!(log.status().failure.unwrap().contains("cannot be written"));
-    assert!(log.append(&record(taken)).unwrap().wait().is_err());
+    assert!(log.is_failing());
+    for _ in 0..6 {
+        assert!(log.append(&record(taken)).unwrap().wait().is_err());
+    }
+    assert_eq!(log.status().refused, 7, "what the log tells of itself is no record of a caller");
     limit(None);
     // The disk has room again: the log goes on, and tells what it could not take.
     log.append(&record(taken)).unwrap().wait().unwrap();
-    assert_eq!(log.status().failure, None);
+    assert_eq!((log.status().failure, log.is_failing()), (None, false));
     println!("\ntaken {taken}");
 }
 
@@ -182,7 +210,7 @@ fn a_full_disk_refuses_and_the_log_goes_on_when_there_is_room() {
     let entries = place.entries();
     let told: Vec<_> = entries.iter().filter(|entry| entry.record.action == "log.refuse").collect();
     assert_eq!(told.len(), 1);
-    assert!(told[0].record.reason.starts_with("2 records"), "{}", told[0].record.reason);
+    assert!(told[0].record.reason.starts_with("7 records"), "{}", told[0].record.reason);
     assert_eq!(entries.len() as u64, taken + 2);
     assert_eq!(place.verify().findings, []);
 }

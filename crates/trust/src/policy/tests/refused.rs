@@ -39,6 +39,50 @@ fn policies_are_refused_by_place() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What is deeper than a stack aborts the process; what is as deep as may be is read, checked, decided and dropped.
+#[test]
+fn deep_policies_are_refused_before_they_are_parsed() {
+    let nested = |depth: usize, open: &str, close: &str| {
+        let (open, close) = (open.repeat(depth), close.repeat(depth));
+        format!("permit(principal, action, resource) when {{ {open}true{close} }};")
+    };
+    let chain = |count: usize, operator: &str| {
+        let terms = vec!["(context.hour < 25)"; count].join(operator);
+        format!("permit(principal, action, resource) when {{ {terms} }};")
+    };
+    let sum = |count: usize| {
+        let terms = vec!["1"; count].join(" + ");
+        format!("permit(principal, action, resource) when {{ {terms} > 0 }};")
+    };
+    let condition = |depth| nested(depth, "if true then ", " else false");
+    for text in [nested(1000, "(", ")"), nested(100_000, "[", "]"), condition(5000)] {
+        assert!(complaint(&text, "").starts_with("p.cedar:1: brackets and conditions are nested"), "{}", text.len());
+    }
+    for text in [
+        chain(5000, " && "),
+        chain(5000, " || "),
+        sum(5000),
+        format!("permit(principal, action, resource) when {{ context{} }};", ".a".repeat(5000)),
+    ] {
+        assert!(complaint(&text, "").contains("letters of operators; at most"), "{}", text.len());
+    }
+    // Another file, and a statement behind a broken one, are looked at as well.
+    let broken = format!("permit(;\n{}", nested(100_000, "(", ")"));
+    assert!(complaint(&broken, "").starts_with("p.cedar:2: brackets"), "{}", complaint(&broken, ""));
+    for text in [nested(61, "(", ")"), condition(62), chain(660, " && "), chain(660, " || "), sum(1990)] {
+        let sources = Sources { policies: vec![SourceFile { name: "p.cedar".to_owned(), text }], entities: Vec::new() };
+        let rules = Rules::compile(&sources, 1).unwrap();
+        let resource = "Endpoint::live".parse().unwrap();
+        // As threads of a server have it.
+        let decide = move || {
+            let decision =
+                rules.decide(&Request { principal: &anna(), action: Action::Get, resource: &resource }, &observed());
+            decision.allowed() || !decision.errors.is_empty()
+        };
+        assert!(std::thread::Builder::new().stack_size(2 << 20).spawn(decide).unwrap().join().unwrap());
+    }
+}
+
 #[test]
 fn entities_are_refused_by_place() {
     let rows = [
