@@ -32,7 +32,7 @@ const PER_THREAD_MIN: usize = 64;
 const STACK_BYTES: usize = 64 << 20;
 /// Brackets and conditions within each other, and letters of operators, of one policy: each may cost a part of the stack.
 const NESTED_MAX: usize = 64;
-const OPERATORS_MAX: usize = 2000;
+const OPERATORS_MAX: usize = 200;
 
 /// A policy that was read.
 pub(super) struct Read<'a> {
