@@ -261,7 +261,8 @@ impl Follower {
             }
         }
         self.kept = kept;
-        self.seen(&file.path().to_owned(), stamps);
+        let path = file.path().to_owned();
+        self.seen(&path, stamps);
         Ok(())
     }
 }

@@ -124,7 +124,7 @@ impl Gate {
         let now = SystemTime::now();
         let peer = request.extensions().get::<Arc<Peer>>().cloned().ok_or(Refused::Unavailable)?;
         let route = B::route(&request, server);
-        if let Err(error) = self.from_own_page(&request) {
+        if let Err(error) = self.ask_page(&request) {
             let (parts, body) = request.into_parts();
             drain(body).await;
             return Err(self.unrecognised(&route, parts.uri.path(), &peer, &error, now).await);
@@ -209,7 +209,7 @@ impl Gate {
 
     /// A page of another address may not call with the certificate that a browser holds: the browser writes `Origin` by itself (Fetch
     /// Standard, "Origin header"), and `Sec-Fetch-Site` where it leaves that out.
-    fn from_own_page<B>(&self, request: &Request<B>) -> Result<(), TrustError> {
+    fn ask_page<B>(&self, request: &Request<B>) -> Result<(), TrustError> {
         let foreign = |what: &str, value: &HeaderValue| {
             let value = String::from_utf8_lossy(value.as_bytes()).escape_debug().to_string();
             Err(TrustError::new(ErrorKind::Denied, format!("a page of another address called: `{what}: {value}`")))
