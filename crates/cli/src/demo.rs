@@ -76,7 +76,9 @@ struct Row {
 pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
-        note!("A classifier learns digits, each engine of this machine serves it, and each is asked {requests} times.\n");
+        note!(
+            "A classifier learns digits, each engine of this machine serves it, and each is asked {requests} times.\n"
+        );
     }
     if !args.offline {
         fetch_engines(context.json)?;

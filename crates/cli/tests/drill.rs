@@ -27,6 +27,9 @@ struct Run {
     told: String,
 }
 
+/// There are no federated jobs, and no witness that would know a log which is set back.
+const OPEN: [&str; 2] = ["poisoned", "log"];
+
 impl Run {
     fn outcomes(&self) -> BTreeMap<&str, &str> {
         let drills = self.report["drills"].as_array().unwrap_or_else(|| panic!("{}", self.told));
@@ -250,7 +253,7 @@ fn a_model_on_strict_terms_gives_nothing_away() {
     ];
     let run = drill(&https(&server), &trust.folder(), &all, &more);
     let expected: Vec<(&str, &str)> =
-        all.split(',').map(|id| (id, if id == "poisoned" { "not_applicable" } else { "held" })).collect();
+        all.split(',').map(|id| (id, if OPEN.contains(&id) { "not_applicable" } else { "held" })).collect();
     run.expect(&expected);
     assert_eq!(run.code, 0);
     let page = fs::read_to_string(report).unwrap();
