@@ -1,7 +1,7 @@
 //! Dynamic quantisation: weights are bytes in the file, activations become bytes in each run by their own range. No
 //! data is needed. The patterns are those that ONNX Runtime fuses (DynamicQuantizeMatMul, MatMulIntegerToFloat).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use edgeward_graph::{
     DataType, Tensor,
@@ -9,7 +9,7 @@ use edgeward_graph::{
 };
 
 use crate::{
-    CompressError, Layer, Prepared, Quantised,
+    CompressError, Prepared, Quantised,
     edit::{Edit, node},
     fuse::channel_axis,
     tables,
@@ -70,13 +70,7 @@ pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quant
     });
     graph.node.extend(made);
     tables::quantise(&mut edit)?;
-    let mut model = edit.model;
-    let graph = model.graph_mut();
-    graph.sort_nodes()?;
-    graph.drop_dead_nodes();
-    let result = |layer: &Layer| (layer.name.clone(), (layer.name.clone(), layer.name.clone()));
-    let results: BTreeMap<_, _> = prepared.layers.iter().map(result).collect();
-    Ok(Quantised { model, layers, results })
+    Quantised::of_same_names(prepared, edit.model, layers)
 }
 
 struct Rewrite {

@@ -1,8 +1,6 @@
 //! Weights alone as 4 or 8 bits in blocks, for products of matrices: `MatMulNBits` of ONNX Runtime's operators
 //! (`com.microsoft`, ContribOperators.md). Activations stay floats, so no data is needed.
 
-use std::collections::BTreeMap;
-
 use edgeward_graph::{
     Tensor,
     proto::{AttributeProto, OperatorSetIdProto},
@@ -65,12 +63,7 @@ pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Re
         let set = OperatorSetIdProto { domain: Some(DOMAIN.to_owned()), version: Some(1) };
         model.proto_mut().opset_import.push(set);
     }
-    let graph = model.graph_mut();
-    graph.sort_nodes()?;
-    graph.drop_dead_nodes();
-    let result = |layer: &Layer| (layer.name.clone(), (layer.name.clone(), layer.name.clone()));
-    let results: BTreeMap<_, _> = prepared.layers.iter().map(result).collect();
-    Ok(Quantised { model, layers, results })
+    Quantised::of_same_names(prepared, model, layers)
 }
 
 fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Result<bool, CompressError> {

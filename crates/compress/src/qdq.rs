@@ -56,6 +56,17 @@ pub struct Quantised {
     pub results: BTreeMap<String, (String, String)>,
 }
 
+impl Quantised {
+    /// Of a rewritten model whose layers' results bear the names that they had; its nodes are put in order, dead ones dropped.
+    pub(crate) fn of_same_names(prepared: &Prepared, mut model: Model, layers: usize) -> Result<Self, CompressError> {
+        let graph = model.graph_mut();
+        graph.sort_nodes()?;
+        graph.drop_dead_nodes();
+        let same = |layer: &Layer| (layer.name.clone(), (layer.name.clone(), layer.name.clone()));
+        Ok(Self { model, layers, results: prepared.layers.iter().map(same).collect() })
+    }
+}
+
 /// Quantises by ranges that were observed. Errors: a layer whose constants cannot be read.
 pub fn quantise_static(
     prepared: &Prepared,
