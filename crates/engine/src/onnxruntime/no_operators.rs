@@ -31,8 +31,3 @@ pub(super) fn available() -> bool {
 pub(super) fn domain() -> &'static str {
     "edgeward"
 }
-
-/// True for the name of an operator of the domain.
-pub(super) fn knows(_: &str) -> bool {
-    false
-}

@@ -60,11 +60,6 @@ pub(super) fn domain() -> &'static str {
     DOMAIN.to_str().unwrap_or_default()
 }
 
-/// True for the name of an operator of the domain.
-pub(super) fn knows(kind: &str) -> bool {
-    specs().any(|spec| spec.name.to_str() == Ok(kind))
-}
-
 /// True where the operators of the domain `edgeward` can be used. Where not, no session knows them.
 pub(crate) fn available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")

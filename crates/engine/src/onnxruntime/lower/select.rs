@@ -75,6 +75,12 @@ impl<'a> Gradient<'a> {
     fn d(&self, index: usize) -> Option<&'a str> {
         self.gradients.get(index).map(String::as_str).filter(|name| !name.is_empty())
     }
+
+    /// Names of the first three inputs' gradients, spare ones for those that nobody asked for.
+    fn first_three(&self) -> [String; 3] {
+        let spare = |index: usize| format!("{}/{index}{SPARE}", self.of_output);
+        [0, 1, 2].map(|index| self.d(index).map_or_else(|| spare(index), str::to_owned))
+    }
 }
 
 /// A node of our own.
@@ -104,8 +110,7 @@ impl Select<'_> {
                 || self.graph.initializer.iter().any(|tensor| tensor.name() == name)
         };
         let spare = |name: &String| name.ends_with(SPARE);
-        operators::knows(node.op_type())
-            && node.input.iter().all(there)
+        node.input.iter().all(there)
             && node.output.iter().all(|name| spare(name) || alone(name))
             && node.output.iter().all(|name| !node.input.contains(name))
             && node.output.iter().any(|name| !spare(name))
@@ -154,9 +159,8 @@ impl Select<'_> {
         let told = *self.trained.get(gradient.output)?;
         let own = self.normalisation(told)?;
         let ([x, scale, _], [_, mean, variance]) = (own.input.as_slice(), own.output.as_slice()) else { return None };
-        let spare = |index: usize| format!("{}/{index}{SPARE}", gradient.of_output);
-        let outputs: Vec<String> = (0..3).map(|i| gradient.d(i).map_or_else(|| spare(i), str::to_owned)).collect();
-        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let outputs = gradient.first_three();
+        let outputs = outputs.each_ref().map(String::as_str);
         Some(node("BatchNormGradient", &[gradient.of_output, x, scale, mean, variance], &outputs, own.attribute))
     }
 
@@ -224,9 +228,8 @@ impl Select<'_> {
         if !self.is_last(told, x) || !whole || gradient.x(2).is_empty() || !matches!(last, Some(Dimension::Fixed(_))) {
             return None;
         }
-        let spare = |index: usize| format!("{}/{index}{SPARE}", gradient.of_output);
-        let outputs: Vec<String> = (0..3).map(|i| gradient.d(i).map_or_else(|| spare(i), str::to_owned)).collect();
-        let outputs: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let outputs = gradient.first_three();
+        let outputs = outputs.each_ref().map(String::as_str);
         let epsilon = AttributeProto::of_float("epsilon", told.attr_float("epsilon").unwrap_or(1e-5));
         Some(node("LayerNormGradient", &[gradient.of_output, x, gradient.x(1)], &outputs, vec![epsilon]))
     }
@@ -270,8 +273,8 @@ impl Select<'_> {
         if kind == "Adam" {
             attributes.push(AttributeProto::of_int("decoupled", i64::from(told.op_type() == "AdamWUpdate")));
         }
-        let names = |list: &'_ [String]| list.to_vec();
-        Some(NodeProto { input: names(&told.input), output: names(&told.output), ..node(kind, &[], &[], attributes) })
+        let (input, output) = (told.input.clone(), told.output.clone());
+        Some(NodeProto { input, output, ..node(kind, &[], &[], attributes) })
     }
 }
 
