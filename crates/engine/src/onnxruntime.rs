@@ -156,6 +156,7 @@ impl Engine for OnnxRuntime {
         let (inputs, outputs) = check::interface(NAME, &model)?;
         // Our own operators compute on the processor.
         let lowered = if options.lower && options.providers.is_empty() { lower::lowered(&model) } else { None };
+        let own = lowered.as_ref().unwrap_or(&model).opset_of(operators::domain()).is_some();
         let lowered = lowered.and_then(|model| Some(Source::Bytes(model.to_bytes().ok()?.into())));
         let source = lowered.as_ref().unwrap_or(source);
         let names =
@@ -163,7 +164,9 @@ impl Engine for OnnxRuntime {
         let (input_names, output_names) = (names(&inputs)?, names(&outputs)?);
         let profile = options.profile.then(profile::Recorder::new).transpose()?;
         let settings = Settings::new(&self.runtime, options, &self.info, profile.as_ref())?;
+        let adding = own.then(|| self.runtime.operators.add(&self.runtime, settings.options)).transpose()?;
         let session = create(&self.runtime, source, &settings)?;
+        drop(adding);
         let runtime = self.runtime.clone();
         Ok(Box::new(OrtRun { runtime, session, inputs, outputs, input_names, output_names, profile }))
     }
@@ -198,7 +201,6 @@ impl<'r> Settings<'r> {
         // Spinning threads steal the cores from the server's other work; waking them costs microseconds.
         this.entry(c"session.intra_op.allow_spinning", c"0")?;
         call!(runtime, DisableCpuMemArena(this.options))?;
-        runtime.operators.add(runtime, this.options)?;
         this.entry(c"session.use_env_allocators", c"1")?;
         if let Some(profile) = profile {
             let prefix = c_string(profile.prefix().as_os_str().as_bytes())?;

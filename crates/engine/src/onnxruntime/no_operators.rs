@@ -8,6 +8,9 @@ use crate::EngineError;
 /// The domain `edgeward`, without operators.
 pub(super) struct Domain;
 
+/// A session is told of no domain.
+pub(super) struct Adding;
+
 impl Domain {
     pub(super) fn none() -> Self {
         Self
@@ -17,8 +20,8 @@ impl Domain {
         Ok(Self)
     }
 
-    pub(super) fn add(&self, _: &Runtime, _: *mut OrtSessionOptions) -> Result<(), EngineError> {
-        Ok(())
+    pub(super) fn add(&self, _: &Runtime, _: *mut OrtSessionOptions) -> Result<Adding, EngineError> {
+        Ok(Adding)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use ort_sys::{
@@ -20,12 +20,25 @@ use crate::{
 };
 
 /// The domain as sessions are told of it; null where the operators cannot be used. It lives as long as the library.
-pub(in crate::onnxruntime) struct Domain(AtomicPtr<OrtCustomOpDomain>);
+///
+/// Under a lock, for the runtime looks whether it knows a domain and notes it in two steps: of two sessions made at once,
+/// one fails.
+pub(in crate::onnxruntime) struct Domain(Mutex<Pointer>);
+
+struct Pointer(*mut OrtCustomOpDomain);
+
+// SAFETY: the runtime takes the domain from any thread, and nobody changes it once it is declared.
+unsafe impl Send for Pointer {}
+
+/// While it is held, no other session is told of the domain.
+pub(in crate::onnxruntime) struct Adding<'d> {
+    _alone: MutexGuard<'d, Pointer>,
+}
 
 impl Domain {
     /// None, until [`Domain::register`].
     pub(in crate::onnxruntime) fn none() -> Self {
-        Self(AtomicPtr::new(ptr::null_mut()))
+        Self(Mutex::new(Pointer(ptr::null_mut())))
     }
 
     /// Declares every operator, where they can be used.
@@ -39,17 +52,20 @@ impl Domain {
             let declared: &'static Declared = Box::leak(Box::new(Declared { functions: functions(), spec }));
             call!(runtime, CustomOpDomain_Add(domain, &declared.functions))?;
         }
-        Ok(Self(AtomicPtr::new(domain)))
+        Ok(Self(Mutex::new(Pointer(domain))))
     }
 
-    /// Lets the session of these options use the operators.
+    /// Lets the session of these options use the operators; it must be made before the result is dropped.
     pub(in crate::onnxruntime) fn add(
         &self,
         runtime: &Runtime,
         options: *mut OrtSessionOptions,
-    ) -> Result<(), EngineError> {
-        let domain = self.0.load(Ordering::Relaxed);
-        if domain.is_null() { Ok(()) } else { call!(runtime, AddCustomOpDomain(options, domain)) }
+    ) -> Result<Adding<'_>, EngineError> {
+        let domain = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !domain.0.is_null() {
+            call!(runtime, AddCustomOpDomain(options, domain.0))?;
+        }
+        Ok(Adding { _alone: domain })
     }
 }
 
