@@ -21,6 +21,7 @@ const GO_TOOLS: &[(&str, &str, &str)] = &[
     ("grpcurl", "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4", "gRPC by reflection"),
     ("fsck", "github.com/transparency-dev/tessera/cmd/fsck@v1.0.4", "audit logs"),
     ("litewitness", "filippo.io/torchwood/cmd/litewitness@v0.9.0", "witnesses of audit logs"),
+    ("fake-gcs-server", "github.com/fsouza/fake-gcs-server@v1.56.1", "releases in Google Cloud Storage"),
 ];
 
 /// Builds programs that come as Go source into `target/test-env/bin`, each once per version.

@@ -402,6 +402,13 @@ fn a_log_that_was_changed_is_found_out() {
     let run = drill(&https(&server), &trust.folder(), "log", &[]);
     assert_eq!(run.drill("log")["outcome"], "not_applicable", "{}", run.drill("log"));
     assert!(run.drill("log")["reason"].as_str().unwrap().contains("no witness has seen this log"));
+    // With a witness's word of a later checkpoint it is found.
+    server.terminate();
+    let witnessed = witnessed(&trust.folder());
+    let server = trust.serve(&[models.path()]);
+    let witnessed: Vec<&str> = witnessed.iter().map(String::as_str).collect();
+    let run = drill(&https(&server), &trust.folder(), "log", &witnessed);
+    assert_eq!(run.drill("log")["outcome"], "held", "{:#}", run.drill("log"));
     // A server that writes its next records writes the last tile anew, and mends what was done to it.
     let found = (0..5).any(|_| {
         change_denials(&trust.folder().join("audit/tile/entries"));
@@ -409,6 +416,19 @@ fn a_log_that_was_changed_is_found_out() {
         run.drill("log")["outcome"] == "got_through" && run.code == 1
     });
     assert!(found, "the log is said to be whole");
+}
+
+/// Has the log cosigned by a witness; the options that say so.
+fn witnessed(trust: &Path) -> [String; 4] {
+    let at = |path: &str| trust.join(path).to_str().unwrap().to_owned();
+    let (key, cosigned) = (at("witness/witness.vkey"), at("cosigned"));
+    let output = Command::new(env!("CARGO_BIN_EXE_edgeward"))
+        .args(["trust", "audit", "witness", &at("audit"), "--key", &at("audit.vkey")])
+        .args(["--name", "ledger.example/w", "--memory", &at("witness"), "--out", &cosigned])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ["--witness".to_owned(), key, "--cosigned".to_owned(), cosigned]
 }
 
 fn change_denials(entries: &Path) {

@@ -58,12 +58,29 @@ struct LogArgs {
 struct VerifyArgs {
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    witnessed: WitnessedArgs,
+}
+
+/// What second parties saw of a log.
+#[derive(clap::Args)]
+pub struct WitnessedArgs {
     /// A witness's public key, or a file with it; once for each `--cosigned`
     #[arg(long, value_name = "KEY", requires = "cosigned")]
     witness: Vec<String>,
     /// A checkpoint that the witness cosigned, which it or you kept
     #[arg(long, value_name = "FILE", requires = "witness")]
     cosigned: Vec<PathBuf>,
+}
+
+impl WitnessedArgs {
+    /// Each cosigned checkpoint with the key of its witness.
+    pub fn read(&self) -> Result<Vec<(String, NoteKey)>, Failure> {
+        if self.witness.len() != self.cosigned.len() {
+            return Err(Failure::input("expected one `--witness` for each `--cosigned`"));
+        }
+        self.cosigned.iter().zip(&self.witness).map(|(note, witness)| Ok((read(note)?, key(witness)?))).collect()
+    }
 }
 
 #[derive(clap::Args)]
@@ -115,7 +132,7 @@ struct QueryArgs {
     /// Before, likewise
     #[arg(long, value_parser = moment)]
     until: Option<SystemTime>,
-    /// The most records to print
+    /// The most records to print, the oldest first; where there are more, it is said
     #[arg(long, default_value_t = 1000)]
     limit: usize,
 }
@@ -185,12 +202,7 @@ fn read(path: &Path) -> Result<String, Failure> {
 }
 
 fn verify_log(args: &VerifyArgs, context: &Context) -> Outcome {
-    if args.witness.len() != args.cosigned.len() {
-        return Err(Failure::input("expected one `--witness` for each `--cosigned`"));
-    }
-    let witnessed = args.cosigned.iter().zip(&args.witness);
-    let witnessed =
-        witnessed.map(|(note, witness)| Ok((read(note)?, key(witness)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let witnessed = args.witnessed.read()?;
     let log_key = key(&args.log.key)?;
     let report =
         verify(&Verification { folder: &args.log.log, key: &log_key, witnessed: &witnessed }).map_err(failure)?;
@@ -270,12 +282,19 @@ fn query(args: &QueryArgs, context: &Context) -> Outcome {
         until: args.until,
         first: 0,
     };
-    let mut found = Vec::new();
-    let keep = |entry| {
-        found.push(entry);
-        found.len() < args.limit
+    let (mut found, mut next) = (Vec::new(), None);
+    let keep = |entry: Entry| {
+        if found.len() < args.limit {
+            found.push(entry);
+        } else {
+            next = Some(entry.seq);
+        }
+        next.is_none()
     };
     query.run(&args.log, keep).map_err(failure)?;
+    if let Some(next) = next {
+        eprintln!("there are more, from record {next} on: raise `--limit`, or narrow the query");
+    }
     if context.json {
         return print::json(&found);
     }

@@ -29,7 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use edgeward_trust::Resource;
+use edgeward_trust::{Resource, audit::note::NoteKey};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ use crate::{
     failure::{Failure, Outcome},
     print,
     release::opening::{Opening, OpeningArgs},
-    trust::authority::Unlocking,
+    trust::{audit::WitnessedArgs, authority::Unlocking},
     wire::{self, Call, Dialer, Listener},
 };
 
@@ -92,6 +92,8 @@ pub struct DrillArgs {
     /// The files that the server loads, for drills on copies of them
     #[arg(long, value_name = "PATH")]
     models: Option<PathBuf>,
+    #[command(flatten)]
+    witnessed: WitnessedArgs,
     /// Write the report as a page
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -115,6 +117,7 @@ pub struct Stage<'a> {
     flood: usize,
     models: Option<PathBuf>,
     opening: Opening,
+    witnessed: Vec<(String, NoteKey)>,
 }
 
 impl Stage<'_> {
@@ -213,7 +216,23 @@ async fn stage<'a>(args: &'a DrillArgs, context: &Context) -> Result<Stage<'a>, 
     let (data, members, non_members) = (rows(&args.data)?, rows(&args.members)?, rows(&args.non_members)?);
     let (queries, flood, models) = (args.queries as usize, args.flood as usize, args.models.clone());
     let opening = args.opening.resolve(&context.settings.release);
-    Ok(Stage { folder, cast, http, grpc, metrics, model, data, members, non_members, queries, flood, models, opening })
+    let witnessed = args.witnessed.read()?;
+    Ok(Stage {
+        folder,
+        cast,
+        http,
+        grpc,
+        metrics,
+        model,
+        data,
+        members,
+        non_members,
+        queries,
+        flood,
+        models,
+        opening,
+        witnessed,
+    })
 }
 
 /// The model that is named, or the first that is ready.

@@ -28,7 +28,7 @@ pub fn play(stage: &Stage<'_>) -> Result<Verdict, Failure> {
     let key = fs::read_to_string(&key).map_err(|error| Failure::input(format!("`{}`: {error}", key.display())))?;
     let key = NoteKey::parse(&key).map_err(failure)?;
     let files = tempfile::tempdir()?;
-    let (as_it_is, report) = copied(audit, files.path(), &key)?;
+    let (as_it_is, report) = copied(audit, files.path(), &key, &stage.witnessed)?;
     let sound = format!(
         "{} records, {} signed checkpoints, {} findings",
         report.records,
@@ -48,7 +48,7 @@ pub fn play(stage: &Stage<'_>) -> Result<Verdict, Failure> {
             evidence.push(Evidence::new(*what, found));
             continue;
         }
-        let (found, through) = match verify(&Verification { folder: &copy, key: &key, witnessed: &[] }) {
+        let (found, through) = match verify(&Verification { folder: &copy, key: &key, witnessed: &stage.witnessed }) {
             Ok(report) => (told(&report, "nothing was noticed".to_owned()), report.findings.is_empty()),
             Err(error) => (error.to_string(), false),
         };
@@ -69,7 +69,12 @@ fn told(report: &Report, otherwise: String) -> String {
 }
 
 /// A copy of a log that may be written meanwhile: what is named first is copied first, so that nothing is missing behind it.
-fn copied(audit: &Path, files: &Path, key: &NoteKey) -> Result<(PathBuf, Report), Failure> {
+fn copied(
+    audit: &Path,
+    files: &Path,
+    key: &NoteKey,
+    witnessed: &[(String, NoteKey)],
+) -> Result<(PathBuf, Report), Failure> {
     let mut last = None;
     for attempt in 0..3 {
         let copy = files.join(format!("copy-{attempt}"));
@@ -84,7 +89,7 @@ fn copied(audit: &Path, files: &Path, key: &NoteKey) -> Result<(PathBuf, Report)
             }
         }
         end_at_checkpoint(&copy)?;
-        let report = verify(&Verification { folder: &copy, key, witnessed: &[] }).map_err(failure)?;
+        let report = verify(&Verification { folder: &copy, key, witnessed }).map_err(failure)?;
         if report.findings.is_empty() {
             return Ok((copy, report));
         }
@@ -95,7 +100,7 @@ fn copied(audit: &Path, files: &Path, key: &NoteKey) -> Result<(PathBuf, Report)
 
 /// The change that an installation without a witness cannot find.
 const SET_BACK: &str = "the log is set back to an earlier checkpoint, with its history";
-const UNDETECTABLE: &str = "is not detectable here: no witness has seen this log; `edgeward trust audit witness` has it cosigned, `verify --cosigned` then finds it";
+const UNDETECTABLE: &str = "is not detectable here: no witness has seen this log as it was since; `edgeward trust audit witness` has it cosigned, and what it cosigned is named by `--witness KEY --cosigned FILE`";
 
 type Attack = fn(&Path) -> anyhow::Result<()>;
 
