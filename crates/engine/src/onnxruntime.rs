@@ -198,8 +198,9 @@ impl<'r> Settings<'r> {
         call!(runtime, SetIntraOpNumThreads(this.options, threads))?;
         call!(runtime, SetInterOpNumThreads(this.options, 1))?;
         call!(runtime, SetSessionGraphOptimizationLevel(this.options, GraphOptimizationLevel::ORT_ENABLE_ALL))?;
-        // Spinning threads steal the cores from the server's other work; waking them costs microseconds.
-        this.entry(c"session.intra_op.allow_spinning", c"0")?;
+        // Spinning threads steal the cores from the server's other work; waking them costs microseconds. A training step is
+        // a thousand nodes in a row, and nothing else runs beside it.
+        this.entry(c"session.intra_op.allow_spinning", if wanted.lower { c"1" } else { c"0" })?;
         call!(runtime, DisableCpuMemArena(this.options))?;
         this.entry(c"session.use_env_allocators", c"1")?;
         if let Some(profile) = profile {
