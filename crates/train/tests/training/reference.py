@@ -325,6 +325,57 @@ whole("mobilenet2", mobilenet2, lambda: torch.randn(4, 3, 64, 64), 10, draws=7)
 whole("transformer", Transformer, lambda: torch.randint(0, 200, (8, 16)), 3)
 whole("lstm", Lstm, lambda: torch.randint(0, 50, (8, 12)), 3)
 
+# --- fifty steps --------------------------------------------------------------------------------------------------------
+
+
+def trained(model, batches, rate, layout=torch.contiguous_format):
+    """The losses of a step for each batch."""
+    model = model.to(memory_format=layout).train()
+    worker, losses = torch.optim.SGD(model.parameters(), rate, momentum=0.9), []
+    for x, target in batches:
+        if x.dim() == 4:
+            x = x.to(memory_format=layout)
+        loss = F.cross_entropy(model(x), target)
+        worker.zero_grad()
+        loss.backward()
+        worker.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fifty(name, make, data, classes, rate):
+    """`spread`: how far PyTorch's own f32 runs are from its f64 in the mean over all steps, that of the layout and threads that is the
+    furthest. The classes can be told apart; of pure noise the steps would be chaotic, and the runs would differ by as much as they like."""
+
+    def run(folder):
+        torch.manual_seed(6)
+        model = make()
+        kinds = data(classes)
+        target = torch.arange(10) % classes
+        noise = lambda: torch.randn(10, *kinds.shape[1:]) if kinds.is_floating_point() else torch.randint(-1, 2, (10, *kinds.shape[1:]))
+        batches = [(kinds[target] + noise(), target) for _ in range(50)]
+        if name not in PLACES:
+            PLACES[name] = export(folder / f"{name}.onnx", model, batches[0][0])
+        wide = lambda x: x.double() if x.is_floating_point() else x
+        exact = trained(copy.deepcopy(model).double(), [(wide(x), t) for x, t in batches], rate)
+        threads, runs = torch.get_num_threads(), []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                runs.append(trained(copy.deepcopy(model), batches, rate, layout))
+        torch.set_num_threads(threads)
+        spread = max(np.abs(np.subtract(losses, exact)).mean() for losses in runs)
+        return dict(kind="steps", loss=[ce], spec={}, optimiser=dict(kind="sgd", momentum=0.9), rate=rate, inputs={"target": put(target)},
+                    series=[put(x) for x, _ in batches], losses=exact, spread=spread)
+
+    CASES[f"fifty_{name}"] = lambda folder: run(folder)
+    CASES[f"fifty_{name}"].file = name
+
+
+fifty("resnet18", resnet18, lambda n: torch.randn(n, 1, 14, 14), 10, 0.002)
+fifty("mobilenet2", mobilenet2, lambda n: torch.randn(n, 3, 24, 24), 10, 0.002)
+fifty("transformer", Transformer, lambda n: torch.randint(1, 199, (n, 16)), 3, 0.05)
+
 # --- clipped examples ---------------------------------------------------------------------------------------------------
 
 

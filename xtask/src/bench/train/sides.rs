@@ -149,7 +149,7 @@ impl<'a> Material<'a> {
     /// Steps of a turn follow from the effort: so many that the first, which touch their memory for the first time, do not decide
     /// the median.
     pub fn new(edgeward: &'a Edgeward, effort: Effort) -> Self {
-        let steps = if effort.divisor == 1 { 15 } else { 7 };
+        let steps = if effort.divisor == 1 { 11 } else { 7 };
         Self { edgeward, folder: edgeward.work.join("train"), steps, made: Mutex::default() }
     }
 
