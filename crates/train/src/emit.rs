@@ -20,6 +20,19 @@ pub(crate) enum Axes {
     Drop,
 }
 
+/// Where a part lies along an axis of a value of zeros.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The axis.
+    pub axis: usize,
+    /// Its first index.
+    pub begin: i64,
+    /// The index behind its last.
+    pub end: i64,
+    /// The whole axis.
+    pub size: i64,
+}
+
 /// Nodes and constants that are added to a graph.
 pub(crate) struct Emit {
     /// In topological order.
@@ -36,6 +49,8 @@ pub(crate) struct Emit {
     numbers: HashMap<String, u64>,
     emitted: HashMap<Vec<u8>, Vec<String>>,
     constants: HashMap<Vec<u8>, String>,
+    /// What [`Emit::placed`] made, with the part and its place.
+    places: HashMap<String, (String, Place)>,
 }
 
 impl Emit {
@@ -59,6 +74,7 @@ impl Emit {
             numbers: HashMap::new(),
             emitted: HashMap::new(),
             constants: HashMap::new(),
+            places: HashMap::new(),
         }
     }
 
@@ -266,6 +282,38 @@ impl Emit {
         self.op("Pad", &[x, &pads])
     }
 
+    /// `x` at its place in zeros of `rank` axes.
+    pub fn placed(&mut self, x: &str, place: Place, rank: usize) -> String {
+        let mut pads = vec![0; 2 * rank];
+        if let Some(before) = pads.get_mut(place.axis) {
+            *before = place.begin;
+        }
+        if let Some(after) = pads.get_mut(rank + place.axis) {
+            *after = place.size - place.end;
+        }
+        let padded = self.pad(x, &pads);
+        if padded != x {
+            self.places.insert(padded.clone(), (x.to_owned(), place));
+        }
+        padded
+    }
+
+    /// Parts that lie side by side in zeros, and fill them, are their sum one after the other.
+    fn side_by_side(&mut self, values: &[String]) -> Option<String> {
+        let mut parts: Vec<_> = values.iter().map(|name| self.places.get(name).cloned()).collect::<Option<_>>()?;
+        parts.sort_by_key(|(_, place)| place.begin);
+        let (axis, size) = parts.first().map(|(_, place)| (place.axis, place.size))?;
+        let mut filled = 0;
+        for (_, place) in &parts {
+            if (place.axis, place.size, place.begin) != (axis, size, filled) {
+                return None;
+            }
+            filled = place.end;
+        }
+        let names: Vec<String> = parts.into_iter().map(|(name, _)| name).collect();
+        (filled == size).then(|| self.concat(&names, axis as i64))
+    }
+
     /// Values one after the other along an axis.
     pub fn concat(&mut self, values: &[String], axis: i64) -> String {
         if let [one] = values {
@@ -301,6 +349,9 @@ impl Emit {
     /// The sum of values of one shape.
     pub fn total(&mut self, values: &[String]) -> Option<String> {
         let (first, rest) = values.split_first()?;
+        if let Some(joined) = self.side_by_side(values) {
+            return Some(joined);
+        }
         Some(rest.iter().fold(first.clone(), |sum, next| self.op("Add", &[&sum, next])))
     }
 }

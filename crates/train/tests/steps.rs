@@ -5,7 +5,7 @@
 mod support;
 
 use edgeward_graph::{DataType, Tensor};
-use edgeward_train::{AdamSpec, Loss, OptimiserSpec, Pattern, StepSpec, build, finished};
+use edgeward_train::{AdamSpec, Loss, OptimiserSpec, Pattern, StepSpec, build, differentiate, finished};
 use support::{Run, engines, load, model, node, noise, port};
 
 use edgeward_graph::{Model, proto::AttributeProto};
@@ -225,4 +225,50 @@ fn older_operator_sets_are_brought_forward() {
     assert_eq!(loss(&new), loss(&old));
     old.proto_mut().opset_import[0].version = Some(9);
     assert!(refusal(&old, &plain()).contains("operator set 9, training takes 11 and newer"));
+}
+
+/// The sum of slices of `x`, each by a factor of its own: begin, end, factor.
+fn sliced(slices: &[(i64, i64, f32)]) -> Model {
+    let (mut nodes, mut sum, mut own) = (Vec::new(), String::new(), Vec::new());
+    for (i, &(begin, end, factor)) in slices.iter().enumerate() {
+        let name = |what: &str| format!("{what}{i}");
+        own.push((name("begin"), Tensor::from_vec([1], vec![begin]).unwrap()));
+        own.push((name("end"), Tensor::from_vec([1], vec![end]).unwrap()));
+        own.push((name("factor"), Tensor::from_vec([1], vec![factor]).unwrap()));
+        nodes.push(node("Slice", &["x", &name("begin"), &name("end"), "one"], &[&name("part")], vec![]));
+        nodes.push(node("Mul", &[&name("part"), &name("factor")], &[&name("scaled")], vec![]));
+        let before = std::mem::replace(&mut sum, name("sum"));
+        let terms: [&str; 2] = [&before, &name("scaled")];
+        nodes.push(node(if i == 0 { "Identity" } else { "Add" }, &terms[usize::from(i == 0)..], &[&sum], vec![]));
+    }
+    own.push(("one".to_owned(), Tensor::from_vec([1], vec![1i64]).unwrap()));
+    let weights = own.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+    let output = vec![port(&sum, DataType::Float32, &["2", "2"])];
+    model(nodes, vec![port("x", DataType::Float32, &["2", "6"])], output, weights)
+}
+
+#[test]
+fn gradients_of_slices_that_fill_a_value_are_put_side_by_side() {
+    let x = noise(1, &[2, 6]);
+    let seed = Tensor::from_vec([2, 2], vec![1f32; 4]).unwrap();
+    let filled = ([(2, 4, 3.0), (0, 2, 2.0), (-2, 6, 5.0)], [2.0, 2.0, 3.0, 3.0, 5.0, 5.0], 0);
+    let apart = ([(1, 3, 3.0), (4, 6, 2.0), (1, 3, 1.0)], [0.0, 4.0, 4.0, 0.0, 2.0, 2.0], 3);
+    let overlapping = ([(0, 2, 3.0), (1, 3, 2.0), (4, 6, 1.0)], [3.0, 5.0, 2.0, 0.0, 1.0, 1.0], 3);
+    for (slices, row, pads) in [filled, apart, overlapping] {
+        let made = differentiate(&sliced(&slices), &["sum2".to_owned()], &["x".to_owned()]).unwrap();
+        let count = made.graph.graph().node.iter().filter(|node| node.op_type() == "Pad").count();
+        assert_eq!(count, pads, "{slices:?}");
+        for engine in engines() {
+            let session = load(engine.as_ref(), &made.graph, 1);
+            let wanted = [made.gradients[0].as_str()];
+            let options = edgeward_engine::RunOptions { outputs: Some(&wanted), cancel: None };
+            let given: Vec<(&str, &Tensor)> = session
+                .inputs()
+                .iter()
+                .map(|info| (info.name.as_str(), if info.name == "x" { &x } else { &seed }))
+                .collect();
+            let gradient = session.run(&given, options).unwrap().remove(0);
+            assert_eq!(gradient.values::<f32>().unwrap(), [row, row].concat(), "{slices:?}");
+        }
+    }
 }

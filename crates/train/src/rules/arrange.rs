@@ -3,7 +3,7 @@
 use edgeward_graph::proto::AttributeProto;
 
 use crate::{
-    emit::{Axes, Range},
+    emit::{Axes, Place, Range},
     gradient::{Context, Done},
     shape::axis,
 };
@@ -171,7 +171,7 @@ impl Part {
         }
         let apart = self.apart(cx, &turned, count, rank);
         let length = (count - 1) * self.step.abs() + 1;
-        Ok(self.padded(cx, &apart, begin, size - begin - length, rank))
+        Ok(cx.emit.placed(&apart, Place { axis: self.along, begin, end: begin + length, size }, rank))
     }
 
     /// Zeros between the elements: `|step| - 1` after each but the last.
@@ -190,17 +190,6 @@ impl Part {
         let joined = join(cx, &wide, self.along, rank);
         let cut = Range { axis: self.along as i64, start: 0, end: (count - 1) * step + 1, step: 1 };
         cx.emit.slice(&joined, &[cut])
-    }
-
-    fn padded(&self, cx: &mut Context<'_>, g: &str, before: i64, after: i64, rank: usize) -> String {
-        let mut pads = vec![0; 2 * rank];
-        if let Some(begin) = pads.get_mut(self.along) {
-            *begin = before;
-        }
-        if let Some(end) = pads.get_mut(rank + self.along) {
-            *end = after;
-        }
-        cx.emit.pad(g, &pads)
     }
 
     /// Where the size is known in the run only: a slice from the begin on, or up to a position, in steps of 1.
