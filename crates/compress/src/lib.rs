@@ -12,6 +12,7 @@ pub mod report;
 mod calibrate;
 mod compare;
 mod correct;
+mod distil;
 mod dynamic;
 mod edit;
 mod error;
@@ -31,6 +32,7 @@ mod weights;
 
 pub use calibrate::{Ranges, Statistics, calibrate};
 pub use compare::{Agreement, Compared, noise};
+pub use distil::{DistilSpec, Joined, Labels, Pair, Scores, Shortened, join, pairs_by_order, shorten};
 pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic};
 pub use error::{CompressError, ErrorKind};
 pub use halves::halve;
