@@ -104,10 +104,10 @@ pub fn join(student: &Model, teacher: &Prepared, spec: &DistilSpec) -> Result<Jo
     validate(spec)?;
     let merged = merge(student, &teacher.model)?;
     let inferred = edgeward_graph::infer(&merged.model, &std::collections::BTreeMap::new())?;
-    let prefix = merged.prefix.clone();
+    let Merged { model, prefix } = merged;
     let mut joiner = Joiner {
-        edit: Edit::new(merged.model.clone()),
-        merged,
+        edit: Edit::new(model),
+        prefix: prefix.clone(),
         inferred,
         terms: Vec::new(),
         compared: Vec::new(),
@@ -163,7 +163,8 @@ fn validate(spec: &DistilSpec) -> Result<(), CompressError> {
 
 struct Joiner {
     edit: Edit,
-    merged: Merged,
+    /// What names of the teacher's values begin with.
+    prefix: String,
     inferred: Inferred,
     terms: Vec<LossTerm>,
     /// Values that become outputs.
@@ -189,7 +190,7 @@ impl Joiner {
         }
         for (at, port) in student.outputs().iter().enumerate() {
             let name = port.name.as_str();
-            let teacher = self.merged.of_teacher(name);
+            let teacher = format!("{}{name}", self.prefix);
             let (own, other) = (self.inferred.of(name), self.inferred.of(&teacher));
             if own.dtype != Some(DataType::Float32) {
                 continue;
@@ -241,7 +242,7 @@ impl Joiner {
         let mut maps = Vec::new();
         let mut states = Vec::new();
         for pair in &spec.pairs {
-            let teacher = self.merged.of_teacher(&pair.teacher);
+            let teacher = format!("{}{}", self.prefix, pair.teacher);
             for (whose, name, shown) in
                 [("student", &pair.student, &pair.student), ("teacher", &teacher, &pair.teacher)]
             {

@@ -20,13 +20,6 @@ pub(super) struct Merged {
     pub prefix: String,
 }
 
-impl Merged {
-    /// What a value of the teacher is called here.
-    pub fn of_teacher(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
-    }
-}
-
 /// Errors: operator sets that cannot be one, inputs that differ, or a teacher with branches or loops.
 pub(super) fn merge(student: &Model, teacher: &Model) -> Result<Merged, CompressError> {
     let mut model = raised(student)?;
