@@ -5,8 +5,10 @@
 
 mod candidates;
 mod data;
+mod distil;
 mod emit;
 mod judge;
+mod qat;
 mod timing;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
@@ -71,6 +73,8 @@ pub struct CompressArgs {
     /// Threads within one run [default: as many as cores]
     #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    learn: distil::LearnOptions,
     /// Shape of an input, where inputs are made up, e.g. `image=1,3,224,224` (repeat)
     #[arg(long = "shape", value_name = "NAME=DIMS")]
     shapes: Vec<NamedShape>,
@@ -159,7 +163,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     interrupt::listen();
     let model = engines::read_model(&args.model)?;
     let (work, original) = Work::begin(args, &model, context)?;
-    let (candidates, sensitivity) = work.candidates(&original)?;
+    work.check_learning()?;
+    let (mut candidates, sensitivity) = work.candidates(&original)?;
+    work.distilled(&model, &mut candidates)?;
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
     if report.chosen.is_some() {

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use edgeward_graph::{
     Dimension, Model, Tensor,
     proto::{AttributeProto, NodeProto},
-    tensor_proto,
 };
 use edgeward_train::Pattern;
 
