@@ -296,6 +296,10 @@ impl Work<'_> {
         bytes: impl Fn(&edgeward_compress::Layer) -> f64,
         noise: BTreeMap<String, f64>,
     ) -> Result<Candidate, Failure> {
+        let (name, recipe) = match self.of {
+            Some(of) => (format!("{of}-{name}"), format!("of the {of}: {recipe}")),
+            None => (name.to_owned(), recipe.to_owned()),
+        };
         let path = self.folder.path().join(format!("{name}.onnx"));
         model.write(&path)?;
         let layer = |layer: &edgeward_compress::Layer| LayerFigures {
@@ -306,6 +310,6 @@ impl Work<'_> {
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };
         let layers = self.prepared.layers.iter().map(layer).collect();
-        Ok(Candidate { name: name.to_owned(), recipe: recipe.to_owned(), path, layers })
+        Ok(Candidate { name, recipe, path, layers })
     }
 }

@@ -19,7 +19,7 @@ use edgeward_train::{
 };
 use indicatif::ProgressBar;
 
-use super::{Work, candidates::Candidate};
+use super::{Original, Work, candidates::Candidate};
 use crate::{
     engines,
     failure::{Failure, OrInput as _},
@@ -27,6 +27,8 @@ use crate::{
     train::{failed, material::Recipe},
 };
 
+/// Name of the variant.
+const STUDENT: &str = "student";
 /// Examples of one step.
 const BATCH: usize = 32;
 /// Longest norm of all gradients together: a step cannot throw away what the teacher's weights hold.
@@ -75,6 +77,14 @@ fn pair(text: &str) -> Result<Pair, String> {
     }
 }
 
+/// A model that is to learn from the original.
+pub struct Student {
+    model: Model,
+    /// Where it comes from, in words.
+    what: String,
+    joined: Joined,
+}
+
 /// A run of training.
 pub struct Course<'a> {
     /// What is trained.
@@ -92,8 +102,7 @@ pub struct Course<'a> {
 }
 
 impl Work<'_> {
-    /// Refuses, before any work, what cannot be trained.
-    pub fn check_learning(&self) -> Result<(), Failure> {
+    fn check_learning(&self) -> Result<(), Failure> {
         let options = &self.args.learn;
         let learns = options.student.is_some() || options.student_layers.is_some() || options.qat.is_some();
         if learns && self.material.kind == DataKind::Synthesised {
@@ -104,29 +113,50 @@ impl Work<'_> {
                 return Err(Failure::input(format!("`--{name} {rate}` is not possible; expected a number above 0")));
             }
         }
+        if let Some(alpha) = options.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return Err(Failure::input(format!("`--alpha {alpha}` is not possible; expected 0 to 1")));
+        }
         if options.student.is_none() && !options.pairs.is_empty() {
             return Err(Failure::input("`--match` names values of the student that `--student FILE` gives"));
         }
         options.student.as_deref().map_or(Ok(()), engines::check_file)
     }
 
-    /// Trains the students that were asked for.
-    pub fn distilled(&self, teacher: &Model, made: &mut Vec<Candidate>) -> Result<(), Failure> {
+    /// The student that was asked for, before any work: what cannot be trained is refused at once.
+    pub fn student(&self, teacher: &Model) -> Result<Option<Student>, Failure> {
+        self.check_learning()?;
         let options = &self.args.learn;
-        if let Some(path) = &options.student {
+        let (model, what, pairs) = if let Some(path) = &options.student {
             let student = engines::read_model(path)?;
             let pairs = match options.pairs.is_empty() {
                 true => self.known(pairs_by_order(&student, teacher)),
                 false => options.pairs.clone(),
             };
-            made.push(self.student("student", "given", &student, pairs)?);
-        }
-        if let Some(count) = options.student_layers {
+            (student, "given".to_owned(), pairs)
+        } else if let Some(count) = options.student_layers {
             let shorter = shorten(teacher, count).or_input()?;
-            let text = format!("{count} of {} layers, begun with the original's", shorter.layers);
-            made.push(self.student("student", &text, &shorter.model, self.known(shorter.pairs))?);
-        }
-        Ok(())
+            let what = format!("{count} of {} layers, begun with the original's", shorter.layers);
+            (shorter.model, what, self.known(shorter.pairs))
+        } else {
+            return Ok(None);
+        };
+        let spec = DistilSpec { pairs, ..self.distil_spec(options.temperature) };
+        let joined = join(&model, &self.prepared, &spec).or_input()?;
+        Ok(Some(Student { model, what, joined }))
+    }
+
+    /// Trains the student, and goes on to make of it what was made of the original.
+    pub fn with_student(
+        self,
+        student: Option<Student>,
+        original: &Original,
+        made: &mut Vec<Candidate>,
+    ) -> Result<Self, Failure> {
+        let Some(student) = student else { return Ok(self) };
+        let trained = self.trained(&student, made)?;
+        let work = Self { prepared: prepare(&trained).or_input()?, of: Some(STUDENT), ..self };
+        made.extend(work.candidates(original)?.0);
+        Ok(work)
     }
 
     /// Pairs whose values the prepared original still has.
@@ -135,19 +165,16 @@ impl Work<'_> {
         pairs
     }
 
-    fn student(&self, name: &str, what: &str, student: &Model, pairs: Vec<Pair>) -> Result<Candidate, Failure> {
+    fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Model, Failure> {
         let options = &self.args.learn;
-        let spec = DistilSpec { pairs, ..self.distil_spec(options.temperature) };
-        let joined = join(student, &self.prepared, &spec).or_input()?;
-        let rate = options.rate.unwrap_or(RATE);
-        let course =
-            Course { joined: &joined, frozen: &[], factors: &[], epochs: options.epochs, rate, title: "student" };
-        let trained = self.learn(&course)?;
-        let mut model = Joined::student(student, &trained)?;
+        let (joined, epochs, rate) = (&student.joined, options.epochs, options.rate.unwrap_or(RATE));
+        let course = Course { joined, frozen: &[], factors: &[], epochs, rate, title: STUDENT };
+        let mut model = Joined::student(&student.model, &self.learn(&course)?)?;
         self.recipe_to(&mut model);
-        let mut recipe = format!("distilled, {what}; {} epochs at temperature {}", options.epochs, options.temperature);
+        let mut recipe = format!("distilled, {}; {epochs} epochs at temperature {}", student.what, options.temperature);
         recipe += &format!(", {} hidden states and {} attention maps compared", joined.hidden, joined.attention);
-        self.keep_own(name, &recipe, &model)
+        made.push(self.keep_own(STUDENT, &recipe, &model)?);
+        Ok(model)
     }
 
     /// How a model is held against the original.
