@@ -117,8 +117,8 @@ fn a_given_student_learns_from_inputs_without_labels() {
     assert_eq!(trained.0["data"]["kind"], "given");
     let untrained = report(path, &format!("{base} --epochs 1 --rate 0.0000001"));
     let cosine = |(_, variants): &(Value, BTreeMap<String, Value>)| judged(&variants["student"]);
-    assert!(cosine(&trained) > 0.95, "{}", cosine(&trained));
-    assert!(cosine(&trained) > cosine(&untrained) + 0.02, "{} {}", cosine(&trained), cosine(&untrained));
+    assert!(cosine(&trained) > 0.9, "{}", cosine(&trained));
+    assert!(cosine(&trained) > cosine(&untrained) + 0.1, "{} {}", cosine(&trained), cosine(&untrained));
 }
 
 #[test]

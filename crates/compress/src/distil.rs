@@ -206,6 +206,10 @@ impl Joiner {
                 let loss = Loss::KullbackLeibler { temperature: spec.temperature };
                 let (own, other) = (self.logits(name), self.logits(&teacher));
                 self.term(loss, 1.0 - part, &own, &other);
+                if spec.labels == Labels::None && own == name {
+                    // The divergence does not see what is added to all scores alike; callers of raw scores do.
+                    self.term(Loss::MeanSquared, 1.0, name, &teacher);
+                }
             } else if rank > 0 {
                 self.term(Loss::MeanSquared, 1.0 - part, name, &teacher);
             }
