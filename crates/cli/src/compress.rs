@@ -5,8 +5,10 @@
 
 mod candidates;
 mod data;
+mod distil;
 mod emit;
 mod judge;
+mod qat;
 mod timing;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
@@ -71,6 +73,8 @@ pub struct CompressArgs {
     /// Threads within one run [default: as many as cores]
     #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    learn: distil::LearnOptions,
     /// Shape of an input, where inputs are made up, e.g. `image=1,3,224,224` (repeat)
     #[arg(long = "shape", value_name = "NAME=DIMS")]
     shapes: Vec<NamedShape>,
@@ -138,7 +142,10 @@ fn drop_max(text: &str) -> Result<f64, String> {
 /// What every step of a compression works with.
 struct Work<'a> {
     args: &'a CompressArgs,
+    /// What candidates are made of: the original, then the student.
     prepared: Prepared,
+    /// What candidates' names begin with, `student` for those of the student.
+    of: Option<&'static str>,
     material: Material,
     metric: MetricName,
     reference: Reference,
@@ -159,7 +166,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     interrupt::listen();
     let model = engines::read_model(&args.model)?;
     let (work, original) = Work::begin(args, &model, context)?;
-    let (candidates, sensitivity) = work.candidates(&original)?;
+    let student = work.student(&model)?;
+    let (mut candidates, sensitivity) = work.candidates(&original)?;
+    let work = work.with_student(student, &original, &mut candidates)?;
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
     if report.chosen.is_some() {
@@ -195,7 +204,7 @@ impl<'a> Work<'a> {
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
         let folder = tempfile::tempdir()?;
         let candidate = Candidate::original(args.model.clone());
-        let work = Self { args, prepared, material, metric, reference, engines, threads, bar, folder };
+        let work = Self { args, prepared, of: None, material, metric, reference, engines, threads, bar, folder };
         Ok((work, Original { candidate, verdict }))
     }
 

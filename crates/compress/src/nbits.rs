@@ -10,6 +10,7 @@ use crate::{
     CompressError, Layer, Prepared, Quantised,
     edit::{Edit, node},
     fuse::channel_axis,
+    qat::WeightSteps,
     tables,
 };
 
@@ -48,6 +49,16 @@ impl BlockBits {
 /// Rounds the weights of every MatMul and Gemm to `bits`, in blocks of `block` along their inputs: a power of two from
 /// 16 on. Layers whose inputs are no multiple of it are left: not every engine takes a last block that is not full. Errors: a layer whose constants cannot be read.
 pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Result<Quantised, CompressError> {
+    quantise_blocks_in_steps(prepared, bits, block, &WeightSteps::new())
+}
+
+/// As [`quantise_blocks`], in `steps` where there are any: those that were learnt. Errors: as there.
+pub fn quantise_blocks_in_steps(
+    prepared: &Prepared,
+    bits: BlockBits,
+    block: usize,
+    steps: &WeightSteps,
+) -> Result<Quantised, CompressError> {
     if !(block.is_power_of_two() && (16..=256).contains(&block)) {
         let reason = "is no size of a block; expected a power of two from 16 to 256";
         return Err(CompressError::unsupported(format!("`{block}`"), reason));
@@ -55,7 +66,7 @@ pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Re
     let mut edit = Edit::new(prepared.model.clone());
     let mut layers = 0;
     for layer in prepared.layers.iter().filter(|layer| layer.op != "Conv") {
-        layers += usize::from(layer_of(&mut edit, layer, bits, block)?);
+        layers += usize::from(layer_of(&mut edit, layer, (bits, block), steps)?);
     }
     tables::quantise(&mut edit)?;
     let mut model = edit.model;
@@ -66,7 +77,12 @@ pub fn quantise_blocks(prepared: &Prepared, bits: BlockBits, block: usize) -> Re
     Quantised::of_same_names(prepared, model, layers)
 }
 
-fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Result<bool, CompressError> {
+fn layer_of(
+    edit: &mut Edit,
+    layer: &Layer,
+    (bits, block): (BlockBits, usize),
+    steps: &WeightSteps,
+) -> Result<bool, CompressError> {
     let Some(proto) = edit.node(layer.node).cloned() else { return Ok(false) };
     let refuse = || CompressError::unsupported(format!("node `{}`", proto.name()), "its constants cannot be read");
     let (Some(input), Some(weight), Some(output)) = (proto.input.first(), proto.input.get(1), proto.output.first())
@@ -92,7 +108,11 @@ fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Re
     for output in 0..outputs {
         for first in (0..blocks).map(|number| number * block) {
             let numbers: Vec<f32> = (first..first + block).map(|input| at(output, input)).collect();
-            scales.push(round_block(&numbers, bits, block, &mut packed));
+            let number = if by_output { output * blocks + first / block } else { first / block * outputs + output };
+            let learnt = steps.get(weight).and_then(|steps| steps.get(number)).copied();
+            let scale = learnt.unwrap_or_else(|| largest_first(&numbers, bits));
+            round_block(&numbers, bits, scale, &mut packed);
+            scales.push(scale);
         }
     }
     let stored = Tensor::from_vec([outputs, blocks, block * bits.count() / 8], packed)?;
@@ -117,21 +137,24 @@ fn layer_of(edit: &mut Edit, layer: &Layer, bits: BlockBits, block: usize) -> Re
     Ok(true)
 }
 
-/// Appends a block's integers and returns its scale. The number of the greatest size gets the lowest integer, so that all
-/// of them are used.
-fn round_block(numbers: &[f32], bits: BlockBits, block: usize, packed: &mut Vec<u8>) -> f32 {
+/// The step with which the number of the greatest size gets the lowest integer, so that all of them are used.
+fn largest_first(numbers: &[f32], bits: BlockBits) -> f32 {
     let most = numbers.iter().copied().fold(0f32, |most, value| if value.abs() > most.abs() { value } else { most });
-    let (zero, scale) = (bits.zero(), most / -bits.zero());
-    let scale = if scale.abs() >= f32::MIN_POSITIVE { scale } else { 1.0 };
-    let integer = |at: usize| {
-        let value = numbers.get(at).copied().unwrap_or(0.0);
-        ((value / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8
-    };
+    let scale = most / -bits.zero();
+    if scale.abs() >= f32::MIN_POSITIVE { scale } else { 1.0 }
+}
+
+/// Appends a block's integers.
+fn round_block(numbers: &[f32], bits: BlockBits, scale: f32, packed: &mut Vec<u8>) {
+    let zero = bits.zero();
+    let integers: Vec<u8> = numbers
+        .iter()
+        .map(|value| ((value / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8)
+        .collect();
     match bits {
-        BlockBits::Four => packed.extend((0..block).step_by(2).map(|at| integer(at) | (integer(at + 1) << 4))),
-        BlockBits::Eight => packed.extend((0..block).map(integer)),
+        BlockBits::Four => packed.extend(integers.chunks(2).filter_map(|two| Some(two.first()? | (two.get(1)? << 4)))),
+        BlockBits::Eight => packed.extend(integers),
     }
-    scale
 }
 
 #[cfg(test)]
@@ -142,11 +165,12 @@ mod tests {
     fn blocks_hold_their_numbers() {
         let mut packed = Vec::new();
         let numbers: Vec<f32> = (0..16).map(|i| i as f32 - 8.0).collect();
-        let scale = round_block(&numbers, BlockBits::Four, 16, &mut packed);
-        assert_eq!(scale, 1.0);
+        assert_eq!(largest_first(&numbers, BlockBits::Four), 1.0);
+        round_block(&numbers, BlockBits::Four, 1.0, &mut packed);
         assert_eq!(packed, [0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);
         packed.clear();
-        assert_eq!(round_block(&[0.0; 3], BlockBits::Eight, 16, &mut packed), 1.0);
+        assert_eq!(largest_first(&[0.0; 3], BlockBits::Eight), 1.0);
+        round_block(&[0.0; 16], BlockBits::Eight, 1.0, &mut packed);
         assert_eq!(packed, [128; 16]);
     }
 }

@@ -37,7 +37,7 @@ fn multiplies(op: &str) -> bool {
 }
 
 /// Operators that only move numbers: what comes out has the range of what went in.
-fn moves(op: &str) -> bool {
+pub(crate) fn moves(op: &str) -> bool {
     matches!(op, "MaxPool" | "Reshape" | "Transpose" | "Flatten" | "Squeeze" | "Unsqueeze" | "Slice" | "Split")
         || matches!(op, "DepthToSpace" | "SpaceToDepth" | "Resize")
 }

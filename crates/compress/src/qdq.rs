@@ -15,6 +15,7 @@ use crate::{
     edit::{Edit, node},
     fuse::channel_axis,
     plan::{Form, Plan, plan},
+    qat::WeightSteps,
     range::{Activations, Steps},
     tables,
     weights::{Integers, WeightBits},
@@ -74,11 +75,23 @@ pub fn quantise_static(
     statistics: &Statistics,
     spec: &StaticSpec,
 ) -> Result<Quantised, CompressError> {
+    quantise_static_in_steps(prepared, ranges, statistics, spec, &WeightSteps::new())
+}
+
+/// As [`quantise_static`], weights in `steps` where there are any: those that were learnt. Errors: as there.
+pub fn quantise_static_in_steps(
+    prepared: &Prepared,
+    ranges: &Ranges,
+    statistics: &Statistics,
+    spec: &StaticSpec,
+    steps: &WeightSteps,
+) -> Result<Quantised, CompressError> {
     let plan = plan(prepared, ranges, spec.form, &spec.keep);
     let mut rewrite = Rewrite {
         edit: Edit::new(prepared.model.clone()),
         statistics,
         spec,
+        steps,
         weights: HashMap::new(),
         made: Vec::new(),
     };
@@ -113,6 +126,7 @@ struct Rewrite<'a> {
     edit: Edit,
     statistics: &'a Statistics,
     spec: &'a StaticSpec,
+    steps: &'a WeightSteps,
     /// Quantised weights that layers share, by name.
     weights: HashMap<String, (String, Vec<f32>)>,
     made: Vec<NodeProto>,
@@ -129,7 +143,10 @@ impl Rewrite<'_> {
         let channels = shape.get(axis).copied().unwrap_or(1);
         let bias = bias_of(&self.edit, &node, channels);
         let least = bias.as_ref().map(|bias| least_scales(bias, steps)).unwrap_or_default();
-        let integers = Integers::of(&shape, &values, axis, self.spec.weights, &least);
+        let integers = match self.steps.get(weight).filter(|steps| steps.len() == channels) {
+            Some(steps) => Integers::in_steps(&shape, &values, axis, self.spec.weights, steps.clone()),
+            None => Integers::of(&shape, &values, axis, self.spec.weights, &least),
+        };
         let (stored, scales) = self.weights(weight, &integers, axis)?;
         self.edit.set_input(layer.node, 1, &stored);
         let error = (self.spec.bias == Bias::Corrected).then(|| {

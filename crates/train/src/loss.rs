@@ -64,6 +64,26 @@ pub(crate) fn judged(known: &Known, term: &LossTerm, outputs: &[String]) -> Resu
     Ok(Judged { output, dtype, dims, target_dtype: target.0, target_dims: target.1 })
 }
 
+/// The output of the forward graph that stands for a term's target. Errors: there is none of that name, or it has another
+/// type or shape.
+pub(crate) fn referred(known: &Known, judged: &Judged, name: &str, outputs: &[String]) -> Result<String, TrainError> {
+    if !outputs.iter().any(|output| output == name) {
+        let all = outputs.join("`, `");
+        return Err(TrainError::invalid(format!("the loss refers to the output `{name}`; there are `{all}`")));
+    }
+    let of = known.of_value(name);
+    let fits = |dims: &[Dimension]| {
+        let apart =
+            |(a, b): (&Dimension, &Dimension)| matches!((a, b), (Dimension::Fixed(a), Dimension::Fixed(b)) if a != b);
+        dims.len() == judged.target_dims.len() && !dims.iter().zip(&judged.target_dims).any(apart)
+    };
+    if of.dtype != Some(judged.target_dtype) || !of.shape.as_deref().is_some_and(fits) {
+        let text = format!("output `{name}` cannot stand for the target of `{}`", judged.output);
+        return Err(TrainError::invalid(format!("{text}: it has another type or shape")));
+    }
+    Ok(name.to_owned())
+}
+
 /// What goes into the last operator where that is `kind`.
 fn before(known: &Known, name: &str, kind: &str) -> String {
     match known.producer(name) {

@@ -27,6 +27,8 @@ pub struct StepSpec {
     pub private: Option<PrivateSpec>,
     /// Adds the target `example_weight`, float of \[batch\]: what each example counts; 0 leaves it out.
     pub example_weights: bool,
+    /// What the gradients of weights are multiplied by, before they are clipped: the first pattern that fits counts.
+    pub factors: Vec<(Pattern, f32)>,
 }
 
 impl StepSpec {
@@ -42,6 +44,7 @@ impl StepSpec {
             ema: None,
             private: None,
             example_weights: false,
+            factors: Vec::new(),
         }
     }
 }
@@ -70,11 +73,14 @@ pub struct LossTerm {
     pub output: Option<String>,
     /// Name of the target input; `target` where none is given. Terms of one name share one input.
     pub target: Option<String>,
+    /// An output of the forward graph that stands for the target, so that no input is asked for: what a teacher within the
+    /// graph says. It is differentiated as any value is; freeze what is before it.
+    pub reference: Option<String>,
 }
 
 impl From<Loss> for LossTerm {
     fn from(loss: Loss) -> Self {
-        Self { loss, weight: 1.0, output: None, target: None }
+        Self { loss, weight: 1.0, output: None, target: None, reference: None }
     }
 }
 

@@ -172,6 +172,13 @@ fn validate(spec: &StepSpec) -> Result<(), TrainError> {
     if let Some(decay) = spec.ema.filter(|d| !(0.0..1.0).contains(d)) {
         return Err(TrainError::invalid(format!("the average's decay is `{decay}`, expected 0 to below 1")));
     }
+    if let Some((pattern, factor)) = spec.factors.iter().find(|(_, factor)| !factor.is_finite()) {
+        let text = format!("the factor of `{}` is `{factor}`, expected a finite number", pattern.text());
+        return Err(TrainError::invalid(text));
+    }
+    if spec.private.is_some() && !spec.factors.is_empty() {
+        return Err(TrainError::invalid("factors would change what privacy clips; leave them out"));
+    }
     if spec.loss.terms.is_empty() {
         return Err(TrainError::invalid("no loss is given"));
     }
@@ -272,8 +279,13 @@ impl Draft {
             let judged = loss::judged(known, term, &names)?;
             self.scalars.dtype = judged.dtype;
             self.batch = judged.dims.first().cloned().unwrap_or(Dimension::Unknown);
-            let name = term.target.as_deref().unwrap_or("target");
-            let target = self.target(name, judged.target_dtype, &judged.target_dims)?;
+            let target = match &term.reference {
+                Some(name) => loss::referred(known, &judged, name, &names)?,
+                None => {
+                    let name = term.target.as_deref().unwrap_or("target");
+                    self.target(name, judged.target_dtype, &judged.target_dims)?
+                }
+            };
             self.emit.stem = "loss".to_owned();
             terms.push((loss::each(&mut self.emit, &term.loss, &judged, &target)?, term.weight.into()));
         }
@@ -361,6 +373,11 @@ impl Draft {
         self.emit.stem = "clip".to_owned();
         let weights: Vec<String> = self.parameters.weights.clone();
         let mut own: Vec<String> = weights.iter().filter_map(|name| gradients.get(name).cloned()).collect();
+        for (name, gradient) in weights.iter().zip(&mut own) {
+            if let Some((_, factor)) = spec.factors.iter().find(|(pattern, _)| pattern.fits(name)) {
+                *gradient = self.emit.scale(gradient, self.scalars.dtype, f64::from(*factor));
+            }
+        }
         if let Some(bound) = spec.clip_norm {
             self.clip(&mut own, f64::from(bound));
         }

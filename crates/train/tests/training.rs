@@ -125,7 +125,13 @@ impl LossText {
             "cosine" => Loss::Cosine,
             other => panic!("loss `{other}`"),
         };
-        LossTerm { loss, weight: self.weight.unwrap_or(1.0), output: None, target: self.target.clone() }
+        LossTerm {
+            loss,
+            weight: self.weight.unwrap_or(1.0),
+            output: None,
+            target: self.target.clone(),
+            reference: None,
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 /// Examples that methods of calibration are told apart by.
 const COMPARED: usize = 32;
 /// Weights that share a scale, where weights alone are quantised.
-const BLOCK: usize = 32;
+pub const BLOCK: usize = 32;
 /// Examples that layers are told apart by.
 const LAYER_EXAMPLES: usize = 8;
 
@@ -45,6 +45,11 @@ impl Candidate {
     /// The model as it came.
     pub fn original(path: PathBuf) -> Self {
         Self { name: "original".to_owned(), recipe: "as it came".to_owned(), path, layers: Vec::new() }
+    }
+
+    /// A candidate in `path`.
+    pub fn new(name: &str, recipe: &str, path: PathBuf, layers: Vec<LayerFigures>) -> Self {
+        Self { name: name.to_owned(), recipe: recipe.to_owned(), path, layers }
     }
 
     /// A variant that nobody has judged yet.
@@ -73,10 +78,19 @@ impl Candidate {
 }
 
 /// What static quantisation begins with.
-struct Calibrated {
-    statistics: Statistics,
-    ranges: Ranges,
+pub struct Calibrated {
+    /// What was observed.
+    pub statistics: Statistics,
+    /// The ranges that served best.
+    pub ranges: Ranges,
     method: Method,
+}
+
+impl Calibrated {
+    /// Nothing, for what needs no ranges.
+    pub fn none() -> Self {
+        Self { statistics: Statistics::default(), ranges: Ranges::default(), method: Method::MinMax }
+    }
 }
 
 impl Work<'_> {
@@ -96,7 +110,10 @@ impl Work<'_> {
         let mut sensitivity = Vec::new();
         if !self.prepared.layers.is_empty() {
             match self.calibrated() {
-                Ok(calibrated) => sensitivity = self.all_static(&calibrated, original, &mut made)?,
+                Ok(calibrated) => {
+                    sensitivity = self.all_static(&calibrated, original, &mut made)?;
+                    self.static_after_training(&calibrated, &mut made)?;
+                }
                 Err(Failure::Input(error)) => return Err(Failure::Input(error)),
                 Err(failure) => print::note!("no static quantisation: {}", failure.message()),
             }
@@ -121,6 +138,7 @@ impl Work<'_> {
             if quantised.layers > 0 {
                 let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
                 made.push(self.keep("int4-weights", text, &quantised.model, half, self.noise(&quantised))?);
+                self.blocks_after_training(made)?;
             }
         }
         if has(true) && !self.args.quick {
@@ -166,7 +184,8 @@ impl Work<'_> {
         inputs.iter().map(|inputs| observe::run(session.as_ref(), inputs, &names)).collect()
     }
 
-    fn spec(&self, form: Form, keep: &BTreeSet<String>) -> StaticSpec {
+    /// What static quantisation is asked for.
+    pub fn spec(&self, form: Form, keep: &BTreeSet<String>) -> StaticSpec {
         StaticSpec {
             form,
             activations: Activations::of_this_machine(),
@@ -262,14 +281,14 @@ impl Work<'_> {
     }
 
     /// Noise of each layer; nothing where the engine does not give a layer's result.
-    fn noise(&self, quantised: &Quantised) -> BTreeMap<String, f64> {
+    pub fn noise(&self, quantised: &Quantised) -> BTreeMap<String, f64> {
         let load = |model: &Model| self.load(model);
         let mut batches = self.material.calibrate(LAYER_EXAMPLES);
         noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches).unwrap_or_default()
     }
 
     /// Writes a candidate's file. `bytes` is the size of one weight of a layer.
-    fn keep(
+    pub fn keep(
         &self,
         name: &str,
         recipe: &str,
@@ -277,6 +296,10 @@ impl Work<'_> {
         bytes: impl Fn(&edgeward_compress::Layer) -> f64,
         noise: BTreeMap<String, f64>,
     ) -> Result<Candidate, Failure> {
+        let (name, recipe) = match self.of {
+            Some(of) => (format!("{of}-{name}"), format!("of the {of}: {recipe}")),
+            None => (name.to_owned(), recipe.to_owned()),
+        };
         let path = self.folder.path().join(format!("{name}.onnx"));
         model.write(&path)?;
         let layer = |layer: &edgeward_compress::Layer| LayerFigures {
@@ -287,6 +310,6 @@ impl Work<'_> {
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };
         let layers = self.prepared.layers.iter().map(layer).collect();
-        Ok(Candidate { name: name.to_owned(), recipe: recipe.to_owned(), path, layers })
+        Ok(Candidate { name, recipe, path, layers })
     }
 }

@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use edgeward_compress::{CompressError, observe::Inputs, report::DataKind};
 use edgeward_engine::TensorInfo;
 use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
-use edgeward_train::data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Tokenisation, Wanted, open, tokenise};
+use edgeward_train::{
+    Step,
+    data::{Columns, Dataset, Fit, Loader, Plan, Role, Sampling, Splits, Tokenisation, Wanted, open, tokenise},
+};
 
 use crate::{
     engines,
@@ -47,8 +50,16 @@ pub struct Material {
 }
 
 enum Source {
-    Labelled { calibrate: Loader, judge: Loader, batch: usize, fixed: bool },
+    Labelled { calibrate: Loader, judge: Loader, learn: Learn, batch: usize, fixed: bool },
     Held(Vec<(Inputs, usize)>),
+}
+
+/// What training is fed with.
+struct Learn {
+    dataset: Arc<dyn Dataset>,
+    normalise: Option<(Vec<f32>, Vec<f32>)>,
+    /// The batch that the model fixes.
+    fixed: Option<usize>,
 }
 
 type Examples<'a> = Box<dyn Iterator<Item = Result<Example, CompressError>> + 'a>;
@@ -84,6 +95,27 @@ impl Material {
         limited(all, examples.min(self.calibrated)).map(|example| Ok(example?.inputs))
     }
 
+    /// What `step` learns from, in batches of `batch` unless the model fixes another size.
+    pub fn learn(&self, step: &Step, batch: usize, seed: u64) -> Result<Loader, Failure> {
+        let held;
+        let learn = match &self.source {
+            Source::Labelled { learn, .. } => learn,
+            Source::Held(all) => {
+                held = Learn { dataset: Arc::new(columns(all)?), normalise: None, fixed: fixed_batch(&step.data) };
+                &held
+            }
+        };
+        let wanted = Wanted {
+            inputs: step.data.clone(),
+            targets: step.targets.clone(),
+            normalise: learn.normalise.clone(),
+            ..Wanted::default()
+        };
+        let batch = learn.fixed.unwrap_or_else(|| batch.min(learn.dataset.len())).max(1);
+        let fit = fitted(Fit::new(learn.dataset.clone(), wanted))?;
+        Ok(Loader::to_learn(fit, Plan { batch, sampling: Sampling::Shuffled, seed }))
+    }
+
     /// What variants are judged on.
     pub fn judge(&self) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
         let all: Examples<'_> = match &self.source {
@@ -96,6 +128,18 @@ impl Material {
 
 fn example(inputs: &Inputs, rows: usize) -> Example {
     Example { inputs: inputs.clone(), rows, labels: Vec::new() }
+}
+
+/// Inputs of all runs, one example after the other.
+fn columns(all: &[(Inputs, usize)]) -> Result<Columns, Failure> {
+    let first = all.first().map(|(inputs, _)| inputs.as_slice()).unwrap_or_default();
+    let column = |at: usize, name: &str| {
+        let parts: Vec<&Tensor> = all.iter().filter_map(|(inputs, _)| Some(&inputs.get(at)?.1)).collect();
+        Ok((name.to_owned(), Role::Input, Tensor::concat_first(&parts).or_input()?))
+    };
+    let columns: Vec<_> =
+        first.iter().enumerate().map(|(at, (name, _))| column(at, name)).collect::<Result<_, Failure>>()?;
+    Columns::new(columns).or_input()
 }
 
 fn limited(all: Examples<'_>, examples: usize) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
@@ -177,17 +221,19 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result
     let judge = test.or(val).or_else(|| train.clone());
     let judge = judge.ok_or_else(|| Failure::input(format!("`{}` holds no examples", path.display())))?;
     let calibrate = train.unwrap_or_else(|| judge.clone());
+    let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
     let ports = model.inputs();
     let fixed = fixed_batch(&ports);
     let batch = fixed.unwrap_or(BATCH).max(1);
+    let (calibrate, judge) = (tokenised(calibrate, args, options, model)?, tokenised(judge, args, options, model)?);
+    let learn = Learn { dataset: calibrate.clone(), normalise: normalise.clone(), fixed };
     let fit = |dataset: Arc<dyn Dataset>| -> Result<Fit, Failure> {
-        let dataset = tokenised(dataset, args, options, model)?;
         let target = Port {
             name: "target".to_owned(),
             dtype: Some(DataType::Int64),
             shape: Some(vec![Dimension::Symbol("batch".to_owned())]),
         };
-        let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
+        let normalise = normalise.clone();
         let wanted = Wanted { inputs: ports.clone(), targets: vec![target], normalise, ..Wanted::default() };
         fitted(Fit::new(dataset, wanted))
     };
@@ -195,6 +241,7 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result
     Ok(Source::Labelled {
         calibrate: Loader::to_judge(fit(calibrate)?, plan(Sampling::Shuffled)),
         judge: Loader::to_judge(fit(judge)?, plan(Sampling::Sequential)),
+        learn,
         batch,
         fixed: fixed.is_some(),
     })

@@ -338,6 +338,36 @@ def quantisation():
     case("quantise_channels", None, [x, C(scales), np.array([0, 0, 0], np.int8)],
          lambda x, s, z: run(x, s[:, None, None], 0, -128, 127), nodes=nodes, loose="not")
 
+    # The learned step size (Esser et al. 2020): autograd through a rounding that passes gradients straight.
+    def learned(x, s, z, low, high):
+        whole = x / s
+        whole = whole + (torch.round(whole) - whole).detach() + z
+        # Whole numbers but for the last digit: a bound itself is within.
+        return (torch.where(whole < low - 0.25, low, torch.where(whole > high + 0.25, high, whole)) - z) * s
+
+    for name, zero, low, high in [("int8", np.int8(3), -128, 127), ("uint8", np.uint8(120), 0, 255)]:
+        both = [node("QuantizeLinear", ["x0", "x1", "x2"], ["q"]), node("DequantizeLinear", ["q", "x1", "x2"], ["y0"])]
+        case(f"step_size_{name}", None, [x, np.array(0.011), np.array(zero)],
+             lambda x, s, z, low=low, high=high: learned(x, s, int(z), low, high), nodes=both, loose="not")
+        case(f"step_size_of_one_{name}", None, [x, np.array([0.011]), np.array([zero])],
+             lambda x, s, z, low=low, high=high: learned(x, s, int(z), low, high), nodes=both, loose="not")
+    case("step_size_channels", None, [x, scales, np.array([0, 0, 0], np.int8)],
+         lambda x, s, z: learned(x, s[:, None, None], 0, -128, 127), nodes=nodes, loose="not")
+    # Weights by four bits in steps of their own: the parts that Edgeward's training graphs are made of.
+    four = [node("Div", ["x0", "x1"], ["v"]), node("Clip", ["v", "low", "high"], ["c"]), node("QuantizeLinear", ["c", "one", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "one", "zero"], ["r"]), node("Mul", ["r", "x1"], ["y0"])]
+    four = [node("Constant", [], ["zero"], value=numpy_helper.from_array(np.array(0, np.int8)))] + four
+    case("step_size_four_bits", None, [x, np.array([0.1, 0.17, 0.3])[:, None, None], C(-7.0), C(7.0), C(1.0)],
+         lambda x, s, low, high, one: torch.clamp(x / s, -7, 7).add((torch.round(torch.clamp(x / s, -7, 7)) - torch.clamp(x / s, -7, 7)).detach()) * s,
+         nodes=[rename(n) for n in four], loose="not")
+
+
+def rename(n):
+    """Constants by the names that a case gives its inputs."""
+    names = {"low": "x2", "high": "x3", "one": "x4"}
+    n.input[:] = [names.get(name, name) for name in n.input]
+    return n
+
 
 def model(c, dtype):
     """The case's graph in f32 or f64."""
