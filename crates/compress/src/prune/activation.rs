@@ -17,12 +17,7 @@ use crate::{
 use edgeward_graph::Model;
 
 /// Runs all batches; the score of a unit is the mean of `|x|` of its channels, over all values that layers read.
-pub fn activations(
-    model: &Model,
-    plan: &Plan,
-    load: Load<'_>,
-    batches: Batches<'_>,
-) -> Result<Scores, CompressError> {
+pub fn activations(model: &Model, plan: &Plan, load: Load<'_>, batches: Batches<'_>) -> Result<Scores, CompressError> {
     let given: Vec<String> = model.inputs().into_iter().map(|port| port.name).collect();
     let has_channels = |(name, axis): &&(String, usize)| labels(plan, name, *axis).is_some() && !given.contains(name);
     let read: Vec<&(String, usize)> = plan.read.iter().filter(has_channels).collect();

@@ -188,7 +188,8 @@ impl Cut<'_> {
                 (Some(Axis::Channels(labels)), Dimension::Fixed(_)) => Dimension::Fixed(self.count(labels)),
                 _ => dim.clone(),
             });
-            let both_known = |pair: &(Dimension, &Dimension)| matches!(pair, (Dimension::Fixed(_), Dimension::Fixed(_)));
+            let both_known =
+                |pair: &(Dimension, &Dimension)| matches!(pair, (Dimension::Fixed(_), Dimension::Fixed(_)));
             let differs = |(a, b): (Dimension, &Dimension)| a != *b;
             if before.len() != after.len() || expected.zip(&after).filter(both_known).any(differs) {
                 let reason = format!("came out as {after:?}; it cannot be pruned around");
@@ -216,7 +217,9 @@ fn picked(tensor: &Tensor, axis: usize, kept: &[usize]) -> Result<Tensor, Compre
     let raw = tensor.raw().cloned().unwrap_or_default();
     let mut bytes = BytesMut::with_capacity(raw.len() / size * kept.len());
     for outer in raw.chunks(size * inner) {
-        kept.iter().filter_map(|&at| outer.get(at * inner..(at + 1) * inner)).for_each(|row| bytes.extend_from_slice(row));
+        kept.iter()
+            .filter_map(|&at| outer.get(at * inner..(at + 1) * inner))
+            .for_each(|row| bytes.extend_from_slice(row));
     }
     if let Some(size) = shape.get_mut(axis) {
         *size = kept.len();
