@@ -1,19 +1,21 @@
 //! `edgeward compress`: a model made smaller and faster, measured against its original, or nothing.
 //!
 //! Decides nothing itself: the rewrites and what is better are `edgeward-compress`; `compress/candidates.rs` says what is
-//! tried, `compress/judge.rs` how good it is, `compress/timing.rs` how fast, `compress/emit.rs` what is written.
+//! tried, `compress/prune.rs` what is tried with fewer channels, `compress/judge.rs` how good it is, `compress/timing.rs`
+//! how fast, `compress/emit.rs` what is written.
 
 mod candidates;
 mod data;
 mod emit;
 mod judge;
+mod prune;
 mod timing;
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::anyhow;
 use edgeward_compress::{
-    CompressError, Prepared, Sensitivity,
+    CompressError, Layer, Prepared, Sensitivity,
     choose::{self, Goal, Limits},
     prepare,
     report::{Data, DataKind, Machine, Report, Variant},
@@ -77,6 +79,8 @@ pub struct CompressArgs {
     /// Draws the examples that ranges are observed on
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    pruning: prune::PruneOptions,
     /// Folder of the result [default: MODEL.compressed beside the model]
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
@@ -139,6 +143,8 @@ fn drop_max(text: &str) -> Result<f64, String> {
 struct Work<'a> {
     args: &'a CompressArgs,
     prepared: Prepared,
+    /// Bytes of the original's layers, by their names.
+    layer_bytes: HashMap<String, u64>,
     material: Material,
     metric: MetricName,
     reference: Reference,
@@ -158,8 +164,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     emit::check_folder(&output)?;
     interrupt::listen();
     let model = engines::read_model(&args.model)?;
-    let (work, original) = Work::begin(args, &model, context)?;
-    let (candidates, sensitivity) = work.candidates(&original)?;
+    let (mut work, original) = Work::begin(args, &model, context)?;
+    let (mut candidates, sensitivity) = work.candidates(&original)?;
+    work.pruned(&model, context, &mut candidates)?;
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
     if report.chosen.is_some() {
@@ -195,7 +202,9 @@ impl<'a> Work<'a> {
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
         let folder = tempfile::tempdir()?;
         let candidate = Candidate::original(args.model.clone());
-        let work = Self { args, prepared, material, metric, reference, engines, threads, bar, folder };
+        let bytes = |layer: &Layer| (prepared.title(layer).into_owned(), layer.weights() as u64 * 4);
+        let layer_bytes = prepared.layers.iter().map(bytes).collect();
+        let work = Self { args, prepared, layer_bytes, material, metric, reference, engines, threads, bar, folder };
         Ok((work, Original { candidate, verdict }))
     }
 

@@ -22,8 +22,8 @@ pub struct Selection {
     pub part: f64,
     /// The part of each group's units that stays at least, 0 to 1.
     pub floor: f64,
-    /// Channels that stay in a group are a multiple of this, where the group has twice as many: engines work on blocks of
-    /// 8 or 16.
+    /// Channels that stay in a group are a multiple of this, since engines work on blocks of 8 or 16; of the half of it,
+    /// the quarter and so on where the group has fewer than four times as many.
     pub multiple: usize,
 }
 
@@ -104,8 +104,10 @@ fn kept(group: &Group, wanted: usize, selection: &Selection) -> usize {
     // A unit of several channels, as a head, counts as many.
     let channels = |unit: &super::Unit| unit.members.iter().map(|member| member.indices.len()).min();
     let channels = group.units.first().and_then(channels).unwrap_or(1).max(1);
-    let multiple = selection.multiple.div_ceil(channels).max(1);
-    let multiple = if all >= multiple * 2 { multiple } else { 1 };
+    let mut multiple = selection.multiple.div_ceil(channels).max(1);
+    while multiple > 1 && all < multiple * 4 {
+        multiple /= 2;
+    }
     least.next_multiple_of(multiple).min(all)
 }
 
