@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use binary::{edgeward, json, text};
@@ -36,18 +37,26 @@ fn bars(folder: &Path, count: usize) {
         }
         labels.push(class as u8);
     }
-    idx(&folder.join("bars-images"), &[count as u32, 12, 12], &pictures);
-    idx(&folder.join("bars-labels"), &[count as u32], &labels);
+    idx(&folder.join("bars-images.idx"), &[count as u32, 12, 12], &pictures);
+    idx(&folder.join("bars-labels.idx"), &[count as u32], &labels);
 }
 
-const DATA: &str = "--data bars-images --labels bars-labels";
+const DATA: &str = "--data bars-images.idx --labels bars-labels.idx";
 
-/// A folder with a residual network that tells bars apart.
+/// A folder with a residual network that tells bars apart; it is trained once.
 fn folder() -> tempfile::TempDir {
+    static TRAINED: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let trained = TRAINED.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        bars(folder.path(), 240);
+        json(folder.path(), "train new resnet --input 1,12,12 --classes 3 --width 8 --depth 8 -o start.onnx");
+        json(folder.path(), &format!("train start.onnx {DATA} -o net.onnx --epochs 12 --batch 24 --rate 0.004"));
+        folder
+    });
     let folder = tempfile::tempdir().unwrap();
-    bars(folder.path(), 240);
-    json(folder.path(), "train new resnet --input 1,12,12 --classes 3 --width 8 --depth 8 -o start.onnx");
-    json(folder.path(), &format!("train start.onnx {DATA} -o net.onnx --epochs 4 --batch 24 --rate 0.003"));
+    for name in ["bars-images.idx", "bars-labels.idx", "net.onnx"] {
+        fs::copy(trained.path().join(name), folder.path().join(name)).unwrap();
+    }
     folder
 }
 
@@ -81,7 +90,7 @@ for path in sorted(glob.glob(sys.argv[1] + '/*.onnx')):
 fn a_pruned_model_is_trained_on_and_judged_beside_the_others() {
     let folder = folder();
     let path = folder.path();
-    let words = format!("compress net.onnx {DATA} --prune 0.6,0.3 --epochs 3 --for size --quick -o out --json");
+    let words = format!("compress net.onnx {DATA} --prune 0.6,0.3 --epochs 4 --for size --quick -o out --json");
     let output = edgeward(path, &words);
     assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
     assert!(text(&output).contains("stays as wide as it is: `fc`"), "{}", text(&output));
@@ -93,7 +102,8 @@ fn a_pruned_model_is_trained_on_and_judged_beside_the_others() {
         // The last layer stays, so that of the weights of layers a little more may be left than of all.
         assert!(left(pruned) <= most + 0.02, "{name}: {}", left(pruned));
         assert!(pruned["figures"]["bytes"].as_u64().unwrap() < original, "{pruned}");
-        assert!(pruned["metric"].as_f64().unwrap() > 0.5, "{pruned}");
+        // A third would be told right by chance.
+        assert!(pruned["metric"].as_f64().unwrap() > 0.6, "{pruned}");
         let integers = variant(&report, &format!("{name}-int8"));
         assert!(left(integers) < left(pruned) / 3.0, "{integers}");
     }

@@ -184,8 +184,12 @@ impl Work<'_> {
         let plan = plan(model)?;
         let scores = self.scores(model, &plan, tuning)?;
         let part = (1.0 - goal / shrinking.left).max(0.0);
-        let selection = Selection { target: self.target(), part, floor: FLOOR, multiple: MULTIPLE };
-        let removal = choose(&plan, &scores, &selection);
+        // No group loses much more of its channels than the whole shall lose, unless the goal is not reached so.
+        let even = Selection { target: self.target(), part, floor: (1.0 - 2.0 * part).max(FLOOR), multiple: MULTIPLE };
+        let mut removal = choose(&plan, &scores, &even);
+        if removal.left > 1.0 - part {
+            removal = choose(&plan, &scores, &Selection { floor: FLOOR, ..even });
+        }
         *shrinking = Shrinking { model: apply(model, &plan, &removal)?, left: shrinking.left * removal.left };
         Ok(())
     }

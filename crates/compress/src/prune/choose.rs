@@ -43,11 +43,25 @@ impl Removal {
     }
 }
 
-/// Takes the units of the least scores, each as a part of its group's mean, until `part` of the target is gone or every group
-/// is at its floor.
+/// The least part of the target that a unit counts as.
+const COST_MIN: f64 = 1e-12;
+
+/// Takes the units that are worth the least for what they cost, until `part` of the target is gone or every group is at
+/// its floor. A unit's worth is its score as a part of its group's mean, over the root of what its group's units cost: a
+/// first layer of few weights is no place to save weights.
 pub fn choose(plan: &Plan, scores: &Scores, selection: &Selection) -> Removal {
-    let order = order(scores);
-    let whole = cost(plan, &vec![Vec::new(); plan.groups.len()], selection.target).max(f64::MIN_POSITIVE);
+    let none = vec![Vec::new(); plan.groups.len()];
+    let whole = cost(plan, &none, selection.target).max(f64::MIN_POSITIVE);
+    let saving = |group: usize| {
+        let mut one = none.clone();
+        if let Some(units) = one.get_mut(group) {
+            units.push(0);
+        }
+        1.0 - cost(plan, &one, selection.target) / whole
+    };
+    // The root, since the least costly units are often those of the first layers, which all others stand on.
+    let costs: Vec<f64> = (0..plan.groups.len()).map(|group| saving(group).max(COST_MIN).sqrt()).collect();
+    let order = order(scores, &costs);
     let removal = |first: usize| {
         let units = removed(plan, order.get(..first).unwrap_or_default(), selection);
         let left = cost(plan, &units, selection.target) / whole;
@@ -66,12 +80,12 @@ pub fn choose(plan: &Plan, scores: &Scores, selection: &Selection) -> Removal {
     removal(low)
 }
 
-/// Group and unit of all units, the least first.
-fn order(scores: &Scores) -> Vec<(usize, usize)> {
+/// Group and unit of all units, the least worth for its cost first.
+fn order(scores: &Scores, costs: &[f64]) -> Vec<(usize, usize)> {
     let mut all = Vec::new();
-    for (group, scores) in scores.0.iter().enumerate() {
+    for (group, (scores, cost)) in scores.0.iter().zip(costs).enumerate() {
         let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
-        let part = |score: f64| if mean > 0.0 && score.is_finite() { score / mean } else { 1.0 };
+        let part = |score: f64| if mean > 0.0 && score.is_finite() { score / mean / cost } else { 1.0 / cost };
         all.extend(scores.iter().enumerate().map(|(unit, &score)| (part(score), group, unit)));
     }
     all.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -108,7 +122,11 @@ fn kept(group: &Group, wanted: usize, selection: &Selection) -> usize {
     while multiple > 1 && all < multiple * 4 {
         multiple /= 2;
     }
-    least.next_multiple_of(multiple).min(all)
+    if least >= all {
+        return all;
+    }
+    // To the nearest: rounding up alone would leave narrow groups as they are, and wide ones would pay for them.
+    ((least + multiple / 2) / multiple * multiple).clamp(multiple, all)
 }
 
 /// What is left of the target.
