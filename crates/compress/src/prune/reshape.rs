@@ -7,7 +7,7 @@ use edgeward_graph::{Dimension, proto::NodeProto};
 use super::{
     flow::{Flow, Value},
     rules::Done,
-    ties::{Axis, Label},
+    ties::{Axis, Label, Ties},
 };
 
 /// Reshape and Flatten.
@@ -84,22 +84,23 @@ fn block(flow: &mut Flow<'_>, node: &NodeProto, x: &Value, from: Range<usize>, d
     let sizes: Vec<usize> = dims.iter().map(size).collect();
     let element = Elements { labels, after, count: before * after };
     let wide: Vec<usize> = (0..sizes.len()).filter(|&at| sizes.get(at).is_some_and(|&size| size > 1)).collect();
-    let clean = wide.iter().find(|&&at| element.along(&sizes, at).iter().all(|all| all.len() == 1));
+    if element.len() > ELEMENTS_MAX {
+        x.axes.get(axis).iter().for_each(|axis| flow.hold(axis, node, "joins too many elements to follow"));
+        return made;
+    }
+    let clean = wide.iter().find(|&&at| element.is_clean(&sizes, at));
     // Heads stand before what is theirs; groups of a picture's channels stand before their places, which are more.
     let preferred = if x.rank() >= 4 { wide.last() } else { wide.first() };
     let Some(&chosen) = clean.or(preferred) else { return made };
-    let together = element.along(&sizes, chosen);
-    let label = |all: &BTreeSet<Label>| {
-        let first = all.first().copied().unwrap_or_default();
-        all.iter().for_each(|&label| flow.ties.join(first, label));
-        first
-    };
-    let labels: Vec<Label> = together.iter().map(label).collect();
+    let labels = element.along(&mut flow.ties, &sizes, chosen);
     if let Some(axis) = made.get_mut(chosen) {
         *axis = Axis::Channels(labels.into());
     }
     made
 }
+
+/// Elements of one block that are followed at most.
+const ELEMENTS_MAX: usize = 1 << 24;
 
 /// The elements of a block in the order of memory, each of one channel.
 struct Elements {
@@ -111,18 +112,34 @@ struct Elements {
 }
 
 impl Elements {
-    /// Channels that meet at each index of axis `at` of `sizes`.
-    fn along(&self, sizes: &[usize], at: usize) -> Vec<BTreeSet<Label>> {
+    fn len(&self) -> usize {
+        self.count.saturating_mul(self.labels.len())
+    }
+
+    /// The index along axis `at` of `sizes`, and the channel, of every element.
+    fn each(&self, sizes: &[usize], at: usize) -> impl Iterator<Item = (usize, Label)> + '_ {
         let stride: usize = sizes.iter().skip(at + 1).product::<usize>().max(1);
         let size = sizes.get(at).copied().unwrap_or(1).max(1);
-        let mut met = vec![BTreeSet::new(); size];
-        for element in 0..self.count * self.labels.len() {
-            let label = self.labels.get(element / self.after.max(1) % self.labels.len().max(1));
-            if let (Some(label), Some(met)) = (label, met.get_mut(element / stride % size)) {
-                met.insert(*label);
+        let label = |element: usize| self.labels.get(element / self.after.max(1) % self.labels.len().max(1)).copied();
+        (0..self.len()).filter_map(move |element| Some((element / stride % size, label(element)?)))
+    }
+
+    /// True where one channel alone is at each index.
+    fn is_clean(&self, sizes: &[usize], at: usize) -> bool {
+        let mut met = vec![None; sizes.get(at).copied().unwrap_or(1)];
+        self.each(sizes, at)
+            .all(|(index, label)| met.get_mut(index).is_some_and(|met| *met.get_or_insert(label) == label))
+    }
+
+    /// The channel at each index; where several meet, they are one from now on.
+    fn along(&self, ties: &mut Ties, sizes: &[usize], at: usize) -> Vec<Label> {
+        let mut met = vec![None; sizes.get(at).copied().unwrap_or(1)];
+        for (index, label) in self.each(sizes, at) {
+            if let Some(met) = met.get_mut(index) {
+                ties.join(*met.get_or_insert(label), label);
             }
         }
-        met
+        met.into_iter().flatten().collect()
     }
 }
 
