@@ -119,7 +119,14 @@ impl Work<'_> {
         }
         let tuning = self.tuning(&shrinking.model, context)?;
         for ratio in ratios {
-            self.shrink(&mut shrinking, ratio, tuning.as_ref())?;
+            match self.shrink(&mut shrinking, ratio, tuning.as_ref()) {
+                // The other candidates are worth their work.
+                Err(Failure::Work(error)) if !interrupt::came() => {
+                    self.bar.suspend(|| print::note!("no pruning by {:.0} %: {error:#}", ratio * 100.0));
+                    return Ok(());
+                }
+                other => other?,
+            }
             let name = format!("pruned-{:02.0}", ratio * 100.0);
             let tuned = if tuning.is_some() { "trained on" } else { "not trained on" };
             let percent = shrinking.left * 100.0;
@@ -149,6 +156,9 @@ impl Work<'_> {
 
     /// Says which layers stay as wide as they are.
     fn tell(&self, plan: &Plan) {
+        if plan.groups.is_empty() && plan.left.is_empty() {
+            self.bar.suspend(|| print::note!("nothing can be pruned: no layer has constant weights of float32"));
+        }
         let what = if plan.groups.is_empty() { "nothing can be pruned" } else { "stays as wide as it is" };
         self.bar.suspend(|| {
             for left in plan.left.iter().take(NAMED) {
@@ -242,10 +252,11 @@ impl Work<'_> {
         options.data.tokenizer = options.data.tokenizer.or_else(|| tokenizer.is_file().then_some(tokenizer));
         let material = Material::open(model, &options)?;
         let planned = Planned::new(&options, model, &material)?;
-        match build(model, &planned.spec) {
-            Ok(_) => Ok(Some(Tuning { options, material })),
-            Err(error) => {
-                self.bar.suspend(|| print::note!("pruned variants are not trained on: {error}"));
+        let step = build(model, &planned.spec).map_err(Failure::from);
+        match step.and_then(|step| self.trains(&step).map(drop)) {
+            Ok(()) => Ok(Some(Tuning { options, material })),
+            Err(failure) => {
+                self.bar.suspend(|| print::note!("pruned variants are not trained on: {}", failure.message()));
                 Ok(None)
             }
         }
