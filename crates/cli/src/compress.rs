@@ -1,21 +1,24 @@
 //! `edgeward compress`: a model made smaller and faster, measured against its original, or nothing.
 //!
 //! Decides nothing itself: the rewrites and what is better are `edgeward-compress`; `compress/candidates.rs` says what is
-//! tried, `compress/judge.rs` how good it is, `compress/timing.rs` how fast, `compress/emit.rs` what is written.
+//! tried, `compress/prune.rs` what is tried with fewer channels, `compress/judge.rs` how good it is, `compress/timing.rs`
+//! how fast, `compress/emit.rs` what is written.
 
 mod candidates;
 mod data;
 mod distil;
 mod emit;
 mod judge;
+mod prune;
 mod qat;
 mod timing;
 
-use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::anyhow;
+use clap::ArgGroup;
 use edgeward_compress::{
-    CompressError, Prepared, Sensitivity,
+    CompressError, Layer, Prepared, Sensitivity,
     choose::{self, Goal, Limits},
     prepare,
     report::{Data, DataKind, Machine, Report, Variant},
@@ -41,6 +44,7 @@ use crate::{
 
 /// Options of `compress`.
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("training").args(["ratios", "student", "student_layers"]).multiple(true)))]
 pub struct CompressArgs {
     /// ONNX file
     model: PathBuf,
@@ -73,14 +77,23 @@ pub struct CompressArgs {
     /// Threads within one run [default: as many as cores]
     #[arg(long, value_name = "N", value_parser = engines::threads)]
     threads: Option<NonZeroUsize>,
-    #[command(flatten)]
-    learn: distil::LearnOptions,
     /// Shape of an input, where inputs are made up, e.g. `image=1,3,224,224` (repeat)
     #[arg(long = "shape", value_name = "NAME=DIMS")]
     shapes: Vec<NamedShape>,
     /// Draws the examples that ranges are observed on
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    learn: distil::LearnOptions,
+    #[command(flatten)]
+    pruning: prune::PruneOptions,
+    /// Times through the data: of a student [default: 5], and of each ratio of pruning, where 0 trains nothing [default: 6, with
+    /// --quick 1]
+    #[arg(long, value_name = "N", requires = "training")]
+    epochs: Option<u64>,
+    /// Highest learning rate: of a student [default: 0.001], and after pruning [default: that of `[train]`, else as `train` has it]
+    #[arg(long, value_name = "RATE", requires = "training")]
+    rate: Option<f64>,
     /// Folder of the result [default: MODEL.compressed beside the model]
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
@@ -146,6 +159,8 @@ struct Work<'a> {
     prepared: Prepared,
     /// What candidates' names begin with, `student` for those of the student.
     of: Option<&'static str>,
+    /// Bytes of the original's layers, by their names.
+    layer_bytes: HashMap<String, u64>,
     material: Material,
     metric: MetricName,
     reference: Reference,
@@ -165,9 +180,10 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     emit::check_folder(&output)?;
     interrupt::listen();
     let model = engines::read_model(&args.model)?;
-    let (work, original) = Work::begin(args, &model, context)?;
+    let (mut work, original) = Work::begin(args, &model, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
+    work.pruned(&model, context, &mut candidates)?;
     let work = work.with_student(student, &original, &mut candidates)?;
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
@@ -204,7 +220,10 @@ impl<'a> Work<'a> {
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
         let folder = tempfile::tempdir()?;
         let candidate = Candidate::original(args.model.clone());
-        let work = Self { args, prepared, of: None, material, metric, reference, engines, threads, bar, folder };
+        let bytes = |layer: &Layer| (prepared.title(layer).into_owned(), layer.weights() as u64 * 4);
+        let layer_bytes = prepared.layers.iter().map(bytes).collect();
+        let of = None;
+        let work = Self { args, prepared, of, layer_bytes, material, metric, reference, engines, threads, bar, folder };
         Ok((work, Original { candidate, verdict }))
     }
 

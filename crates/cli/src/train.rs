@@ -6,7 +6,7 @@
 pub mod material;
 mod new;
 pub mod options;
-mod plan;
+pub mod plan;
 mod watch;
 
 use std::path::{Path, PathBuf};

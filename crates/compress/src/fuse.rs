@@ -141,8 +141,8 @@ fn takes_factors(node: &NodeProto, edit: &Edit) -> bool {
     node.input.iter().skip(1).all(|name| edit.floats(name).is_some())
 }
 
-/// Constant nodes become initialisers; what only hands on its input goes away, where names allow.
-pub(crate) fn idle(edit: &mut Edit) -> Result<(), CompressError> {
+/// Constant nodes become initialisers.
+pub(crate) fn constants(edit: &mut Edit) {
     let outputs: HashSet<String> = edit.model.graph().output.iter().map(|output| output.name().to_owned()).collect();
     let graph = edit.model.graph_mut();
     let mut lifted = Vec::new();
@@ -157,6 +157,12 @@ pub(crate) fn idle(edit: &mut Edit) -> Result<(), CompressError> {
         false
     });
     graph.initializer.extend(lifted);
+}
+
+/// Constant nodes become initialisers; what only hands on its input goes away, where names allow.
+pub(crate) fn idle(edit: &mut Edit) -> Result<(), CompressError> {
+    constants(edit);
+    let graph = edit.model.graph_mut();
     let mut index = 0;
     while let Some(node) = graph.node.get(index) {
         let drops = node.op_type() == "Dropout" && node.output.len() == 1;

@@ -7,6 +7,7 @@ pub mod choose;
 pub mod histogram;
 pub mod interval;
 pub mod observe;
+pub mod prune;
 pub mod report;
 
 mod calibrate;

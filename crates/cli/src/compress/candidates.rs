@@ -19,7 +19,7 @@ use edgeward_graph::{Model, Tensor};
 
 use super::{Original, Work, judge, timing::Timed};
 use crate::{
-    failure::{Failure, OrInput as _},
+    failure::{Failure, OrInput as _, Outcome},
     print,
 };
 
@@ -150,7 +150,7 @@ impl Work<'_> {
     }
 
     /// Observes ranges and takes the method whose model says most nearly what the original says.
-    fn calibrated(&self) -> Result<Calibrated, Failure> {
+    pub(super) fn calibrated(&self) -> Result<Calibrated, Failure> {
         self.go_on("observing ranges")?;
         let load = |model: &Model| self.load(model);
         let mut batches = self.material.calibrate(usize::MAX);
@@ -201,22 +201,33 @@ impl Work<'_> {
         original: &Original,
         made: &mut Vec<Candidate>,
     ) -> Result<Vec<Sensitivity>, Failure> {
-        let none = BTreeSet::new();
-        let method = calibrated.method.name();
-        for (form, name, text) in [
-            (Form::Chains, "int8", "weights and chains of activations as bytes"),
-            (Form::Inputs, "int8-inputs", "weights and what goes into multiplications as bytes"),
-        ] {
-            self.static_candidate(calibrated, form, &none, (name, &format!("{text}, ranges by {method}")), made)?;
-        }
+        self.both_forms(calibrated, ("int8", ""), made)?;
         if self.args.quick {
             return Ok(Vec::new());
         }
-        let quantised = self.quantised(calibrated, Form::Chains, &none)?;
+        let quantised = self.quantised(calibrated, Form::Chains, &BTreeSet::new())?;
         if self.drop(&quantised.model, original)? <= self.args.max_drop {
             return Ok(Vec::new());
         }
         self.mixed(calibrated, original, made)
+    }
+
+    /// All layers as bytes, in both forms; `before` is what was done to the model before.
+    pub(super) fn both_forms(
+        &self,
+        calibrated: &Calibrated,
+        (name, before): (&str, &str),
+        made: &mut Vec<Candidate>,
+    ) -> Outcome {
+        let (none, method) = (BTreeSet::new(), calibrated.method.name());
+        for (form, end, text) in [
+            (Form::Chains, "", "weights and chains of activations as bytes"),
+            (Form::Inputs, "-inputs", "weights and what goes into multiplications as bytes"),
+        ] {
+            let named = (format!("{name}{end}"), format!("{before}{text}, ranges by {method}"));
+            self.static_candidate(calibrated, form, &none, (&named.0, &named.1), made)?;
+        }
+        Ok(())
     }
 
     fn quantised(&self, calibrated: &Calibrated, form: Form, keep: &BTreeSet<String>) -> Result<Quantised, Failure> {
@@ -287,6 +298,12 @@ impl Work<'_> {
         noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches).unwrap_or_default()
     }
 
+    /// Bytes of a layer's weights in the original.
+    fn bytes_before(&self, layer: &edgeward_compress::Layer) -> u64 {
+        let own = layer.weights() as u64 * 4;
+        self.layer_bytes.get(self.prepared.title(layer).as_ref()).copied().unwrap_or(own)
+    }
+
     /// Writes a candidate's file. `bytes` is the size of one weight of a layer.
     pub fn keep(
         &self,
@@ -305,7 +322,7 @@ impl Work<'_> {
         let layer = |layer: &edgeward_compress::Layer| LayerFigures {
             name: self.prepared.title(layer).into_owned(),
             op: layer.op.clone(),
-            bytes_before: layer.weights() as u64 * 4,
+            bytes_before: self.bytes_before(layer),
             bytes: (layer.weights() as f64 * bytes(layer)) as u64,
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };

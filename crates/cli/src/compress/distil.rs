@@ -33,6 +33,8 @@ const STUDENT: &str = "student";
 const BATCH: usize = 32;
 /// Longest norm of all gradients together: a step cannot throw away what the teacher's weights hold.
 const CLIP_NORM: f32 = 1.0;
+/// Times that a student goes through the data, where nobody says so.
+const EPOCHS: u64 = 5;
 /// The learning rate of a student.
 const RATE: f64 = 0.001;
 
@@ -48,18 +50,12 @@ pub struct LearnOptions {
     /// Value of the student that is to be like one of the model, beside the results (repeat) [default: by order of layers]
     #[arg(long = "match", value_name = "STUDENT=MODEL", value_parser = pair)]
     pairs: Vec<Pair>,
-    /// Times that a student goes through the data
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    epochs: u64,
     /// What the scores of student and model are divided by before they are compared
     #[arg(long, value_name = "T", default_value_t = 2.0)]
     temperature: f32,
     /// What labels count beside the model's word, 0 to 1 [default: 0.5, without labels 0]
     #[arg(long, value_name = "PART")]
     alpha: Option<f32>,
-    /// Highest learning rate of a student [default: 0.001]
-    #[arg(long)]
-    rate: Option<f64>,
     /// Also try integers that the model was trained for, so many times through the data
     #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u64).range(1..))]
     pub qat: Option<u64>,
@@ -108,10 +104,13 @@ impl Work<'_> {
         if learns && self.material.kind == DataKind::Synthesised {
             return Err(Failure::input("nothing can be learnt from made-up inputs; name data with `--data PATH`"));
         }
-        for (name, rate) in [("rate", options.rate), ("qat-rate", options.qat_rate)] {
+        for (name, rate) in [("rate", self.args.rate), ("qat-rate", options.qat_rate)] {
             if let Some(rate) = rate.filter(|rate| !(*rate > 0.0 && rate.is_finite())) {
                 return Err(Failure::input(format!("`--{name} {rate}` is not possible; expected a number above 0")));
             }
+        }
+        if self.args.epochs == Some(0) && (options.student.is_some() || options.student_layers.is_some()) {
+            return Err(Failure::input("`--epochs 0` is not possible for a student; expected 1 or more"));
         }
         if let Some(alpha) = options.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
             return Err(Failure::input(format!("`--alpha {alpha}` is not possible; expected 0 to 1")));
@@ -167,7 +166,8 @@ impl Work<'_> {
 
     fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Model, Failure> {
         let options = &self.args.learn;
-        let (joined, epochs, rate) = (&student.joined, options.epochs, options.rate.unwrap_or(RATE));
+        let (joined, epochs, rate) =
+            (&student.joined, self.args.epochs.unwrap_or(EPOCHS), self.args.rate.unwrap_or(RATE));
         let course = Course { joined, frozen: &[], factors: &[], epochs, rate, title: STUDENT };
         let mut model = Joined::student(&student.model, &self.learn(&course)?)?;
         self.recipe_to(&mut model);

@@ -1,0 +1,359 @@
+//! Candidates with fewer channels, neurons and heads: cut a part, train on, cut on, then quantise as well.
+//!
+//! What can go and what matters is `edgeward-compress`'s; the training is that of `edgeward train`, by `[train]` of the
+//! settings. The last epoch counts: the data that judges candidates chooses none.
+
+use anyhow::anyhow;
+use edgeward_compress::{
+    CompressError,
+    observe::Inputs,
+    prepare,
+    prune::{
+        Norm, Plan, Scores, Selection, Target, activations, apply, choose, gradients, magnitude, normalisation, plan,
+        ready, taylor,
+    },
+    report::DataKind,
+};
+use edgeward_engine::{SessionOptions, Source};
+use edgeward_graph::Model;
+use edgeward_train::{
+    Step, build,
+    trainer::{End, EpochReport, Go, Run, Settings, Stepped, Watch, train},
+};
+use indicatif::ProgressBar;
+
+use super::{GoalName, Work, candidates::Candidate};
+use crate::{
+    Context, engines,
+    failure::{Failure, OrInput as _, Outcome},
+    interrupt, print,
+    train::{
+        failed,
+        material::{Material, Recipe},
+        options::TrainOptions,
+        plan::Planned,
+    },
+};
+
+/// Times through the data that a ratio is tuned for, where nobody says so.
+const EPOCHS: u64 = 6;
+/// Cuts on the way to a ratio, at most.
+const CUTS: u64 = 3;
+/// The part of each group's channels that stays at least.
+const FLOOR: f64 = 0.1;
+/// Channels that stay in a wide group are a multiple of this.
+const MULTIPLE: usize = 8;
+/// Batches that gradients are told by, and examples that activations are observed on.
+const BATCHES: usize = 16;
+const EXAMPLES: usize = 256;
+/// Layers that are named, where they stay as they are.
+const NAMED: usize = 8;
+
+/// Options of pruning.
+#[derive(clap::Args)]
+pub struct PruneOptions {
+    /// Also take out channels, neurons and heads until this part of the multiply-adds is gone, with `--for size` of the
+    /// weights; several ratios between commas
+    #[arg(long = "prune", value_name = "RATIO,…", value_delimiter = ',', value_parser = ratio)]
+    ratios: Vec<f64>,
+    /// What says how much a channel matters
+    #[arg(long, value_name = "NAME", default_value = "magnitude", requires = "ratios")]
+    importance: ImportanceName,
+}
+
+/// An importance by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ImportanceName {
+    /// Root of the sum of squares of all weights that belong to it
+    Magnitude,
+    /// Sum of the sizes of all weights that belong to it
+    L1,
+    /// Scales of its normalisations
+    Scale,
+    /// What the loss would do without it, by gradients on labelled data
+    Taylor,
+    /// Mean size of what it makes on data
+    Activation,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    if value > 0.0 && value < 1.0 { Ok(value) } else { Err("expected more than 0 and less than 1".to_owned()) }
+}
+
+/// A model on its way down.
+struct Shrinking {
+    model: Model,
+    /// The part of the target that is left of the original's.
+    left: f64,
+}
+
+/// What models are trained on with.
+struct Tuning {
+    options: TrainOptions,
+    material: Material,
+}
+
+impl Work<'_> {
+    /// Makes the candidates of all ratios, each from the one before.
+    pub fn pruned(&mut self, model: &Model, context: &Context, made: &mut Vec<Candidate>) -> Outcome {
+        let options = &self.args.pruning;
+        let mut ratios = options.ratios.clone();
+        ratios.sort_by(f64::total_cmp);
+        ratios.dedup();
+        if ratios.is_empty() {
+            return Ok(());
+        }
+        self.go_on("looking for what can be pruned")?;
+        let mut shrinking = Shrinking { model: ready(model).or_input()?, left: 1.0 };
+        let first = plan(&shrinking.model)?;
+        self.tell(&first);
+        if first.groups.is_empty() {
+            return Ok(());
+        }
+        let tuning = self.tuning(&shrinking.model, context)?;
+        for ratio in ratios {
+            match self.shrink(&mut shrinking, ratio, tuning.as_ref()) {
+                // The other candidates are worth their work.
+                Err(Failure::Work(error)) if !interrupt::came() => {
+                    self.bar.suspend(|| print::note!("no pruning by {:.0} %: {error:#}", ratio * 100.0));
+                    return Ok(());
+                }
+                other => other?,
+            }
+            let name = format!("pruned-{:02.0}", ratio * 100.0);
+            let tuned = if tuning.is_some() { "trained on" } else { "not trained on" };
+            let percent = shrinking.left * 100.0;
+            let recipe =
+                format!("channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of());
+            let before = std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?);
+            let kept = self.keep_pruned(&name, &recipe, made);
+            self.prepared = before;
+            kept?;
+        }
+        Ok(())
+    }
+
+    fn target(&self) -> Target {
+        match self.args.goal {
+            GoalName::Size => Target::Parameters,
+            GoalName::Latency | GoalName::Throughput => Target::MultiplyAdds,
+        }
+    }
+
+    fn of(&self) -> &'static str {
+        match self.target() {
+            Target::Parameters => "the weights",
+            Target::MultiplyAdds => "the multiply-adds",
+        }
+    }
+
+    /// Says which layers stay as wide as they are.
+    fn tell(&self, plan: &Plan) {
+        if plan.groups.is_empty() && plan.left.is_empty() {
+            self.bar.suspend(|| print::note!("nothing can be pruned: no layer has constant weights of float32"));
+        }
+        let what = if plan.groups.is_empty() { "nothing can be pruned" } else { "stays as wide as it is" };
+        self.bar.suspend(|| {
+            for left in plan.left.iter().take(NAMED) {
+                print::note!("{what}: `{}`: {}", left.layer, left.reason);
+            }
+            if plan.left.len() > NAMED {
+                print::note!("{what}: {} more layers", plan.left.len() - NAMED);
+            }
+        });
+    }
+
+    /// Cuts in steps, and trains on after each.
+    fn shrink(&self, shrinking: &mut Shrinking, ratio: f64, tuning: Option<&Tuning>) -> Outcome {
+        let epochs = self.args.epochs.unwrap_or(if self.args.quick { 1 } else { EPOCHS });
+        let epochs = cuts(if tuning.is_some() { epochs } else { 0 });
+        let (from, to) = (shrinking.left, 1.0 - ratio);
+        for (cut, &epochs_now) in epochs.iter().enumerate() {
+            let (cut, all) = (cut + 1, epochs.len());
+            self.go_on(&format!("pruning by {:.0} %: cut {cut} of {all}", ratio * 100.0))?;
+            let goal = from * (to / from).powf(cut as f64 / all as f64);
+            self.cut(shrinking, goal, tuning)?;
+            if let Some(tuning) = tuning.filter(|_| epochs_now > 0) {
+                let text = format!("pruning by {:.0} %, cut {cut} of {all}", ratio * 100.0);
+                shrinking.model = self.tune(&shrinking.model, tuning, epochs_now, &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out what matters least until `goal` of the target is left.
+    fn cut(&self, shrinking: &mut Shrinking, goal: f64, tuning: Option<&Tuning>) -> Outcome {
+        let model = &shrinking.model;
+        let plan = plan(model)?;
+        let scores = self.scores(model, &plan, tuning)?;
+        let part = (1.0 - goal / shrinking.left).max(0.0);
+        // No group loses much more of its channels than the whole shall lose, unless the goal is not reached so.
+        let even = Selection { target: self.target(), part, floor: (1.0 - 2.0 * part).max(FLOOR), multiple: MULTIPLE };
+        let mut removal = choose(&plan, &scores, &even);
+        if removal.left > 1.0 - part {
+            removal = choose(&plan, &scores, &Selection { floor: FLOOR, ..even });
+        }
+        *shrinking = Shrinking { model: apply(model, &plan, &removal)?, left: shrinking.left * removal.left };
+        Ok(())
+    }
+
+    fn scores(&self, model: &Model, plan: &Plan, tuning: Option<&Tuning>) -> Result<Scores, Failure> {
+        Ok(match self.args.pruning.importance {
+            ImportanceName::Magnitude => magnitude(model, plan, Norm::Two)?,
+            ImportanceName::L1 => magnitude(model, plan, Norm::One)?,
+            ImportanceName::Scale => normalisation(model, plan)?,
+            ImportanceName::Activation => {
+                let load = |model: &Model| self.load(model);
+                activations(model, plan, &load, &mut self.material.calibrate(EXAMPLES))?
+            }
+            ImportanceName::Taylor => {
+                let none =
+                    || Failure::input("`--importance taylor` needs labels; name labelled data with `--data PATH`");
+                self.told_by_gradients(model, plan, tuning.ok_or_else(none)?)?
+            }
+        })
+    }
+
+    fn told_by_gradients(&self, model: &Model, plan: &Plan, tuning: &Tuning) -> Result<Scores, Failure> {
+        let planned = Planned::new(&tuning.options, model, &tuning.material)?;
+        let step = gradients(model, &planned.spec.loss).map_err(failed)?;
+        let (data, _) = planned.loaders(&tuning.material, &step)?;
+        let (_, session) = self.trains(&step)?;
+        let inputs = |batch: Result<edgeward_train::data::Batch, edgeward_train::data::DataError>| {
+            let batch = batch.map_err(|error| CompressError::Data(error.to_string()))?;
+            Ok(batch.inputs.into_iter().chain(batch.targets).collect::<Inputs>())
+        };
+        let mut batches = data.epoch(0, 0)?.take(BATCHES).map(inputs);
+        Ok(taylor(model, plan, &step, session.as_ref(), &mut batches)?)
+    }
+
+    /// What to train with; none, with a word about it, where there are no labels or no gradients.
+    fn tuning(&self, model: &Model, context: &Context) -> Result<Option<Tuning>, Failure> {
+        if self.material.kind != DataKind::Labelled {
+            self.bar.suspend(|| print::note!("pruned variants are not trained on: that needs labelled data"));
+            return Ok(None);
+        }
+        let mut options = context.settings.train.clone();
+        options.data = self.args.data.or(&options.data);
+        // All of the part to learn from; the part that judges stays out.
+        (options.data.val, options.data.val_fraction) = (None, Some(0.0));
+        options.rate = self.args.rate.or(options.rate);
+        let recipe = Recipe::read(model);
+        options.data.mean = options.data.mean.or(recipe.mean);
+        options.data.std = options.data.std.or(recipe.std);
+        let tokenizer = engines::beside(&self.args.model, "tokenizer.json");
+        options.data.tokenizer = options.data.tokenizer.or_else(|| tokenizer.is_file().then_some(tokenizer));
+        let material = Material::open(model, &options)?;
+        let planned = Planned::new(&options, model, &material)?;
+        let step = build(model, &planned.spec).map_err(Failure::from);
+        match step.and_then(|step| self.trains(&step).map(drop)) {
+            Ok(()) => Ok(Some(Tuning { options, material })),
+            Err(failure) => {
+                self.bar.suspend(|| print::note!("pruned variants are not trained on: {}", failure.message()));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The engine that trains, and the step's session: ONNX Runtime where it can, since it is the fastest.
+    fn trains(
+        &self,
+        step: &Step,
+    ) -> Result<(&dyn edgeward_engine::Engine, Box<dyn edgeward_engine::Session>), Failure> {
+        let source = Source::Bytes(step.graph.to_bytes()?.into());
+        let options = SessionOptions { lower: true, ..self.options() };
+        let mut reasons = Vec::new();
+        let first = self.engines.iter().filter(|engine| engine.name() == "onnxruntime");
+        for engine in first.chain(self.engines.iter().filter(|engine| engine.name() != "onnxruntime")) {
+            match engine.load(&source, &options) {
+                Ok(session) => return Ok((engine.as_ref(), session)),
+                Err(error) => reasons.push(error.to_string()),
+            }
+        }
+        Err(Failure::Work(anyhow!("no engine runs the training step: {}", reasons.join("; "))))
+    }
+
+    fn tune(&self, model: &Model, tuning: &Tuning, epochs: u64, text: &str) -> Result<Model, Failure> {
+        let options = TrainOptions { epochs: Some(epochs), ..tuning.options.clone() };
+        let planned = Planned::new(&options, model, &tuning.material)?;
+        let step = build(model, &planned.spec).map_err(failed)?;
+        let (engine, session) = self.trains(&step)?;
+        let (data, judge) = planned.loaders(&tuning.material, &step)?;
+        let settings = planned.settings(&data, &self.folder.path().join("checkpoint"));
+        let settings = Settings { checkpoint: None, checkpoint_batches: None, ..settings };
+        let session = session.as_ref();
+        let run = Run { forward: model, step: &step, session, engine, options: self.options(), data, judge, settings };
+        let trained = train(&run, None, &mut Bar { bar: &self.bar, text, epochs }).map_err(failed)?;
+        if trained.end == End::Stopped {
+            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
+        }
+        Ok(trained.model)
+    }
+
+    /// The pruned model, which is prepared, as it is and as bytes.
+    fn keep_pruned(&self, name: &str, recipe: &str, made: &mut Vec<Candidate>) -> Outcome {
+        made.push(self.keep(name, recipe, &self.prepared.model, |_| 4.0, std::collections::BTreeMap::new())?);
+        if self.prepared.layers.is_empty() {
+            return Ok(());
+        }
+        match self.calibrated() {
+            Ok(calibrated) => self.both_forms(&calibrated, (&format!("{name}-int8"), &format!("{recipe}; ")), made),
+            Err(Failure::Input(error)) => Err(Failure::Input(error)),
+            Err(failure) => {
+                self.bar.suspend(|| print::note!("no static quantisation of `{name}`: {}", failure.message()));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Epochs after each cut: few after the first ones, the rest after the last.
+fn cuts(epochs: u64) -> Vec<u64> {
+    let count = epochs.clamp(1, CUTS);
+    let each = (epochs / (count + 1)).max(1);
+    let mut all = vec![each; usize::try_from(count - 1).unwrap_or(0)];
+    all.push(epochs.saturating_sub(each * (count - 1)));
+    all
+}
+
+/// Shows training on the bar, and ends it at Ctrl-C.
+struct Bar<'a> {
+    bar: &'a ProgressBar,
+    text: &'a str,
+    epochs: u64,
+}
+
+impl Bar<'_> {
+    fn go(&self) -> Go {
+        if interrupt::came() { Go::Stop } else { Go::On }
+    }
+}
+
+impl Watch for Bar<'_> {
+    fn stepped(&mut self, step: &Stepped) -> Go {
+        let (epoch, batch) = (step.epoch + 1, step.batch + 1);
+        let place = format!("epoch {epoch} of {}, batch {batch} of {}", self.epochs, step.batches);
+        self.bar.set_message(format!("{}: {place}, loss {:.4}", self.text, step.loss));
+        self.go()
+    }
+
+    fn epoch(&mut self, _report: &EpochReport) -> Go {
+        self.go()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_are_shared_out() {
+        for epochs in 0..20 {
+            let all = cuts(epochs);
+            assert_eq!(all.iter().sum::<u64>(), epochs);
+            assert!(all.len() as u64 <= CUTS && all.last() >= all.first(), "{all:?}");
+        }
+        assert_eq!(cuts(6), [1, 1, 4]);
+    }
+}
