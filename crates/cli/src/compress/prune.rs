@@ -122,7 +122,7 @@ impl Work<'_> {
                 other => other?,
             }
             let name = format!("pruned-{:02.0}", ratio * 100.0);
-            let tuned = if tuning.is_some() { "trained on" } else { "not trained on" };
+            let tuned = if tuning.is_some() && self.epochs() > 0 { "trained on" } else { "not trained on" };
             let percent = shrinking.left * 100.0;
             let recipe =
                 format!("channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of());
@@ -132,6 +132,11 @@ impl Work<'_> {
             kept?;
         }
         Ok(())
+    }
+
+    /// Times through the data for each ratio.
+    fn epochs(&self) -> u64 {
+        self.args.epochs.unwrap_or(if self.args.quick { 1 } else { EPOCHS })
     }
 
     fn target(&self) -> Target {
@@ -166,8 +171,7 @@ impl Work<'_> {
 
     /// Cuts in steps, and trains on after each.
     fn shrink(&self, shrinking: &mut Shrinking, ratio: f64, tuning: Option<&Tuning>) -> Outcome {
-        let epochs = self.args.epochs.unwrap_or(if self.args.quick { 1 } else { EPOCHS });
-        let epochs = cuts(if tuning.is_some() { epochs } else { 0 });
+        let epochs = cuts(if tuning.is_some() { self.epochs() } else { 0 });
         let (from, to) = (shrinking.left, 1.0 - ratio);
         for (cut, &epochs_now) in epochs.iter().enumerate() {
             let (cut, all) = (cut + 1, epochs.len());
