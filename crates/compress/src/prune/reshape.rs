@@ -159,7 +159,7 @@ fn blocks(from: &[Dimension], to: &[Dimension]) -> Vec<(Range<usize>, Range<usiz
     }
     // Ones that are left over on one side.
     let ones = |dims: &[Dimension]| dims.iter().all(|dim| *dim == Dimension::Fixed(1));
-    if ones(&rest(from, i, p)) && ones(&rest(to, j, q)) {
+    if (i < p || j < q) && ones(&rest(from, i, p)) && ones(&rest(to, j, q)) {
         found.push((i..p, j..q));
     }
     found
