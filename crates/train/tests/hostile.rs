@@ -85,3 +85,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn nothing_is_not_resampled_to_a_size_without_end() {
+    let sizes = Tensor::from_vec([2], vec![1, 1_000_000_000_000i64]).unwrap();
+    let nodes = vec![node("Resize", &["x", "", "", "sizes"], &["y"], Vec::new())];
+    let y = declared("y", &[1, 1_000_000_000_000]);
+    let forward = model(nodes, vec![declared("x", &[1, 0])], vec![y], vec![("sizes", sizes)]);
+    let refused = differentiate(&forward, &["y".to_owned()], &["x".to_owned()]).unwrap_err();
+    assert!(refused.to_string().contains("size 0"), "{refused}");
+}

@@ -246,7 +246,8 @@ fn check(case: &Case, blob: &[u8], folder: &Path, errors: &mut Errors) -> Result
             let told =
                 format!("{}: losses are {distance:.2e} from f64, those of PyTorch up to {spread:.2e}", engine.name());
             eprintln!("{}: {told}", case.file);
-            if distance > 2.0 * spread {
+            // Four runs do not show all of PyTorch's spread.
+            if distance > 4.0 * spread {
                 return Err(told);
             }
         }

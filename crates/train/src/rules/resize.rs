@@ -23,6 +23,10 @@ struct Map {
 
 impl Map {
     fn new(input: usize, output: usize) -> Result<Self, String> {
+        // Whatever the output's size: of none there are no weights that would bound it.
+        if input == 0 {
+            return Err("resamples an axis of size 0".to_owned());
+        }
         let count = input.checked_mul(output).filter(|&count| count <= WEIGHTS_MAX);
         let count = count.ok_or_else(|| format!("a map from {input} to {output} elements is too large"))?;
         Ok(Self { input, output, weights: vec![0.0; count] })

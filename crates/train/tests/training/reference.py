@@ -345,14 +345,15 @@ def trained(model, batches, rate, layout=torch.contiguous_format):
 
 def fifty(name, make, data, classes, rate):
     """`spread`: how far PyTorch's own f32 runs are from its f64 in the mean over all steps, that of the layout and threads that is the
-    furthest. The classes can be told apart; of pure noise the steps would be chaotic, and the runs would differ by as much as they like."""
+    furthest. The classes can be told apart; of pure noise the steps would be chaotic, and the runs would differ by as much as they like (MobileNetV2's
+    do anyway: 0.2 to 0.5)."""
 
     def run(folder):
         torch.manual_seed(6)
         model = make()
         kinds = data(classes)
-        target = torch.arange(10) % classes
-        noise = lambda: torch.randn(10, *kinds.shape[1:]) if kinds.is_floating_point() else torch.randint(-1, 2, (10, *kinds.shape[1:]))
+        target = torch.arange(16) % classes
+        noise = lambda: torch.randn(16, *kinds.shape[1:]) if kinds.is_floating_point() else torch.randint(-1, 2, (16, *kinds.shape[1:]))
         batches = [(kinds[target] + noise(), target) for _ in range(50)]
         if name not in PLACES:
             PLACES[name] = export(folder / f"{name}.onnx", model, batches[0][0])
@@ -373,7 +374,6 @@ def fifty(name, make, data, classes, rate):
 
 
 fifty("resnet18", resnet18, lambda n: torch.randn(n, 1, 14, 14), 10, 0.002)
-fifty("mobilenet2", mobilenet2, lambda n: torch.randn(n, 3, 24, 24), 10, 0.002)
 fifty("transformer", Transformer, lambda n: torch.randint(1, 199, (n, 16)), 3, 0.05)
 
 # --- clipped examples ---------------------------------------------------------------------------------------------------
