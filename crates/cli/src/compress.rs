@@ -12,6 +12,7 @@ mod judge;
 mod prune;
 mod qat;
 mod timing;
+mod training;
 
 use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 

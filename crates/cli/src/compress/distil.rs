@@ -2,28 +2,25 @@
 
 use std::path::PathBuf;
 
-use anyhow::anyhow;
 use edgeward_compress::{
     DistilSpec, Joined, Labels, Pair, Scores, join, pairs_by_order, prepare,
     report::{DataKind, LayerFigures},
     shorten,
 };
-use edgeward_engine::{SessionOptions, Source};
 use edgeward_graph::{Dimension, Model};
 use edgeward_train::{
     AdamSpec, OptimiserSpec, Pattern, StepSpec, build,
     data::Loader,
     metrics::Metric,
     schedule::{Schedule, Shape},
-    trainer::{End, EpochReport, Go, Run, Settings, Stepped, Task, Watch, train},
+    trainer::{Settings, Task},
 };
-use indicatif::ProgressBar;
 
-use super::{Original, Work, candidates::Candidate};
+use super::{Original, Work, candidates::Candidate, training::Lesson};
 use crate::{
     engines,
     failure::{Failure, OrInput as _},
-    interrupt, print,
+    print,
     train::{failed, material::Recipe},
 };
 
@@ -204,34 +201,9 @@ impl Work<'_> {
         spec.clip_norm = Some(CLIP_NORM);
         let step = build(&course.joined.forward, &spec).map_err(failed)?;
         let data = self.material.learn(&step, BATCH, self.args.seed)?;
-        let options = SessionOptions { lower: true, ..self.options() };
-        let source = Source::Bytes(step.graph.to_bytes()?.into());
-        let mut reasons = Vec::new();
-        let loaded = self.engines.iter().find_map(|engine| match engine.load(&source, &options) {
-            Ok(session) => Some((engine, session)),
-            Err(error) => {
-                reasons.push(error.to_string());
-                None
-            }
-        });
-        let none = || Failure::Work(anyhow!("no engine runs the training step: {}", reasons.join("; ")));
-        let (engine, session) = loaded.ok_or_else(none)?;
         let settings = settings(course, &data, self.args.seed);
-        let run = Run {
-            forward: &course.joined.forward,
-            step: &step,
-            session: session.as_ref(),
-            engine: engine.as_ref(),
-            options: self.options(),
-            data,
-            judge: None,
-            settings,
-        };
-        let mut watch = Watching { bar: &self.bar, title: course.title, epochs: course.epochs };
-        let trained = train(&run, None, &mut watch).map_err(failed)?;
-        if trained.end == End::Stopped {
-            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
-        }
+        let (forward, title) = (&course.joined.forward, course.title);
+        let trained = self.train(Lesson { forward, step: &step, data, judge: None, settings, title })?;
         if let Some(last) = trained.progress.epochs.last() {
             let text =
                 format!("{}: loss {:.4} after {} epochs", course.title, last.loss, trained.progress.epochs.len());
@@ -279,25 +251,5 @@ fn settings(course: &Course<'_>, data: &Loader, seed: u64) -> Settings {
         checkpoint: None,
         checkpoint_batches: None,
         noise_deviation: None,
-    }
-}
-
-/// Shows how far a run is, and ends it where it is interrupted.
-struct Watching<'a> {
-    bar: &'a ProgressBar,
-    title: &'a str,
-    epochs: u64,
-}
-
-impl Watch for Watching<'_> {
-    fn stepped(&mut self, step: &Stepped) -> Go {
-        let (epoch, batch) = (step.epoch + 1, step.batch + 1);
-        let place = format!("epoch {epoch} of {}, batch {batch} of {}", self.epochs, step.batches);
-        self.bar.set_message(format!("{}: {place}, loss {:.4}", self.title, step.loss));
-        if interrupt::came() { Go::Stop } else { Go::On }
-    }
-
-    fn epoch(&mut self, _report: &EpochReport) -> Go {
-        if interrupt::came() { Go::Stop } else { Go::On }
     }
 }

@@ -3,7 +3,6 @@
 //! What can go and what matters is `edgeward-compress`'s; the training is that of `edgeward train`, by `[train]` of the
 //! settings. The last epoch counts: the data that judges candidates chooses none.
 
-use anyhow::anyhow;
 use edgeward_compress::{
     CompressError,
     observe::Inputs,
@@ -14,15 +13,10 @@ use edgeward_compress::{
     },
     report::DataKind,
 };
-use edgeward_engine::{SessionOptions, Source};
 use edgeward_graph::Model;
-use edgeward_train::{
-    Step, build,
-    trainer::{End, EpochReport, Go, Run, Settings, Stepped, Watch, train},
-};
-use indicatif::ProgressBar;
+use edgeward_train::{build, trainer::Settings};
 
-use super::{GoalName, Work, candidates::Candidate};
+use super::{GoalName, Work, candidates::Candidate, training::Lesson};
 use crate::{
     Context, engines,
     failure::{Failure, OrInput as _, Outcome},
@@ -260,39 +254,14 @@ impl Work<'_> {
         }
     }
 
-    /// The engine that trains, and the step's session: ONNX Runtime where it can, since it is the fastest.
-    fn trains(
-        &self,
-        step: &Step,
-    ) -> Result<(&dyn edgeward_engine::Engine, Box<dyn edgeward_engine::Session>), Failure> {
-        let source = Source::Bytes(step.graph.to_bytes()?.into());
-        let options = SessionOptions { lower: true, ..self.options() };
-        let mut reasons = Vec::new();
-        let first = self.engines.iter().filter(|engine| engine.name() == "onnxruntime");
-        for engine in first.chain(self.engines.iter().filter(|engine| engine.name() != "onnxruntime")) {
-            match engine.load(&source, &options) {
-                Ok(session) => return Ok((engine.as_ref(), session)),
-                Err(error) => reasons.push(error.to_string()),
-            }
-        }
-        Err(Failure::Work(anyhow!("no engine runs the training step: {}", reasons.join("; "))))
-    }
-
-    fn tune(&self, model: &Model, tuning: &Tuning, epochs: u64, text: &str) -> Result<Model, Failure> {
+    fn tune(&self, model: &Model, tuning: &Tuning, epochs: u64, title: &str) -> Result<Model, Failure> {
         let options = TrainOptions { epochs: Some(epochs), ..tuning.options.clone() };
         let planned = Planned::new(&options, model, &tuning.material)?;
         let step = build(model, &planned.spec).map_err(failed)?;
-        let (engine, session) = self.trains(&step)?;
         let (data, judge) = planned.loaders(&tuning.material, &step)?;
         let settings = planned.settings(&data, &self.folder.path().join("checkpoint"));
         let settings = Settings { checkpoint: None, checkpoint_batches: None, ..settings };
-        let session = session.as_ref();
-        let run = Run { forward: model, step: &step, session, engine, options: self.options(), data, judge, settings };
-        let trained = train(&run, None, &mut Bar { bar: &self.bar, text, epochs }).map_err(failed)?;
-        if trained.end == End::Stopped {
-            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
-        }
-        Ok(trained.model)
+        Ok(self.train(Lesson { forward: model, step: &step, data, judge, settings, title })?.model)
     }
 
     /// The pruned model, which is prepared, as it is and as bytes.
@@ -319,32 +288,6 @@ fn cuts(epochs: u64) -> Vec<u64> {
     let mut all = vec![each; usize::try_from(count - 1).unwrap_or(0)];
     all.push(epochs.saturating_sub(each * (count - 1)));
     all
-}
-
-/// Shows training on the bar, and ends it at Ctrl-C.
-struct Bar<'a> {
-    bar: &'a ProgressBar,
-    text: &'a str,
-    epochs: u64,
-}
-
-impl Bar<'_> {
-    fn go(&self) -> Go {
-        if interrupt::came() { Go::Stop } else { Go::On }
-    }
-}
-
-impl Watch for Bar<'_> {
-    fn stepped(&mut self, step: &Stepped) -> Go {
-        let (epoch, batch) = (step.epoch + 1, step.batch + 1);
-        let place = format!("epoch {epoch} of {}, batch {batch} of {}", self.epochs, step.batches);
-        self.bar.set_message(format!("{}: {place}, loss {:.4}", self.text, step.loss));
-        self.go()
-    }
-
-    fn epoch(&mut self, _report: &EpochReport) -> Go {
-        self.go()
-    }
 }
 
 #[cfg(test)]
