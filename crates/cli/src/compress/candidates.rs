@@ -7,8 +7,8 @@ use std::{
 };
 
 use edgeward_compress::{
-    Activations, Bias, BlockBits, Compared, CompressError, Convolutions, DynamicSpec, Form, Quantised, Ranges,
-    Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
+    Activations, Bias, BlockBits, Compared, CompressError, Convolutions, DynamicSpec, Form, Prepared, Quantised,
+    Ranges, Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
     histogram::Method,
     layer_errors, noise, observe,
     observe::Inputs,
@@ -47,11 +47,6 @@ impl Candidate {
         Self { name: "original".to_owned(), recipe: "as it came".to_owned(), path, layers: Vec::new() }
     }
 
-    /// A candidate in `path`.
-    pub fn new(name: &str, recipe: &str, path: PathBuf, layers: Vec<LayerFigures>) -> Self {
-        Self { name: name.to_owned(), recipe: recipe.to_owned(), path, layers }
-    }
-
     /// A variant that nobody has judged yet.
     pub fn variant(&self, timed: &[Timed]) -> Variant {
         let engine = |timed: &Timed| OnEngine {
@@ -84,13 +79,6 @@ pub struct Calibrated {
     /// The ranges that served best.
     pub ranges: Ranges,
     method: Method,
-}
-
-impl Calibrated {
-    /// Nothing, for what needs no ranges.
-    pub fn none() -> Self {
-        Self { statistics: Statistics::default(), ranges: Ranges::default(), method: Method::MinMax }
-    }
 }
 
 impl Work<'_> {
@@ -150,7 +138,7 @@ impl Work<'_> {
     }
 
     /// Observes ranges and takes the method whose model says most nearly what the original says.
-    pub(super) fn calibrated(&self) -> Result<Calibrated, Failure> {
+    pub fn calibrated(&self) -> Result<Calibrated, Failure> {
         self.go_on("observing ranges")?;
         let load = |model: &Model| self.load(model);
         let mut batches = self.material.calibrate(usize::MAX);
@@ -213,7 +201,7 @@ impl Work<'_> {
     }
 
     /// All layers as bytes, in both forms; `before` is what was done to the model before.
-    pub(super) fn both_forms(
+    pub fn both_forms(
         &self,
         calibrated: &Calibrated,
         (name, before): (&str, &str),
@@ -317,8 +305,6 @@ impl Work<'_> {
             Some(of) => (format!("{of}-{name}"), format!("of the {of}: {recipe}")),
             None => (name.to_owned(), recipe.to_owned()),
         };
-        let path = self.folder.path().join(format!("{name}.onnx"));
-        model.write(&path)?;
         let layer = |layer: &edgeward_compress::Layer| LayerFigures {
             name: self.prepared.title(layer).into_owned(),
             op: layer.op.clone(),
@@ -326,7 +312,36 @@ impl Work<'_> {
             bytes: (layer.weights() as f64 * bytes(layer)) as u64,
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };
-        let layers = self.prepared.layers.iter().map(layer).collect();
+        self.written(name, recipe, model, self.prepared.layers.iter().map(layer).collect())
+    }
+
+    /// Writes the file of a model that is no variant of what is prepared: its layers are its own, those of `prepared`.
+    pub fn keep_own(
+        &self,
+        name: &str,
+        recipe: String,
+        model: &Model,
+        prepared: &Prepared,
+    ) -> Result<Candidate, Failure> {
+        let layer = |layer: &edgeward_compress::Layer| LayerFigures {
+            name: prepared.title(layer).into_owned(),
+            op: layer.op.clone(),
+            bytes_before: layer.weights() as u64 * 4,
+            bytes: layer.weights() as u64 * 4,
+            snr_db: None,
+        };
+        self.written(name.to_owned(), recipe, model, prepared.layers.iter().map(layer).collect())
+    }
+
+    fn written(
+        &self,
+        name: String,
+        recipe: String,
+        model: &Model,
+        layers: Vec<LayerFigures>,
+    ) -> Result<Candidate, Failure> {
+        let path = self.folder.path().join(format!("{name}.onnx"));
+        model.write(&path)?;
         Ok(Candidate { name, recipe, path, layers })
     }
 }

@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use edgeward_compress::{
-    DistilSpec, Joined, Labels, Pair, Scores, join, pairs_by_order, prepare,
-    report::{DataKind, LayerFigures},
-    shorten,
+    DistilSpec, Joined, Labels, Pair, Prepared, Scores, join, pairs_by_order, prepare, report::DataKind, shorten,
 };
 use edgeward_graph::{Dimension, Model};
 use edgeward_train::{
@@ -149,8 +147,8 @@ impl Work<'_> {
         made: &mut Vec<Candidate>,
     ) -> Result<Self, Failure> {
         let Some(student) = student else { return Ok(self) };
-        let trained = self.trained(&student, made)?;
-        let work = Self { prepared: prepare(&trained).or_input()?, of: Some(STUDENT), ..self };
+        let prepared = self.trained(&student, made)?;
+        let work = Self { prepared, of: Some(STUDENT), ..self };
         made.extend(work.candidates(original)?.0);
         Ok(work)
     }
@@ -161,7 +159,7 @@ impl Work<'_> {
         pairs
     }
 
-    fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Model, Failure> {
+    fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Prepared, Failure> {
         let options = &self.args.learn;
         let (joined, epochs, rate) =
             (&student.joined, self.args.epochs.unwrap_or(EPOCHS), self.args.rate.unwrap_or(RATE));
@@ -170,8 +168,9 @@ impl Work<'_> {
         self.recipe_to(&mut model);
         let mut recipe = format!("distilled, {}; {epochs} epochs at temperature {}", student.what, options.temperature);
         recipe += &format!(", {} hidden states and {} attention maps compared", joined.hidden, joined.attention);
-        made.push(self.keep_own(STUDENT, &recipe, &model)?);
-        Ok(model)
+        let prepared = prepare(&model)?;
+        made.push(self.keep_own(STUDENT, recipe, &model, &prepared)?);
+        Ok(prepared)
     }
 
     /// How a model is held against the original.
@@ -220,21 +219,6 @@ impl Work<'_> {
                 own.push(entry.clone());
             }
         }
-    }
-
-    /// A candidate whose layers are its own.
-    pub fn keep_own(&self, name: &str, recipe: &str, model: &Model) -> Result<Candidate, Failure> {
-        let path = self.folder.path().join(format!("{name}.onnx"));
-        model.write(&path)?;
-        let prepared = prepare(model)?;
-        let layer = |layer: &edgeward_compress::Layer| LayerFigures {
-            name: prepared.title(layer).into_owned(),
-            op: layer.op.clone(),
-            bytes_before: layer.weights() as u64 * 4,
-            bytes: layer.weights() as u64 * 4,
-            snr_db: None,
-        };
-        Ok(Candidate::new(name, recipe, path, prepared.layers.iter().map(layer).collect()))
     }
 }
 

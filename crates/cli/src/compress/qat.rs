@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use edgeward_compress::{
-    Bias, BlockBits, Form, Learnt, Rounded, StaticSpec, WeightBits, join, quantise_blocks_in_steps,
+    Bias, BlockBits, Form, Learnt, Ranges, Rounded, StaticSpec, WeightBits, join, quantise_blocks_in_steps,
     quantise_static_in_steps, round_in_training,
 };
 
@@ -42,16 +42,13 @@ impl Work<'_> {
         let spec = |form| StaticSpec { weights, bias: Bias::AsItIs, ..self.spec(form, &BTreeSet::new()) };
         let chained = spec(Form::Chains);
         let rounded = Rounded::Static { ranges: &calibrated.ranges, spec: &chained };
-        let learnt = self.learn_rounded(&rounded, calibrated, epochs, chains)?;
-        let (bits, bytes) = match weights {
-            WeightBits::Four => ("4 bits in bytes", 1.0),
-            _ => ("bytes", 1.0),
-        };
+        let learnt = self.learn_rounded(&rounded, &calibrated.ranges, epochs, chains)?;
+        let bits = if weights == WeightBits::Four { "4 bits in bytes" } else { "bytes" };
         for (form, name) in [(Form::Chains, chains), (Form::Inputs, inputs)] {
             let (ranges, statistics) = (&learnt.ranges, &calibrated.statistics);
             let quantised = quantise_static_in_steps(&learnt.prepared, ranges, statistics, &spec(form), &learnt.steps)?;
             let recipe = format!("weights as {bits}, activations as bytes, trained for it for {epochs} epochs");
-            made.push(self.keep(name, &recipe, &quantised.model, |_| bytes, self.noise(&quantised))?);
+            made.push(self.keep(name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
         }
         Ok(())
     }
@@ -61,7 +58,7 @@ impl Work<'_> {
         let Some(epochs) = self.args.learn.qat else { return Ok(()) };
         let name = "int4-weights-qat";
         let rounded = Rounded::Blocks { block: BLOCK };
-        let learnt = self.learn_rounded(&rounded, &Calibrated::none(), epochs, name)?;
+        let learnt = self.learn_rounded(&rounded, &Ranges::new(), epochs, name)?;
         let quantised = quantise_blocks_in_steps(&learnt.prepared, BlockBits::Four, BLOCK, &learnt.steps)?;
         let recipe =
             format!("weights of MatMul and Gemm as 4 bits in blocks of {BLOCK}, trained for it for {epochs} epochs");
@@ -73,7 +70,7 @@ impl Work<'_> {
     fn learn_rounded(
         &self,
         rounded: &Rounded<'_>,
-        calibrated: &Calibrated,
+        ranges: &Ranges,
         epochs: u64,
         title: &str,
     ) -> Result<Learnt, Failure> {
@@ -82,6 +79,6 @@ impl Work<'_> {
         let (frozen, factors) = (&rounding.frozen, &rounding.factors);
         let rate = self.args.learn.qat_rate.unwrap_or(RATE);
         let trained = self.learn(&Course { joined: &joined, frozen, factors, epochs, rate, title })?;
-        Ok(rounding.learnt(&self.prepared, &calibrated.ranges, &trained)?)
+        Ok(rounding.learnt(&self.prepared, ranges, &trained)?)
     }
 }

@@ -293,7 +293,7 @@ fn query(args: &QueryArgs, context: &Context) -> Outcome {
     };
     query.run(&args.log, keep).map_err(failure)?;
     if let Some(next) = next {
-        eprintln!("there are more, from record {next} on: raise `--limit`, or narrow the query");
+        print::note!("there are more, from record {next} on: raise `--limit`, or narrow the query");
     }
     if context.json {
         return print::json(&found);

@@ -326,7 +326,9 @@ fn simulation(dir: &Path, against: &Path, changes: usize, context: &Context) -> 
         };
         Query::default().run(against, keep).or_input()?;
         if unread > 0 {
-            eprintln!("{unread} records are left out: what they tell of their callers was too long to be kept whole");
+            print::note!(
+                "{unread} records are left out: what they tell of their callers was too long to be kept whole"
+            );
         }
         return show_simulation(&simulate(&rules, past, changes, SystemTime::now()).or_input()?, context);
     }
