@@ -14,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::ChaCha12Rng};
 use self::merge::{Merged, merge};
 use crate::{
     CompressError, Prepared,
-    edit::{Edit, node},
+    edit::{Edit, node, take_over},
     observe,
 };
 
@@ -132,12 +132,7 @@ impl Joined {
     pub fn student(student: &Model, trained: &Model) -> Result<Model, CompressError> {
         let mut model = student.clone();
         model.inline_external()?;
-        for tensor in &mut model.graph_mut().initializer {
-            let learnt = trained.graph().initializer.iter().find(|other| other.name() == tensor.name());
-            if let Some(learnt) = learnt.filter(|other| other.dims == tensor.dims) {
-                tensor.clone_from(learnt);
-            }
-        }
+        take_over(&mut model, trained);
         Ok(model)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use edgeward_graph::{
     DataType, Model, Tensor,
-    proto::{AttributeProto, NodeProto},
+    proto::{AttributeProto, NodeProto, TensorProto},
     tensor_proto, walk,
 };
 
@@ -87,6 +87,17 @@ impl Edit {
         }
         if let Some(input) = node.input.get_mut(slot) {
             name.clone_into(input);
+        }
+    }
+}
+
+/// `model` takes over the initialisers of `trained` that have its own names, types and shapes.
+pub(crate) fn take_over(model: &mut Model, trained: &Model) {
+    for tensor in &mut model.graph_mut().initializer {
+        let learnt = trained.graph().initializer.iter().find(|other| other.name() == tensor.name());
+        let same = |other: &&TensorProto| other.dims == tensor.dims && other.data_type() == tensor.data_type();
+        if let Some(learnt) = learnt.filter(same) {
+            tensor.clone_from(learnt);
         }
     }
 }

@@ -137,10 +137,14 @@ fn layer_of(
     Ok(true)
 }
 
+/// The number of the greatest size, with its sign; the first of several.
+pub(crate) fn largest(numbers: &[f32]) -> f32 {
+    numbers.iter().copied().fold(0.0, |most, value| if value.abs() > most.abs() { value } else { most })
+}
+
 /// The step with which the number of the greatest size gets the lowest integer, so that all of them are used.
 fn largest_first(numbers: &[f32], bits: BlockBits) -> f32 {
-    let most = numbers.iter().copied().fold(0f32, |most, value| if value.abs() > most.abs() { value } else { most });
-    let scale = most / -bits.zero();
+    let scale = largest(numbers) / -bits.zero();
     if scale.abs() >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
 

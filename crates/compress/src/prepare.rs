@@ -45,12 +45,7 @@ impl Layer {
 /// Makes a model ready. Errors: external data that is missing, an operator set that cannot be raised, or a graph that
 /// contradicts itself.
 pub fn prepare(model: &Model) -> Result<Prepared, CompressError> {
-    let mut model = model.clone();
-    model.inline_external()?;
-    upgrade::upgrade(&mut model)?;
-    model.graph_mut().sort_nodes()?;
-    fold_constants(&mut model, &FoldLimits::default());
-    let mut edit = Edit::new(model);
+    let mut edit = folded(model)?;
     fuse::idle(&mut edit)?;
     let mut edit = Edit::new(edit.model);
     let folded = fuse::batch_norms(&mut edit)?;
@@ -63,6 +58,16 @@ pub fn prepare(model: &Model) -> Result<Prepared, CompressError> {
     let inferred = infer(&model, &BTreeMap::new())?;
     let layers = layers(&model);
     Ok(Prepared { model, inferred, layers, folded })
+}
+
+/// What every rewrite begins with: all tensors within, in a recent operator set, constants folded.
+pub(crate) fn folded(model: &Model) -> Result<Edit, CompressError> {
+    let mut model = model.clone();
+    model.inline_external()?;
+    upgrade::upgrade(&mut model)?;
+    model.graph_mut().sort_nodes()?;
+    fold_constants(&mut model, &FoldLimits::default());
+    Ok(Edit::new(model))
 }
 
 /// Profiles and reports tell nodes by their names.

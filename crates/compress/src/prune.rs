@@ -18,13 +18,13 @@ mod ties;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use edgeward_graph::{FoldLimits, Inferred, Model, fold_constants};
+use edgeward_graph::{Inferred, Model};
 
 use self::{
     flow::{Flow, Source},
     ties::{Axis, Label},
 };
-use crate::{CompressError, edit::Edit, fuse, upgrade};
+use crate::{CompressError, fuse, prepare::folded};
 
 pub use activation::activations;
 pub use apply::apply;
@@ -91,12 +91,7 @@ pub struct Plan {
 /// Makes a model ready to be pruned and trained: its tensors in itself, in operator set 13 or newer, constants folded, no
 /// node without effect. Normalisations stay apart from the weights before them.
 pub fn ready(model: &Model) -> Result<Model, CompressError> {
-    let mut model = model.clone();
-    model.inline_external()?;
-    upgrade::upgrade(&mut model)?;
-    model.graph_mut().sort_nodes()?;
-    fold_constants(&mut model, &FoldLimits::default());
-    let mut edit = Edit::new(model);
+    let mut edit = folded(model)?;
     fuse::constants(&mut edit);
     let mut model = edit.model;
     model.graph_mut().drop_dead_nodes();

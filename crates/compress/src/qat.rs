@@ -17,8 +17,9 @@ use edgeward_train::Pattern;
 use crate::{
     CompressError, Form, Layer, Prepared, StaticSpec, WeightBits,
     calibrate::Ranges,
-    edit::{Edit, node},
+    edit::{Edit, node, take_over},
     fuse::channel_axis,
+    nbits::largest,
     plan::{Plan, moves, plan},
     range::{Range, Steps},
 };
@@ -121,12 +122,7 @@ impl Rounding {
     /// Takes the weights and steps out of the trained forward graph. Errors: steps that training drove to 0 or beyond.
     pub fn learnt(&self, prepared: &Prepared, ranges: &Ranges, trained: &Model) -> Result<Learnt, CompressError> {
         let mut learnt = Learnt { prepared: prepared.clone(), ranges: ranges.clone(), steps: HashMap::new() };
-        for tensor in &mut learnt.prepared.model.graph_mut().initializer {
-            let new = trained.graph().initializer.iter().find(|other| other.name() == tensor.name());
-            if let Some(new) = new.filter(|new| new.dims == tensor.dims && new.data_type() == tensor.data_type()) {
-                tensor.clone_from(new);
-            }
-        }
+        take_over(&mut learnt.prepared.model, trained);
         for step in &self.weights {
             learnt.steps.insert(step.of.clone(), step.sizes(trained)?);
         }
@@ -343,7 +339,7 @@ fn unread(node: &NodeProto) -> CompressError {
 
 /// The step of the least squared error, among parts of the one that reaches the largest number.
 pub(crate) fn best_step(values: &[f32], (low, high): (f32, f32)) -> f32 {
-    let most = values.iter().copied().fold(0f32, |most, value| if value.abs() > most.abs() { value } else { most });
+    let most = largest(values);
     // The side with more integers takes the largest number.
     let whole = if low.abs() > high { most / low } else { most.abs() / high };
     if whole.abs() < f32::MIN_POSITIVE || !whole.is_finite() {

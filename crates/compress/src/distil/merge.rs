@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use edgeward_graph::{
-    Dimension, Model,
+    Model,
     proto::{GraphProto, NodeProto},
 };
 
+use super::alike;
 use crate::{CompressError, upgrade};
 
 /// The operator set that training graphs are written in, where the models' own is not newer.
@@ -92,10 +93,10 @@ fn same_inputs(student: &Model, teacher: &Model) -> Result<(), CompressError> {
             let reason = format!("lacks the teacher's input `{}`; it has `{}`", port.name, names.join("`, `"));
             return Err(CompressError::unsupported("the student", reason));
         };
-        let (Some(a), Some(b)) = (&same.shape, &port.shape) else { continue };
-        let apart =
-            |(a, b): (&Dimension, &Dimension)| matches!((a, b), (Dimension::Fixed(a), Dimension::Fixed(b)) if a != b);
-        if same.dtype != port.dtype || a.len() != b.len() || a.iter().zip(b).any(apart) {
+        if same.shape.is_none() || port.shape.is_none() {
+            continue;
+        }
+        if same.dtype != port.dtype || !alike(same.shape.as_deref(), port.shape.as_deref()) {
             let reason = "is of another type or shape than the teacher's; the data must fit both";
             return Err(CompressError::unsupported(format!("the student's input `{}`", port.name), reason));
         }
