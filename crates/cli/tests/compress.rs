@@ -5,10 +5,9 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use binary::{edgeward, json, text};
+use binary::{edgeward, json, others_open, text};
 use serde_json::Value;
 
 #[path = "support/binary.rs"]
@@ -37,28 +36,6 @@ fn folder() -> tempfile::TempDir {
         "train start.onnx --data rows.csv -o net.onnx --epochs 2 --batch 20 --rate 0.003 --engine rten",
     );
     folder
-}
-
-fn python() -> Option<PathBuf> {
-    std::env::var_os("EDGEWARD_TEST_PYTHON").map(PathBuf::from)
-}
-
-/// Every file of a result is valid, and ONNX Runtime and OpenVINO open it, as the ONNX package and both libraries say.
-fn others_open(folder: &Path) {
-    let Some(python) = python() else { return println!("skipped: EDGEWARD_TEST_PYTHON is not set") };
-    let script = "
-import glob, importlib.util, sys, onnx, onnxruntime
-for path in sorted(glob.glob(sys.argv[1] + '/*.onnx')):
-    onnx.checker.check_model(path, full_check=True)
-    onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    if importlib.util.find_spec('openvino'):
-        import openvino
-        openvino.Core().compile_model(path, 'CPU')
-    print(path)
-";
-    let output = Command::new(python).args(["-c", script]).arg(folder).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("model.onnx"), "{}", text(&output));
 }
 
 /// A busy machine may find each variant slower once; not three times over.

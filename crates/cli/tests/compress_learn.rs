@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use binary::{edgeward, json, text};
+use binary::{edgeward, json, others_open, text};
 use serde_json::{Value, json};
 
 #[path = "support/binary.rs"]
@@ -77,21 +77,6 @@ fn a_student_and_trained_integers_are_judged_like_all_others() {
     let evaluated = json(path, "evaluate out/model.onnx --data texts.csv --text text --target kind");
     assert!((evaluated["accuracy"].as_f64().unwrap() - chosen).abs() < 0.03, "{evaluated} {chosen}");
     others_open(&path.join("out"));
-}
-
-fn others_open(folder: &Path) {
-    let Some(python) = std::env::var_os("EDGEWARD_TEST_PYTHON") else {
-        return println!("skipped: EDGEWARD_TEST_PYTHON is not set");
-    };
-    let script = "
-import glob, sys, onnx, onnxruntime
-for path in sorted(glob.glob(sys.argv[1] + '/*.onnx')):
-    onnx.checker.check_model(path, full_check=True)
-    onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    print(path)
-";
-    let output = Command::new(python).args(["-c", script]).arg(folder).output().unwrap();
-    assert!(output.status.success() && text(&output).contains("model.onnx"), "{}", text(&output));
 }
 
 /// Two bands of points without labels, as a model's inputs.

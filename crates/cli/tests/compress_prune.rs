@@ -2,14 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
-};
+use std::{fs, path::Path, sync::OnceLock};
 
-use binary::{edgeward, json, text};
+use binary::{edgeward, json, others_open, text};
 use serde_json::Value;
 
 #[path = "support/binary.rs"]
@@ -69,21 +64,6 @@ fn variant<'r>(report: &'r Value, name: &str) -> &'r Value {
 fn left(variant: &Value) -> f64 {
     let sum = |key: &str| variant["layers"].as_array().unwrap().iter().map(|l| l[key].as_f64().unwrap()).sum::<f64>();
     sum("bytes") / sum("bytes_before")
-}
-
-fn others_open(folder: &Path) {
-    let Some(python) = std::env::var_os("EDGEWARD_TEST_PYTHON").map(PathBuf::from) else {
-        return println!("skipped: EDGEWARD_TEST_PYTHON is not set");
-    };
-    let script = "
-import glob, sys, onnx, onnxruntime
-for path in sorted(glob.glob(sys.argv[1] + '/*.onnx')):
-    onnx.checker.check_model(path, full_check=True)
-    onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    print(path)
-";
-    let output = Command::new(python).args(["-c", script]).arg(folder).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/learning.rs"]
+mod learning;
 #[path = "support/stepping.rs"]
 mod stepping;
 mod support;
@@ -10,16 +12,12 @@ mod support;
 use std::sync::Arc;
 
 use edgeward_compress::{DistilSpec, Joined, Labels, Pair, Scores, join, pairs_by_order, prepare, shorten};
-use edgeward_engine::{Engine, SessionOptions};
 use edgeward_graph::{Model, Tensor, check, proto::AttributeProto};
 use edgeward_train::{
-    AdamSpec, OptimiserSpec, StepSpec, build,
-    data::{Columns, Fit, Loader, Plan, Role, Sampling, Wanted},
-    metrics::Metric,
-    schedule::{Schedule, Shape},
+    data::{Columns, Role},
     starter::{Kind, Starter, starter},
-    trainer::{EpochReport, Go, Run, Settings, Stepped, Task, Watch, train},
 };
+use learning::{Pace, adam, learn};
 use serde_json::json;
 use stepping::{Asked, constants, gradients, near, python, told};
 use support::{Builder, decibels, dump, engines, load, numbers};
@@ -188,18 +186,6 @@ fn a_student_of_its_own_is_laid_beside_by_order() {
     assert_eq!(pairs_by_order(&mlp(4, 1), &mlp(9, 2)), []);
 }
 
-struct Silent;
-
-impl Watch for Silent {
-    fn stepped(&mut self, _: &Stepped) -> Go {
-        Go::On
-    }
-
-    fn epoch(&mut self, _: &EpochReport) -> Go {
-        Go::On
-    }
-}
-
 /// Texts of eight tokens; the class is which third of the vocabulary most of them are from.
 fn texts(rows: usize) -> Columns {
     let ids: Vec<i64> = numbers(77, rows * 8).iter().map(|v| ((v + 1.0) * 9.99) as i64).collect();
@@ -216,40 +202,14 @@ fn texts(rows: usize) -> Columns {
     .unwrap()
 }
 
-fn learn(engine: &dyn Engine, forward: &Model, spec: &StepSpec, epochs: u64) -> Model {
-    let step = build(forward, spec).unwrap();
-    let session = load(engine, &step.graph).unwrap();
-    let wanted = Wanted { inputs: step.data.clone(), targets: step.targets.clone(), ..Wanted::default() };
-    let fit = Fit::new(Arc::new(texts(512)), wanted).unwrap();
-    let data = Loader::to_learn(fit, Plan { batch: 32, sampling: Sampling::Shuffled, seed: 4 });
-    let steps = epochs * data.batch_count() as u64;
-    let settings = Settings {
-        epochs,
-        schedule: Schedule { shape: Shape::Cosine, rate: 0.003, warmup_steps: 0, steps },
-        seed: 0,
-        accumulate: 1,
-        task: Task::Classes,
-        metric: Metric::Loss,
-        patience: None,
-        checkpoint: None,
-        checkpoint_batches: None,
-        noise_deviation: None,
-    };
-    let options = SessionOptions::default();
-    let run = Run { forward, step: &step, session: session.as_ref(), engine, options, data, judge: None, settings };
-    train(&run, None, &mut Silent).unwrap().model
-}
-
-fn adam(loss: edgeward_train::LossSpec) -> StepSpec {
-    StepSpec::new(loss, OptimiserSpec::AdamW(AdamSpec::default()))
-}
+const PACE: Pace = Pace { batch: 32, epochs: 6, rate: 0.003 };
 
 #[test]
 fn a_student_comes_nearer_to_its_teacher() {
     let engine = engines().into_iter().find(|engine| engine.name() == "onnxruntime");
     let engine = engine.unwrap_or_else(|| engines().remove(0));
     let loss = edgeward_train::Loss::cross_entropy().into();
-    let teacher = learn(engine.as_ref(), &transformer(4, 32, 1), &adam(loss), 6);
+    let teacher = learn(engine.as_ref(), &transformer(4, 32, 1), &adam(loss), Arc::new(texts(512)), &PACE);
     let shorter = shorten(&teacher, 1).unwrap();
     let prepared = prepare(&teacher).unwrap();
     // No labels: what the teacher says is all there is to learn from.
@@ -258,7 +218,7 @@ fn a_student_comes_nearer_to_its_teacher() {
     assert!(joined.hidden == 1 && joined.attention == 1);
     let mut step = adam(joined.loss.clone());
     step.frozen.clone_from(&joined.frozen);
-    let trained = learn(engine.as_ref(), &joined.forward, &step, 6);
+    let trained = learn(engine.as_ref(), &joined.forward, &step, Arc::new(texts(512)), &PACE);
     let student = Joined::student(&shorter.model, &trained).unwrap();
     let unseen: Vec<i64> = numbers(3, 800).iter().map(|v| ((v + 1.0) * 9.99) as i64).collect();
     let inputs = vec![

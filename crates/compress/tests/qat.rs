@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/learning.rs"]
+mod learning;
 #[path = "support/stepping.rs"]
 mod stepping;
 mod support;
@@ -18,19 +20,19 @@ use edgeward_compress::{
     Statistics, WeightBits, WeightSteps, calibrate, histogram::Method, join, prepare, quantise_blocks_in_steps,
     quantise_static, quantise_static_in_steps, round_in_training,
 };
-use edgeward_engine::{Engine, SessionOptions};
+use edgeward_engine::Engine;
 use edgeward_graph::{Model, Tensor, check, proto::AttributeProto, tensor_proto};
 use edgeward_train::{
-    AdamSpec, Loss, OptimiserSpec, StepSpec, build,
+    Loss,
     data::{Dataset, Fit, Loader, OpenOptions, Plan, Sampling, Wanted, open, split_fraction},
     metrics::Metric,
-    schedule::{Schedule, Shape},
     starter::{Kind, Starter, starter},
-    trainer::{EpochReport, Go, Run, Settings, Stepped, Task, Watch, evaluate, train},
+    trainer::{Task, evaluate},
 };
+use learning::{Pace, adam, learn};
 use serde_json::{Value, json};
 use stepping::{Asked, gradients, near, python, told};
-use support::{Builder, batches, decibels, dump, engines, ints, load, numbers};
+use support::{Builder, batches, decibels, dump, engines, ints, load, numbers, residual};
 
 /// MatMul and Add, Relu, Gemm.
 fn product() -> Model {
@@ -124,15 +126,7 @@ fn gradients_of_weights_and_steps_are_those_of_pytorch() {
 
 /// Conv, normalised and clipped, then Conv and a sum of both, pooled.
 fn block() -> Model {
-    let mut b = Builder::new(&[0, 3, 8, 8]);
-    b.drawn("w0", &[4, 3, 3, 3], 1).drawn("w1", &[4, 4, 3, 3], 2).drawn("b1", &[4], 3);
-    b.floats("scale", &[4], vec![1.5, 0.5, 1.0, 2.0]).floats("shift", &[4], vec![0.1, 0.2, 0.3, -0.4]);
-    b.floats("mean", &[4], vec![0.2, -0.1, 0.0, 0.1]).floats("var", &[4], vec![0.5, 1.0, 2.0, 0.1]);
-    let pads = || vec![ints("pads", &[1, 1, 1, 1])];
-    b.node("Conv", &["x", "w0"], "c0", pads());
-    b.node("BatchNormalization", &["c0", "scale", "shift", "mean", "var"], "n0", vec![]);
-    b.node("Relu", &["n0"], "r0", vec![]).node("Conv", &["r0", "w1", "b1"], "c1", pads());
-    b.node("Add", &["r0", "c1"], "s", vec![]).node("Relu", &["s"], "r1", vec![]);
+    let mut b = residual(0);
     b.node("MaxPool", &["r1"], "p", vec![ints("kernel_shape", &[2, 2])]);
     b.drawn("w2", &[2, 4, 1, 1], 5).node("Conv", &["p", "w2"], "y", vec![]);
     b.model(&[("y", &[0, 2, 7, 7])])
@@ -212,48 +206,6 @@ fn steps_that_shrank_to_nothing_are_told() {
     assert!(text.contains("no layer whose weights could be rounded"), "{text}");
 }
 
-struct Silent;
-
-impl Watch for Silent {
-    fn stepped(&mut self, _: &Stepped) -> Go {
-        Go::On
-    }
-
-    fn epoch(&mut self, _: &EpochReport) -> Go {
-        Go::On
-    }
-}
-
-fn learn(
-    engine: &dyn Engine,
-    forward: &Model,
-    spec: &StepSpec,
-    data: &Arc<dyn Dataset>,
-    (epochs, rate): (u64, f64),
-) -> Model {
-    let step = build(forward, spec).unwrap();
-    let session = load(engine, &step.graph).unwrap();
-    let wanted = Wanted { inputs: step.data.clone(), targets: step.targets.clone(), ..Wanted::default() };
-    let fit = Fit::new(data.clone(), wanted).unwrap();
-    let data = Loader::to_learn(fit, Plan { batch: 50, sampling: Sampling::Shuffled, seed: 4 });
-    let steps = epochs * data.batch_count() as u64;
-    let settings = Settings {
-        epochs,
-        schedule: Schedule { shape: Shape::Cosine, rate, warmup_steps: 0, steps },
-        seed: 0,
-        accumulate: 1,
-        task: Task::Classes,
-        metric: Metric::Loss,
-        patience: None,
-        checkpoint: None,
-        checkpoint_batches: None,
-        noise_deviation: None,
-    };
-    let options = SessionOptions::default();
-    let run = Run { forward, step: &step, session: session.as_ref(), engine, options, data, judge: None, settings };
-    train(&run, None, &mut Silent).unwrap().model
-}
-
 fn accuracy(engine: &dyn Engine, model: &Model, data: &Arc<dyn Dataset>) -> f64 {
     let target = edgeward_graph::Port {
         name: "target".to_owned(),
@@ -290,8 +242,9 @@ fn training_with_rounding_brings_back_what_four_bits_lose() {
         dropout: 0.0,
         seed: 3,
     };
-    let adam = |loss| StepSpec::new(loss, OptimiserSpec::AdamW(AdamSpec::default()));
-    let float = learn(engine, &starter(&wanted).unwrap(), &adam(Loss::cross_entropy().into()), &some, (3, 0.01));
+    let pace = |epochs, rate| Pace { batch: 50, epochs, rate };
+    let float =
+        learn(engine, &starter(&wanted).unwrap(), &adam(Loss::cross_entropy().into()), some.clone(), &pace(3, 0.01));
     let prepared = prepare(&float).unwrap();
     let sample: Vec<usize> = (0..64).collect();
     let fit = Fit::new(some.clone(), Wanted { inputs: float.inputs(), ..Wanted::default() }).unwrap();
@@ -306,7 +259,7 @@ fn training_with_rounding_brings_back_what_four_bits_lose() {
     let mut step = adam(joined.loss.clone());
     step.frozen = joined.frozen.iter().chain(&rounding.frozen).cloned().collect();
     step.factors.clone_from(&rounding.factors);
-    let trained = learn(engine, &joined.forward, &step, &some, (2, 0.002));
+    let trained = learn(engine, &joined.forward, &step, some.clone(), &pace(2, 0.002));
     let learnt = rounding.learnt(&prepared, &ranges, &trained).unwrap();
     let exported =
         quantise_static_in_steps(&learnt.prepared, &learnt.ranges, &statistics, &spec, &learnt.steps).unwrap();

@@ -11,19 +11,11 @@ use edgeward_compress::{
     calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_static,
 };
 use edgeward_graph::{DataType, Model, check, proto::AttributeProto};
-use support::{Builder, batches, decibels, dump, engines, ints, load, run};
+use support::{Builder, batches, decibels, dump, engines, ints, load, residual, run};
 
 /// Conv, normalised and clipped, then Conv and a sum of both, pooled.
 fn block() -> Model {
-    let mut b = Builder::new(&[1, 3, 8, 8]);
-    b.drawn("w0", &[4, 3, 3, 3], 1).drawn("w1", &[4, 4, 3, 3], 2).drawn("b1", &[4], 3);
-    b.floats("scale", &[4], vec![1.5, 0.5, 1.0, 2.0]).floats("shift", &[4], vec![0.1, 0.2, 0.3, -0.4]);
-    b.floats("mean", &[4], vec![0.2, -0.1, 0.0, 0.1]).floats("var", &[4], vec![0.5, 1.0, 2.0, 0.1]);
-    let pads = || vec![ints("pads", &[1, 1, 1, 1])];
-    b.node("Conv", &["x", "w0"], "c0", pads());
-    b.node("BatchNormalization", &["c0", "scale", "shift", "mean", "var"], "n0", vec![]);
-    b.node("Relu", &["n0"], "r0", vec![]).node("Conv", &["r0", "w1", "b1"], "c1", pads());
-    b.node("Add", &["r0", "c1"], "s", vec![]).node("Relu", &["s"], "r1", vec![]);
+    let mut b = residual(1);
     b.drawn("w2", &[2, 4, 1, 1], 5).node("Conv", &["r1", "w2"], "y", vec![]);
     b.model(&[("y", &[1, 2, 8, 8])])
 }
