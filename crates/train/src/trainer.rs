@@ -9,6 +9,7 @@ mod judge;
 mod progress;
 
 use std::{
+    num::NonZeroUsize,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -252,9 +253,9 @@ impl<'a> Loop<'a> {
             let place = (self.run.settings.seed, self.progress.step, index as u64);
             own.push((&mask.input, draw::mask(mask, batch, &step.data, place)?));
         }
-        for port in &step.noise {
-            own.push((&port.name, draw::noise(port, self.run.settings.noise_deviation.unwrap_or(0.0))?));
-        }
+        let (deviation, threads) = (self.run.settings.noise_deviation.unwrap_or(0.0), self.run.options.threads);
+        let noise = draw::noise(&step.noise, deviation, threads.unwrap_or(NonZeroUsize::MIN))?;
+        own.extend(step.noise.iter().map(|port| port.name.as_str()).zip(noise));
         let given = batch.inputs.iter().chain(&batch.targets).map(|(name, tensor)| (name.as_str(), tensor));
         let state = step.state.iter().zip(&self.state).map(|(state, tensor)| (state.input.as_str(), tensor));
         let inputs: Vec<(&str, &Tensor)> =

@@ -1,5 +1,7 @@
 //! What a step is given beside the batch: dropout's masks, privacy's noise, weights of examples.
 
+use std::num::NonZeroUsize;
+
 use edgeward_graph::{DataType, Dimension, Port, Tensor, TensorError};
 use rand::{
     RngExt as _, SeedableRng as _,
@@ -13,6 +15,8 @@ use crate::{
 };
 
 const PURPOSE_DROPOUT: u64 = 4;
+/// Numbers of noise that a thread draws at a time.
+const PIECE: usize = 1 << 15;
 
 pub(super) fn shape(error: TensorError) -> TrainError {
     TrainError::run(error.to_string())
@@ -69,21 +73,57 @@ fn symbol_size(symbol: &str, batch: &Batch, data: &[Port]) -> Option<usize> {
     })
 }
 
-/// Noise of a weight's gradient, from a cryptographic generator that the system seeds anew: who could draw it again could
-/// take it off again.
-pub(super) fn noise(port: &Port, deviation: f32) -> Result<Tensor, TrainError> {
-    let fixed = |dim: &Dimension| if let Dimension::Fixed(size) = dim { Some(*size) } else { None };
-    let shape: Option<Vec<usize>> = port.shape.iter().flatten().map(fixed).collect();
-    let shape = shape.ok_or_else(|| TrainError::run(format!("the shape of noise `{}` is not known", port.name)))?;
-    let count = edgeward_graph::element_count(&shape).map_err(self::shape)?;
-    if deviation == 0.0 {
-        return of_type(port.dtype.unwrap_or(DataType::Float32), shape, vec![0.0; count]);
-    }
-    let rng = ChaCha20Rng::try_from_rng(&mut SysRng);
-    let mut rng = rng.map_err(|error| TrainError::run(format!("the system gives no random numbers: {error}")))?;
-    let draw = |_| -> f32 {
-        let normal: f32 = StandardNormal.sample(&mut rng);
-        normal * deviation
+/// Noise of the weights' gradients, from cryptographic generators that the system seeds anew: who could draw it again could
+/// take it off again. Drawn by so many threads: of a step of millions of weights it would be a good part of the time.
+pub(super) fn noise(ports: &[Port], deviation: f32, threads: NonZeroUsize) -> Result<Vec<Tensor>, TrainError> {
+    let shape = |port: &Port| {
+        let fixed = |dim: &Dimension| if let Dimension::Fixed(size) = dim { Some(*size) } else { None };
+        let shape: Option<Vec<usize>> = port.shape.iter().flatten().map(fixed).collect();
+        shape.ok_or_else(|| TrainError::run(format!("the shape of noise `{}` is not known", port.name)))
     };
-    of_type(port.dtype.unwrap_or(DataType::Float32), shape, (0..count).map(draw).collect())
+    let shapes = ports.iter().map(shape).collect::<Result<Vec<_>, _>>()?;
+    let zeros = |shape: &Vec<usize>| edgeward_graph::element_count(shape).map(|count| vec![0f32; count]);
+    let mut values = shapes.iter().map(zeros).collect::<Result<Vec<_>, _>>().map_err(self::shape)?;
+    if deviation != 0.0 {
+        fill(&mut values, deviation, threads)
+            .map_err(|error| TrainError::run(format!("the system gives no random numbers: {error}")))?;
+    }
+    let tensor = |((port, shape), values): ((&Port, Vec<usize>), Vec<f32>)| {
+        of_type(port.dtype.unwrap_or(DataType::Float32), shape, values)
+    };
+    ports.iter().zip(shapes).zip(values).map(tensor).collect()
+}
+
+/// Each thread draws every so-manieth piece, from a generator of its own.
+fn fill(values: &mut [Vec<f32>], deviation: f32, threads: NonZeroUsize) -> Result<(), rand::rngs::SysError> {
+    let mut shares: Vec<Vec<&mut [f32]>> = (0..threads.get()).map(|_| Vec::new()).collect();
+    let pieces = values.iter_mut().flat_map(|values| values.chunks_mut(PIECE));
+    for (at, piece) in pieces.enumerate() {
+        if let Some(share) = shares.get_mut(at % threads.get()) {
+            share.push(piece);
+        }
+    }
+    let draw = |share: Vec<&mut [f32]>| -> Result<(), rand::rngs::SysError> {
+        let mut rng = ChaCha20Rng::try_from_rng(&mut SysRng)?;
+        for value in share.into_iter().flatten() {
+            let normal: f32 = StandardNormal.sample(&mut rng);
+            *value = normal * deviation;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let own = shares.pop();
+        let others: Vec<_> = shares
+            .into_iter()
+            .filter(|share| !share.is_empty())
+            .map(|share| scope.spawn(move || draw(share)))
+            .collect();
+        let drawn = own.map_or(Ok(()), draw);
+        // A thread that panicked is a defect, not a lack of randomness: it goes on as one.
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, _>| match thread.join() {
+            Ok(drawn) => drawn,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        others.into_iter().map(joined).fold(drawn, Result::and)
+    })
 }
