@@ -65,6 +65,38 @@ fn holds(report: &Value) {
     }
 }
 
+/// A release takes what was written, with its figures, and the original where it is named.
+fn is_released(path: &Path, report: &Value) {
+    let packed = json(path, "release pack out net.onnx --out release");
+    let manifest = &packed["manifest"];
+    let variants = manifest["variants"].as_array().unwrap();
+    let names: Vec<&Value> = variants.iter().map(|variant| &variant["name"]).collect();
+    assert_eq!(
+        (names[0], names[names.len() - 1], &manifest["name"]),
+        (&report["chosen"], &"net".into(), &"net".into())
+    );
+    let written = report["variants"].as_array().unwrap().iter().filter(|variant| !variant["file"].is_null());
+    assert_eq!(written.count() + 1, names.len());
+    let (first, chosen) = (&variants[0], report["variants"].as_array().unwrap());
+    let chosen = chosen.iter().find(|variant| variant["name"] == report["chosen"]).unwrap();
+    assert_eq!((&first["engine"], &first["figures"]["metric"]), (&chosen["engine"], &chosen["metric"]));
+    assert!(path.join("release/report.json").is_file());
+    fs::create_dir(path.join("other")).unwrap();
+    let refused = edgeward(path, "release pack other --out another");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("`edgeward compress` wrote"), "{}", text(&refused));
+    fs::write(
+        path.join("other/report.json"),
+        fs::read_to_string(path.join("out/report.json")).unwrap().replace(
+            &format!("\"file\": \"{}", chosen["name"].as_str().unwrap()),
+            &format!("\"file\": \"../out/{}", chosen["name"].as_str().unwrap()),
+        ),
+    )
+    .unwrap();
+    let refused = edgeward(path, "release pack other --out another");
+    assert!(text(&refused).contains("no file beside it"), "{}", text(&refused));
+}
+
 #[test]
 fn a_trained_model_becomes_smaller_and_keeps_its_accuracy() {
     let folder = folder();
@@ -88,6 +120,7 @@ fn a_trained_model_becomes_smaller_and_keeps_its_accuracy() {
     let page = fs::read_to_string(path.join("out/report.html")).unwrap();
     assert!(page.contains("<svg") && !page.contains("<script") && !page.contains("http"), "{page}");
     others_open(&path.join("out"));
+    is_released(path, &report);
     // Again over its own result, but never over anything else.
     compressed(path, "compress net.onnx --data rows.csv --for size --quick -o out");
     fs::create_dir(path.join("mine")).unwrap();
