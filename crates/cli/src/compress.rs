@@ -9,12 +9,20 @@ mod data;
 mod distil;
 mod emit;
 mod judge;
+mod kept;
 mod prune;
 mod qat;
 mod timing;
 mod training;
 
-use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use clap::ArgGroup;
@@ -22,7 +30,7 @@ use edgeward_compress::{
     CompressError, Layer, Prepared, Sensitivity,
     choose::{self, Goal, Limits},
     prepare,
-    report::{Data, DataKind, Machine, Report, Variant},
+    report::{Data, DataKind, Machine, Phase, Report, Variant},
     transfer_bytes,
 };
 use edgeward_engine::{Engine, Registry, Session, SessionOptions, Source};
@@ -33,13 +41,14 @@ use self::{
     candidates::Candidate,
     data::Material,
     judge::Reference,
+    kept::Kept,
     timing::{Timed, Timing},
 };
 use crate::{
     Context, engines,
     failure::{Failure, OrInput as _, Outcome},
     inputs::NamedShape,
-    interrupt,
+    interrupt, print,
     train::options::DataOptions,
 };
 
@@ -169,8 +178,10 @@ struct Work<'a> {
     engines: Vec<Arc<dyn Engine>>,
     threads: NonZeroUsize,
     bar: ProgressBar,
+    /// What was done and when it began.
+    phases: RefCell<Vec<(String, Instant)>>,
     /// Holds the candidates' files until the best are known.
-    folder: tempfile::TempDir,
+    kept: Kept,
 }
 
 /// Runs the command.
@@ -181,7 +192,8 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     emit::check_folder(&output)?;
     interrupt::listen();
     let model = engines::read_model(&args.model)?;
-    let (mut work, original) = Work::begin(args, &model, context)?;
+    let kept = Kept::open(&output, &crate::tune::hash(&args.model)?)?;
+    let (mut work, original) = Work::begin(args, &model, kept, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
     work.pruned(&model, context, &mut candidates)?;
@@ -189,8 +201,9 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
     let report = work.report(original, candidates, sensitivity, began)?;
     work.bar.finish_and_clear();
     if report.chosen.is_some() {
-        emit::write(&report, &work.folder, &args.model, &output)?;
+        emit::write(&report, work.kept.folder(), &args.model, &output)?;
     }
+    work.kept.remove();
     emit::show(&report, &output, context)
 }
 
@@ -201,7 +214,12 @@ struct Original {
 }
 
 impl<'a> Work<'a> {
-    fn begin(args: &'a CompressArgs, model: &Model, context: &Context) -> Result<(Self, Original), Failure> {
+    fn begin(
+        args: &'a CompressArgs,
+        model: &Model,
+        kept: Kept,
+        context: &Context,
+    ) -> Result<(Self, Original), Failure> {
         let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         bar.set_message("preparing");
@@ -219,12 +237,23 @@ impl<'a> Work<'a> {
         }
         bar.set_message("judging the original");
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
-        let folder = tempfile::tempdir()?;
         let candidate = Candidate::original(args.model.clone());
         let bytes = |layer: &Layer| (prepared.title(layer).into_owned(), layer.weights() as u64 * 4);
         let layer_bytes = prepared.layers.iter().map(bytes).collect();
-        let of = None;
-        let work = Self { args, prepared, of, layer_bytes, material, metric, reference, engines, threads, bar, folder };
+        let work = Self {
+            args,
+            prepared,
+            of: None,
+            layer_bytes,
+            material,
+            metric,
+            reference,
+            engines,
+            threads,
+            bar,
+            phases: RefCell::default(),
+            kept,
+        };
         Ok((work, Original { candidate, verdict }))
     }
 
@@ -239,12 +268,52 @@ impl<'a> Work<'a> {
         Ok(engine.load(&Source::Bytes(bytes.into()), &self.options())?)
     }
 
+    /// The next part of the work begins, unless it was interrupted.
     fn go_on(&self, message: &str) -> Outcome {
+        self.phases.borrow_mut().push((message.to_owned(), Instant::now()));
+        self.show(message)
+    }
+
+    /// Says how far it is, and ends where it was interrupted.
+    fn show(&self, message: &str) -> Outcome {
         self.bar.set_message(message.to_owned());
-        if interrupt::came() {
-            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
+        if interrupt::came() { Err(self.interrupted()) } else { Ok(()) }
+    }
+
+    fn interrupted(&self) -> Failure {
+        let folder = self.kept.folder().display();
+        Failure::Work(anyhow!(
+            "interrupted; what was trained is kept in `{folder}`, the same command goes on from there"
+        ))
+    }
+
+    /// Candidates that take training: those that an interrupted run left, else made now.
+    fn once(
+        &self,
+        group: &str,
+        made: &mut Vec<Candidate>,
+        make: impl FnOnce(&mut Vec<Candidate>) -> Outcome,
+    ) -> Outcome {
+        let group = self.of.map_or_else(|| group.to_owned(), |of| format!("{of}-{group}"));
+        if let Some(noted) = self.kept.candidates(&group) {
+            self.bar.suspend(|| print::note!("`{group}` is taken from the run that was interrupted"));
+            made.extend(noted);
+            return Ok(());
         }
-        Ok(())
+        let before = made.len();
+        make(made)?;
+        self.kept.note_candidates(&group, made.get(before..).unwrap_or_default())
+    }
+
+    /// What took how long, in order; each went on until the next began.
+    fn phases(&self) -> Vec<Phase> {
+        let begun = self.phases.borrow();
+        let ends = begun.iter().skip(1).map(|(_, next)| *next).chain([Instant::now()]);
+        let phase = |((what, from), to): (&(String, Instant), Instant)| Phase {
+            what: what.clone(),
+            seconds: to.duration_since(*from).as_secs_f64(),
+        };
+        begun.iter().zip(ends).map(phase).collect()
     }
 
     /// Times, judges and sorts all candidates.
@@ -281,6 +350,7 @@ impl<'a> Work<'a> {
             variants,
             chosen,
             sensitivity,
+            phases: self.phases(),
             seconds: began.elapsed().as_secs_f64(),
         })
     }
@@ -294,11 +364,21 @@ impl<'a> Work<'a> {
     }
 
     fn time(&self, all: &[&Candidate]) -> Result<Vec<Vec<Timed>>, Failure> {
-        let timing = Timing { threads: self.threads, quick: self.args.quick, shapes: &self.args.shapes };
         let first = self.material.judge().next().transpose()?;
         let mut timed: Vec<Vec<Timed>> = all.iter().map(|_| Vec::new()).collect();
         for engine in &self.engines {
             self.go_on(&format!("timing on {}", engine.name()))?;
+            let each = |turn: usize, turns: usize, left: Option<Duration>| {
+                let left = left.map_or_else(String::new, |left| format!(", at most {} s left", left.as_secs() + 1));
+                self.show(&format!("timing on {}, turn {turn} of {turns}{left}", engine.name()))
+            };
+            let timing = Timing {
+                threads: self.threads,
+                quick: self.args.quick,
+                shapes: &self.args.shapes,
+                goal: self.args.goal.into(),
+                each: &each,
+            };
             let on_engine = timing.all(engine.as_ref(), all, first.as_ref().map(|example| &example.inputs))?;
             timed.iter_mut().zip(on_engine).for_each(|(all, one)| all.push(one));
         }

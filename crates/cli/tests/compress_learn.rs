@@ -2,7 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use binary::{edgeward, json, others_open, text};
 use serde_json::{Value, json};
@@ -104,6 +110,50 @@ fn a_given_student_learns_from_inputs_without_labels() {
     let cosine = |(_, variants): &(Value, BTreeMap<String, Value>)| judged(&variants["student"]);
     assert!(cosine(&trained) > 0.9, "{}", cosine(&trained));
     assert!(cosine(&trained) > cosine(&untrained) + 0.1, "{} {}", cosine(&trained), cosine(&untrained));
+}
+
+#[test]
+fn an_interrupted_run_goes_on() {
+    let folder = folder();
+    let path = folder.path();
+    let words = "compress net.onnx --data texts.csv --text text --target kind --student-layers 1 --epochs 1 --qat 1 \
+                 --prune 0.3 --quick --for size --max-drop 0.5 -o out --json";
+    let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+    let child = child.args(words.split_whitespace()).current_dir(path).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    let partial = path.join("out.partial");
+    while !partial.join("pruned-30.json").is_file() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it pruned anything");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Nobody else writes the same result meanwhile.
+    let other = edgeward(path, "compress net.onnx --quick -o out");
+    assert_eq!(other.status.code(), Some(2));
+    assert!(text(&other).contains("another compression works in"), "{}", text(&other));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{}", text(&ended));
+    assert!(text(&ended).contains("goes on from there") && !path.join("out").exists(), "{}", text(&ended));
+    // The same again takes what was trained, and leaves nothing but its result.
+    let mut again = Command::new(env!("CARGO_BIN_EXE_edgeward"));
+    let again = again.args(words.split_whitespace()).current_dir(path).output().unwrap();
+    for group in ["int8-qat", "pruned-30"] {
+        assert!(text(&again).contains(&format!("`{group}` is taken from the run")), "{}", text(&again));
+    }
+    let report: Value = serde_json::from_slice(&again.stdout).unwrap();
+    let names: Vec<&str> =
+        report["variants"].as_array().unwrap().iter().map(|variant| variant["name"].as_str().unwrap()).collect();
+    for name in ["int8-qat", "int8-inputs-qat", "pruned-30", "pruned-30-int8", "student", "student-int8-qat"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert!(!partial.exists());
+    // Another command begins anew.
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("command.json"), "another").unwrap();
+    fs::write(partial.join("int8-qat.json"), "[]").unwrap();
+    let anew =
+        edgeward(path, "compress net.onnx --data texts.csv --text text --target kind --qat 1 --quick -o out --json");
+    assert!(!text(&anew).contains("is taken from") && text(&anew).contains("int8-inputs-qat"), "{}", text(&anew));
 }
 
 #[test]

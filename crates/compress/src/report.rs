@@ -1,6 +1,6 @@
 //! What is told of a compression: every variant against its original, in numbers (`report.json`) and as a page.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     choose::{Figures, Goal, Limits},
@@ -35,7 +35,18 @@ pub struct Report {
     pub chosen: Option<String>,
     /// Layers by what they lose alone, the worst first; empty where it was not asked.
     pub sensitivity: Vec<crate::Sensitivity>,
+    /// What took how long, in order.
+    pub phases: Vec<Phase>,
     /// Seconds that all of it took.
+    pub seconds: f64,
+}
+
+/// A part of the work.
+#[derive(Clone, Debug, Serialize)]
+pub struct Phase {
+    /// What was done, e.g. `observing ranges`.
+    pub what: String,
+    /// How long.
     pub seconds: f64,
 }
 
@@ -129,7 +140,7 @@ pub struct OnEngine {
 }
 
 /// One layer of a variant.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayerFigures {
     /// Its node.
     pub name: String,

@@ -38,7 +38,8 @@ pub struct Candidate {
     pub recipe: String,
     /// Its file.
     pub path: PathBuf,
-    layers: Vec<LayerFigures>,
+    /// Layer by layer.
+    pub layers: Vec<LayerFigures>,
 }
 
 impl Candidate {
@@ -126,7 +127,7 @@ impl Work<'_> {
             if quantised.layers > 0 {
                 let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
                 made.push(self.keep("int4-weights", text, &quantised.model, half, self.noise(&quantised))?);
-                self.blocks_after_training(made)?;
+                self.once("int4-weights-qat", made, |made| self.blocks_after_training(made))?;
             }
         }
         if has(true) && !self.args.quick {
@@ -340,7 +341,7 @@ impl Work<'_> {
         model: &Model,
         layers: Vec<LayerFigures>,
     ) -> Result<Candidate, Failure> {
-        let path = self.folder.path().join(format!("{name}.onnx"));
+        let path = self.kept.path(&format!("{name}.onnx"));
         model.write(&path)?;
         Ok(Candidate { name, recipe, path, layers })
     }

@@ -160,6 +160,14 @@ impl Work<'_> {
     }
 
     fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Prepared, Failure> {
+        if let Some(noted) = self.kept.candidates(STUDENT)
+            && let Some(first) = noted.first()
+        {
+            self.bar.suspend(|| print::note!("`{STUDENT}` is taken from the run that was interrupted"));
+            let prepared = prepare(&engines::read_model(&first.path)?)?;
+            made.extend(noted);
+            return Ok(prepared);
+        }
         let options = &self.args.learn;
         let (joined, epochs, rate) =
             (&student.joined, self.args.epochs.unwrap_or(EPOCHS), self.args.rate.unwrap_or(RATE));
@@ -170,6 +178,7 @@ impl Work<'_> {
         recipe += &format!(", {} hidden states and {} attention maps compared", joined.hidden, joined.attention);
         let prepared = prepare(&model)?;
         made.push(self.keep_own(STUDENT, recipe, &model, &prepared)?);
+        self.kept.note_candidates(STUDENT, made.get(made.len() - 1..).unwrap_or_default())?;
         Ok(prepared)
     }
 

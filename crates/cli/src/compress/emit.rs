@@ -44,14 +44,14 @@ pub fn check_folder(folder: &Path) -> Outcome {
 
 /// Writes variants that nothing beats, the chosen one as `model.onnx`, and both reports; then the folder takes its place
 /// at once.
-pub fn write(report: &Report, staged: &tempfile::TempDir, model: &Path, folder: &Path) -> Outcome {
+pub fn write(report: &Report, staged: &Path, model: &Path, folder: &Path) -> Outcome {
     let made =
         tempfile::tempdir_in(parent(folder)).with_context(|| format!("cannot write beside `{}`", folder.display()))?;
     for variant in &report.variants {
         let Some(file) = &variant.file else { continue };
-        fs::copy(staged.path().join(file), made.path().join(file))?;
+        fs::copy(staged.join(file), made.path().join(file))?;
         if report.chosen.as_ref() == Some(&variant.name) {
-            fs::copy(staged.path().join(file), made.path().join("model.onnx"))?;
+            fs::copy(staged.join(file), made.path().join("model.onnx"))?;
         }
     }
     let tokenizer = model.with_extension("tokenizer.json");

@@ -107,6 +107,15 @@ impl Work<'_> {
         }
         let tuning = self.tuning(&shrinking.model, context)?;
         for ratio in ratios {
+            let name = format!("pruned-{:02.0}", ratio * 100.0);
+            if let Some(noted) = self.kept.candidates(&name)
+                && let Some(kept) = self.kept_shrinking(&name)
+            {
+                self.bar.suspend(|| print::note!("`{name}` is taken from the run that was interrupted"));
+                made.extend(noted);
+                shrinking = kept;
+                continue;
+            }
             match self.shrink(&mut shrinking, ratio, tuning.as_ref()) {
                 // The other candidates are worth their work.
                 Err(Failure::Work(error)) if !interrupt::came() => {
@@ -115,17 +124,30 @@ impl Work<'_> {
                 }
                 other => other?,
             }
-            let name = format!("pruned-{:02.0}", ratio * 100.0);
             let tuned = if tuning.is_some() && self.epochs() > 0 { "trained on" } else { "not trained on" };
             let percent = shrinking.left * 100.0;
             let recipe =
                 format!("channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of());
-            let before = std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?);
+            let before = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
             let kept = self.keep_pruned(&name, &recipe, made);
-            self.prepared = before;
+            self.prepared = before.0;
             kept?;
+            self.keep_shrinking(&name, &shrinking)?;
+            self.kept.note_candidates(&name, made.get(before.1..).unwrap_or_default())?;
         }
         Ok(())
+    }
+
+    /// Notes what the next ratio goes on from.
+    fn keep_shrinking(&self, name: &str, shrinking: &Shrinking) -> Outcome {
+        shrinking.model.write(self.kept.path(&format!("{name}.shrinking")))?;
+        self.kept.note(&format!("{name}.left"), &shrinking.left)
+    }
+
+    fn kept_shrinking(&self, name: &str) -> Option<Shrinking> {
+        let left = self.kept.noted(&format!("{name}.left"))?;
+        let model = engines::read_model(&self.kept.path(&format!("{name}.shrinking"))).ok()?;
+        Some(Shrinking { model, left })
     }
 
     /// Times through the data for each ratio.
@@ -259,7 +281,7 @@ impl Work<'_> {
         let planned = Planned::new(&options, model, &tuning.material)?;
         let step = build(model, &planned.spec).map_err(failed)?;
         let (data, judge) = planned.loaders(&tuning.material, &step)?;
-        let settings = planned.settings(&data, &self.folder.path().join("checkpoint"));
+        let settings = planned.settings(&data, &self.kept.path("checkpoint"));
         let settings = Settings { checkpoint: None, checkpoint_batches: None, ..settings };
         Ok(self.train(Lesson { forward: model, step: &step, data, judge, settings, title })?.model)
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use edgeward_compress::{
     Bias, BlockBits, Form, Learnt, Ranges, Rounded, StaticSpec, WeightBits, join, quantise_blocks_in_steps,
-    quantise_static_in_steps, round_in_training,
+    quantise_static, quantise_static_in_steps, round_in_training,
 };
 
 use super::{
@@ -24,10 +24,25 @@ impl Work<'_> {
     /// Static integers, after training with rounding; with fewer bits for weights too, unless it shall be quick.
     pub fn static_after_training(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Result<(), Failure> {
         let Some(epochs) = self.args.learn.qat else { return Ok(()) };
-        self.trained_static(calibrated, WeightBits::of_this_machine(), ("int8-qat", "int8-inputs-qat"), epochs, made)?;
-        if !self.args.quick {
-            self.trained_static(calibrated, WeightBits::Four, ("int4-qat", "int4-inputs-qat"), epochs, made)?;
+        self.once("int8-qat", made, |made| {
+            let names = ("int8-qat", "int8-inputs-qat");
+            self.trained_static(calibrated, WeightBits::of_this_machine(), names, epochs, made)
+        })?;
+        if self.args.quick {
+            return Ok(());
         }
+        self.four_bits_as_they_are(calibrated, made)?;
+        self.once("int4-qat", made, |made| {
+            self.trained_static(calibrated, WeightBits::Four, ("int4-qat", "int4-inputs-qat"), epochs, made)
+        })
+    }
+
+    /// What training begins with, to hold its result against.
+    fn four_bits_as_they_are(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Result<(), Failure> {
+        let spec = StaticSpec { weights: WeightBits::Four, ..self.spec(Form::Chains, &BTreeSet::new()) };
+        let quantised = quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
+        let recipe = "weights as 4 bits in bytes, activations as bytes";
+        made.push(self.keep("int4", recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
         Ok(())
     }
 

@@ -1,6 +1,11 @@
-//! How fast candidates are: all of them in turns on one engine, so that a drift of the machine hits all alike.
+//! How fast candidates are: all of them in turns on one engine, so that a drift of the machine hits all alike. By successive halving
+//! (Jamieson and Talwalkar 2016) the slower half has no further turns where it is clear that it is: the time goes to those that could be
+//! chosen.
 
-use std::{num::NonZeroUsize, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    time::{Duration, Instant},
+};
 
 use edgeward_compress::{choose::Goal, observe::Inputs};
 use edgeward_engine::{Engine, RunOptions, Session, SessionOptions, Source};
@@ -8,13 +13,17 @@ use edgeward_engine::{Engine, RunOptions, Session, SessionOptions, Source};
 use super::candidates::Candidate;
 use crate::{
     engines,
-    failure::Failure,
+    failure::{Failure, Outcome},
     inputs::{self, NamedShape, Wanted},
     measure::{self, Load, Summary},
 };
 
 /// Items of one run when throughput is measured.
 const BATCH: usize = 8;
+/// Candidates that always go on.
+const LANES_MIN: usize = 4;
+/// How much slower than the last that goes on a candidate must be: what noise put behind goes on as well.
+const CLEARLY: f64 = 1.1;
 
 /// What does not change from engine to engine.
 pub struct Timing<'a> {
@@ -24,6 +33,10 @@ pub struct Timing<'a> {
     pub quick: bool,
     /// Shapes of made-up inputs.
     pub shapes: &'a [NamedShape],
+    /// What candidates shall be best at.
+    pub goal: Goal,
+    /// Told before each turn: its number, of how many, and what is left of the time for this engine.
+    pub each: &'a dyn Fn(usize, usize, Option<Duration>) -> Outcome,
 }
 
 /// A candidate on one engine.
@@ -42,10 +55,7 @@ pub struct Timed {
 impl Timed {
     /// What is to be small.
     pub fn cost(&self, goal: Goal) -> f64 {
-        match goal {
-            Goal::Throughput => self.per_second.map_or(f64::INFINITY, |rate| 1.0 / rate),
-            _ => self.p50_ms.unwrap_or(f64::INFINITY),
-        }
+        cost(goal, self.p50_ms, self.per_second)
     }
 }
 
@@ -57,6 +67,8 @@ struct Lane {
     many: Option<Inputs>,
     latency: Vec<Summary>,
     throughput: Vec<Summary>,
+    /// False where it is too slow to be worth more turns.
+    goes_on: bool,
 }
 
 impl Timing<'_> {
@@ -67,17 +79,24 @@ impl Timing<'_> {
         candidates: &[&Candidate],
         first: Option<&Inputs>,
     ) -> Result<Vec<Timed>, Failure> {
-        let (turns, seconds) = if self.quick { (3, 0.05) } else { (7, 0.25) };
+        let (turns, seconds, rungs) = if self.quick { (3, 0.05, &[1][..]) } else { (7, 0.25, &[2, 4][..]) };
         let mut lanes: Vec<Lane> =
             candidates.iter().map(|candidate| self.lane(engine, candidate, first)).collect::<Result<_, _>>()?;
+        let mut took = None;
         for turn in 0..=turns {
-            for lane in &mut lanes {
+            (self.each)(turn + 1, turns + 1, took.map(|took: Duration| took * (turns + 1 - turn) as u32))?;
+            let began = Instant::now();
+            for lane in lanes.iter_mut().filter(|lane| lane.goes_on) {
                 // The first turn settles caches and the processor's clock.
                 lane.slice(if turn == 0 { 0.0 } else { seconds });
                 if turn == 0 {
                     lane.latency.clear();
                     lane.throughput.clear();
                 }
+            }
+            took = (turn > 0).then(|| began.elapsed());
+            if rungs.contains(&turn) {
+                halve(&mut lanes, self.goal);
             }
         }
         Ok(lanes.into_iter().map(|lane| lane.timed(engine.name())).collect())
@@ -92,6 +111,7 @@ impl Timing<'_> {
             many: None,
             latency: Vec::new(),
             throughput: Vec::new(),
+            goes_on: true,
         };
         let session = match loaded {
             Ok(session) => session,
@@ -115,6 +135,16 @@ impl Timing<'_> {
         lane.many = lane.many.take().filter(|many| works(many).is_ok());
         lane.session = Ok(session);
         Ok(lane)
+    }
+}
+
+/// The slower half of those that go on stops; the original, which all are held against, is the first and goes on.
+fn halve(lanes: &mut [Lane], goal: Goal) {
+    let mut costs: Vec<f64> = lanes.iter().skip(1).filter(|lane| lane.goes_on).map(|lane| lane.cost(goal)).collect();
+    costs.sort_by(f64::total_cmp);
+    let Some(&last) = costs.get(costs.len().div_ceil(2).max(LANES_MIN) - 1) else { return };
+    for lane in lanes.iter_mut().skip(1) {
+        lane.goes_on &= lane.cost(goal) <= last * CLEARLY;
     }
 }
 
@@ -158,19 +188,35 @@ impl Lane {
 
     fn timed(self, engine: &str) -> Timed {
         let engine = engine.to_owned();
-        if let Err(reason) = self.session {
-            return Timed { engine, p50_ms: None, per_second: None, refused: Some(reason) };
+        match &self.session {
+            Err(reason) => Timed { engine, p50_ms: None, per_second: None, refused: Some(reason.clone()) },
+            Ok(_) => Timed { engine, p50_ms: self.p50_ms(), per_second: self.per_second(), refused: None },
         }
-        let median = |slices: &[Summary], pick: fn(&Summary) -> f64| {
-            let mut values: Vec<f64> = slices.iter().map(pick).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied()
-        };
-        Timed {
-            engine,
-            p50_ms: median(&self.latency, |summary| summary.p50_ms),
-            per_second: median(&self.throughput, |summary| summary.per_second),
-            refused: None,
-        }
+    }
+
+    fn p50_ms(&self) -> Option<f64> {
+        middle(&self.latency, |summary| summary.p50_ms)
+    }
+
+    fn per_second(&self) -> Option<f64> {
+        middle(&self.throughput, |summary| summary.per_second)
+    }
+
+    /// What is to be small.
+    fn cost(&self, goal: Goal) -> f64 {
+        cost(goal, self.p50_ms(), self.per_second())
+    }
+}
+
+fn middle(slices: &[Summary], pick: fn(&Summary) -> f64) -> Option<f64> {
+    let mut values: Vec<f64> = slices.iter().map(pick).collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn cost(goal: Goal, p50_ms: Option<f64>, per_second: Option<f64>) -> f64 {
+    match goal {
+        Goal::Throughput => per_second.map_or(f64::INFINITY, |rate| 1.0 / rate),
+        _ => p50_ms.unwrap_or(f64::INFINITY),
     }
 }

@@ -53,7 +53,7 @@ impl Work<'_> {
         let run = Run { forward, step, session, engine, options, data, judge, settings };
         let trained = train(&run, None, &mut watch).map_err(failed)?;
         if trained.end == End::Stopped {
-            return Err(Failure::Work(anyhow!("interrupted; nothing was written")));
+            return Err(self.interrupted());
         }
         Ok(trained)
     }

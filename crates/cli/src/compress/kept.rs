@@ -1,0 +1,136 @@
+//! What an interrupted compression keeps: candidates that took training, in a folder beside the result, until it is done.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use anyhow::{Context as _, anyhow};
+use edgeward_compress::report::LayerFigures;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::candidates::Candidate;
+use crate::failure::{Failure, Outcome};
+
+/// What a folder was begun for.
+const KEY: &str = "command.json";
+/// Held while somebody works in it.
+const LOCK: &str = "lock";
+
+/// Files of candidates, and what is known of those that are ready.
+pub struct Kept {
+    folder: PathBuf,
+    /// Held for as long as this lives.
+    _lock: File,
+}
+
+/// A candidate, without its file's place.
+#[derive(Serialize, Deserialize)]
+struct Noted {
+    name: String,
+    recipe: String,
+    layers: Vec<LayerFigures>,
+}
+
+impl Kept {
+    /// The folder for a result. What an interrupted run of the same command on the same files left in it is taken up; anything else
+    /// is begun anew. An error where another compression works there.
+    pub fn open(output: &Path, model_sha256: &str) -> Result<Self, Failure> {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let folder = output.with_file_name(name);
+        let shown = folder.display().to_string();
+        fs::create_dir_all(&folder).with_context(|| format!("cannot write `{shown}`"))?;
+        let lock = File::create(folder.join(LOCK)).with_context(|| format!("cannot write in `{shown}`"))?;
+        if lock.try_lock().is_err() {
+            let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
+            return Err(Failure::input(text));
+        }
+        let key = key(model_sha256);
+        let kept = Self { folder, _lock: lock };
+        if fs::read_to_string(kept.folder.join(KEY)).ok().as_ref() != Some(&key) {
+            kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
+            kept.write(KEY, key.as_bytes())?;
+        }
+        Ok(kept)
+    }
+
+    /// Where the file of this name is, or goes.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.folder.join(file)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Candidates that were noted under this name.
+    pub fn candidates(&self, group: &str) -> Option<Vec<Candidate>> {
+        let candidate = |noted: Noted| {
+            let path = self.path(&format!("{}.onnx", noted.name));
+            path.is_file().then_some(Candidate { name: noted.name, recipe: noted.recipe, path, layers: noted.layers })
+        };
+        self.noted::<Vec<Noted>>(group)?.into_iter().map(candidate).collect()
+    }
+
+    /// Notes candidates whose files are written.
+    pub fn note_candidates(&self, group: &str, made: &[Candidate]) -> Outcome {
+        let noted = |made: &Candidate| Noted {
+            name: made.name.clone(),
+            recipe: made.recipe.clone(),
+            layers: made.layers.clone(),
+        };
+        self.note(group, &made.iter().map(noted).collect::<Vec<_>>())
+    }
+
+    /// What was noted under this name.
+    pub fn noted<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_json::from_slice(&fs::read(self.path(&format!("{name}.json"))).ok()?).ok()
+    }
+
+    /// Notes something, for a run that goes on.
+    pub fn note(&self, name: &str, what: &impl Serialize) -> Outcome {
+        self.write(&format!("{name}.json"), &serde_json::to_vec(what).map_err(anyhow::Error::from)?)
+    }
+
+    /// It is done; nothing here has a further use.
+    pub fn remove(self) {
+        // Nothing is lost where it stays: it is what it was made for, and no more.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+
+    /// The lock stays.
+    fn clear(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false if entry.file_name() == LOCK => {}
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Written whole or not at all.
+    fn write(&self, name: &str, bytes: &[u8]) -> Outcome {
+        let (part, path) = (self.path(&format!("{name}.part")), self.path(name));
+        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path));
+        written.map_err(|error| Failure::Work(anyhow!("cannot write `{}`: {error}", path.display())))
+    }
+}
+
+/// The command, and the state of every file that it names: what another command, model or data made does not go on.
+fn key(model_sha256: &str) -> String {
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let changed = |word: &String| {
+        let about = fs::metadata(word).ok()?;
+        let at = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some((word.clone(), about.len(), at.as_nanos().to_string()))
+    };
+    let files: Vec<_> = words.iter().filter_map(changed).collect();
+    serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": files })
+        .to_string()
+}
