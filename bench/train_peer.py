@@ -202,9 +202,9 @@ def step(folder, name, mode):
                 torch=torch.__version__)
 
 
-if sys.argv[1] == "write":
+if __name__ == "__main__" and sys.argv[1] == "write":
     write(pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
-else:
+elif __name__ == "__main__":
     # Opacus and the compiler speak on standard output; the figures are the last line.
     print(json.dumps(step(pathlib.Path(sys.argv[2]), *sys.argv[3:5])), flush=True)
     # Threads of the compiler's workers would hold the end up.

@@ -11,6 +11,7 @@ mod peers;
 mod reload;
 mod serve;
 mod start;
+mod starter;
 mod tensor;
 mod train;
 mod trust;

@@ -43,6 +43,20 @@ pub fn ensure(root: &Path) -> anyhow::Result<Pythons> {
     Ok(Pythons { main: main.ensure(&home)?, kserve: kserve.ensure(&home)? })
 }
 
+/// The environment of what compression is measured against.
+pub fn ensure_compressors(root: &Path) -> anyhow::Result<PathBuf> {
+    let home = root.join("target/bench-env");
+    let xtask = root.join("xtask");
+    fs::create_dir_all(&home)?;
+    Environment {
+        folder: home.join("compress"),
+        requirements: xtask.join("bench-requirements-compress.txt"),
+        overrides: Some(xtask.join("test-overrides.txt")),
+        after: cuda_build().then(|| xtask.join("torch_cpu.py")),
+    }
+    .ensure(&home)
+}
+
 /// An environment with pinned packages, `NAME==VERSION`, one a line, in the folder of the first's name.
 pub fn ensure_package(home: &Path, requirement: &str) -> anyhow::Result<PathBuf> {
     let folder = home.join(requirement.split("==").next().unwrap_or(requirement));

@@ -5,12 +5,10 @@ use std::{collections::HashSet, path::PathBuf, process::Command, sync::Mutex};
 use anyhow::Context as _;
 
 use crate::{
-    bench::{Effort, figure, median, peers::Edgeward},
+    bench::{Effort, figure, median, peers::Edgeward, starter::THREADS},
     python, steps,
 };
 
-/// Threads of every side.
-pub const THREADS: &str = "2";
 /// What PyTorch clips examples with, and what it needs that the environment of the tests lacks.
 const OPACUS: &str = "opacus==1.6.0\nopt-einsum==3.4.0";
 
