@@ -1,6 +1,7 @@
 """Olive's static quantisation pass with its defaults for processors: `quantise_olive.py MODEL INPUTS.npz OUTPUT`. Prints seconds."""
 import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -8,6 +9,10 @@ import tempfile
 import time
 
 import numpy as np
+import onnx
+from onnx import version_converter
+
+os.environ["OLIVE_DISABLE_TELEMETRY"] = "1"
 from olive.data.registry import Registry
 from olive.workflows import run
 
@@ -37,6 +42,11 @@ def main(model: str, inputs: str, output: str) -> None:
             "pre_process_data_config": {"type": "skip_pre_process"}, "post_process_data_config": {"type": "skip_post_process"},
             "dataloader_config": {"type": "default_dataloader", "params": {"batch_size": 1}}}
     with tempfile.TemporaryDirectory() as folder:
+        loaded = onnx.load(model)
+        if max(o.version for o in loaded.opset_import if o.domain in ("", "ai.onnx")) < 13:
+            # Its file would have operators that its own version lacks.
+            model = str(pathlib.Path(folder) / "raised.onnx")
+            onnx.save(version_converter.convert_version(loaded, 13), model)
         config = {
             "input_model": {"type": "OnnxModel", "model_path": model},
             "systems": {"local": {"type": "LocalSystem", "accelerators": [

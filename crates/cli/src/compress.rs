@@ -186,11 +186,18 @@ struct Work<'a> {
 
 /// Runs the command.
 pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
+    interrupt::listen();
+    let output = args.output();
+    let report = compress(args, context)?;
+    emit::show(&report, &output, context)
+}
+
+/// Compresses and writes the result, where there is one.
+pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failure> {
     let began = Instant::now();
     engines::check_file(&args.model)?;
-    let output = args.output.clone().unwrap_or_else(|| engines::beside(&args.model, "compressed"));
+    let output = args.output();
     emit::check_folder(&output)?;
-    interrupt::listen();
     let model = engines::read_model(&args.model)?;
     let kept = Kept::open(&output, &crate::tune::hash(&args.model)?)?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
@@ -204,7 +211,14 @@ pub fn run(args: &CompressArgs, context: &Context) -> Outcome {
         emit::write(&report, work.kept.folder(), &args.model, &output)?;
     }
     work.kept.remove();
-    emit::show(&report, &output, context)
+    Ok(report)
+}
+
+impl CompressArgs {
+    /// Folder of the result.
+    fn output(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| engines::beside(&self.model, "compressed"))
+    }
 }
 
 /// The original's verdict and its place among the candidates.

@@ -2,6 +2,7 @@
 
 mod digits;
 pub mod model;
+mod smaller;
 mod training;
 
 use std::{
@@ -77,7 +78,7 @@ pub fn run(args: &DemoArgs, context: &Context) -> Outcome {
     if !context.json {
         let requests = args.requests;
         note!(
-            "A classifier learns digits, each engine of this machine serves it, and each is asked {requests} times.\n"
+            "A classifier learns digits and is made smaller, each engine of this machine serves it, and each is asked {requests} times.\n"
         );
     }
     if !args.offline {
@@ -116,6 +117,7 @@ fn fetch_engines(quiet: bool) -> Outcome {
 async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome {
     let mut signals = Signals::new()?;
     let (root, requests, quiet) = (folder.to_owned(), args.requests, context.json);
+    let quietly = Context { json: true, settings: context.settings.clone() };
     trust::authority::make_quietly(&folder.join(TRUST), "edgeward.demo", &["digits".to_owned()])?;
     let settings = &context.settings.engine;
     let providers = ProviderArgs::default().or(settings)?;
@@ -124,9 +126,13 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
     let stopped = stop.clone();
     let mut measuring = tokio::task::spawn_blocking(move || {
         let learnt = learn(&root, quiet, &own, &stopped)?;
-        Ok::<_, anyhow::Error>((learnt, measure(&root, requests, quiet, &own, &stopped)?))
+        let smaller = smaller::compress(&model_file(&root), &root, &quietly)?;
+        if !quiet {
+            smaller.tell();
+        }
+        Ok::<_, anyhow::Error>((learnt, smaller, measure(&root, requests, quiet, &own, &stopped)?))
     });
-    let (learnt, rows) = tokio::select! {
+    let (learnt, smaller, rows) = tokio::select! {
         measured = &mut measuring => measured??,
         () = signals.next() => {
             // Libraries of engines end badly under a run: it is waited for.
@@ -139,14 +145,16 @@ async fn show_all(args: &DemoArgs, context: &Context, folder: &Path) -> Outcome 
         show(&rows)?;
     }
     if args.exit {
-        let report = serde_json::json!({ "training": learnt, "rows": rows });
+        let report = serde_json::json!({ "training": learnt, "compression": smaller, "rows": rows });
         return if context.json { print::json(&report) } else { Ok(()) };
     }
     let best = rows.iter().min_by(|a, b| a.served_p50_ms.total_cmp(&b.served_p50_ms)).map_or("rten", |r| r.engine);
     let listening = Listening::open(server(folder, best, &engines)?).await?;
     if context.json {
         let serving = listening.addresses();
-        print::json(&serde_json::json!({ "training": learnt, "rows": rows, "engine": best, "serving": serving }))?;
+        print::json(
+            &serde_json::json!({ "training": learnt, "compression": smaller, "rows": rows, "engine": best, "serving": serving }),
+        )?;
     }
     invite(best, &listening.addresses(), &folder.join(TRUST));
     Ok(listening.serve_until(async { signals.next().await }).await?)

@@ -462,6 +462,14 @@ fn the_demo_measures_every_engine_that_is_there() {
     }
     let learnt = |key: &str| report["training"][key].as_f64().unwrap();
     assert!(learnt("accuracy_before") < 0.5 && learnt("accuracy_after") > 0.9, "{report}");
+    let (smaller, chosen) = (&report["compression"], &report["compression"]["chosen"]);
+    assert!(smaller["accuracy_before"].as_f64().unwrap() > 0.9, "{report}");
+    // A busy machine may find every variant slower.
+    if chosen.is_object() {
+        let bytes = |side: &Value| side["bytes"].as_u64().unwrap();
+        assert!(bytes(&chosen["after"]) < bytes(&smaller["before"]), "{report}");
+        assert!(chosen["accuracy_after"].as_f64().unwrap() > 0.85, "{report}");
+    }
 }
 
 #[test]

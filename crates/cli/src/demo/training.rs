@@ -24,7 +24,9 @@ use super::digits;
 
 /// Digits to learn from, and others to judge by.
 const LEARNT: usize = 2000;
-const JUDGED: usize = 500;
+pub const JUDGED: usize = 500;
+/// What those that judge are drawn from.
+pub const SEED_JUDGED: u64 = 2;
 const EPOCHS: u64 = 3;
 const BATCH: usize = 50;
 
@@ -63,7 +65,7 @@ pub fn learn(forward: &Model, registry: &Registry, stop: &AtomicBool) -> anyhow:
     let loaded = registry.load(None, &Source::Bytes(step.graph.to_bytes()?.into()), &options)?;
     let engine = loaded.engine.as_ref();
     let untrained = engine.load(&Source::Bytes(forward.to_bytes()?.into()), &options)?;
-    let judge = Loader::to_judge(fit(&step, JUDGED, 2)?, plan(Sampling::Sequential));
+    let judge = Loader::to_judge(fit(&step, JUDGED, SEED_JUDGED)?, plan(Sampling::Sequential));
     let before = evaluate(untrained.as_ref(), &judge, Task::Classes)?.get(Metric::Accuracy);
     let data = Loader::to_learn(fit(&step, LEARNT, 1)?, plan(Sampling::Shuffled));
     let settings = settings(&data);
