@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use edgeward_graph::{DataType, Dimension, Port, Tensor, TensorError};
 use rand::{
     RngExt as _, SeedableRng as _,
-    rngs::{ChaCha20Rng, SysRng},
+    rngs::{StdRng, SysRng},
 };
 use rand_distr::{Distribution as _, StandardNormal};
 
@@ -73,7 +73,7 @@ fn symbol_size(symbol: &str, batch: &Batch, data: &[Port]) -> Option<usize> {
     })
 }
 
-/// Noise of the weights' gradients, from cryptographic generators that the system seeds anew: who could draw it again could
+/// Noise of the weights' gradients, from cryptographic generators (ChaCha of 12 rounds) that the system seeds anew: who could draw it again could
 /// take it off again. Drawn by so many threads: of a step of millions of weights it would be a good part of the time.
 pub(super) fn noise(ports: &[Port], deviation: f32, threads: NonZeroUsize) -> Result<Vec<Tensor>, TrainError> {
     let shape = |port: &Port| {
@@ -104,7 +104,7 @@ fn fill(values: &mut [Vec<f32>], deviation: f32, threads: NonZeroUsize) -> Resul
         }
     }
     let draw = |share: Vec<&mut [f32]>| -> Result<(), rand::rngs::SysError> {
-        let mut rng = ChaCha20Rng::try_from_rng(&mut SysRng)?;
+        let mut rng = StdRng::try_from_rng(&mut SysRng)?;
         for value in share.into_iter().flatten() {
             let normal: f32 = StandardNormal.sample(&mut rng);
             *value = normal * deviation;
