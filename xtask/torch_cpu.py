@@ -10,6 +10,7 @@ import collections
 import pathlib
 import re
 import subprocess
+import sys
 import sysconfig
 import tempfile
 
@@ -82,7 +83,7 @@ def main():
             # A name without a version may come from any library.
             by_version[""] = loose
         write_library(TORCH / soname, by_version)
-    print(f"torch without CUDA: {len(missing)} stand-ins written")
+    print(f"torch without CUDA: {len(missing)} stand-ins written", file=sys.stderr)
 
 
 main()

@@ -71,7 +71,10 @@ impl Histogram {
         let mut taken = 0;
         for value in finite {
             taken += 1;
-            let bin = (f64::from(value) * inverse).floor() as i64 - self.first;
+            // Rounded down, without the call that `floor` is on processors of the oldest kind.
+            let scaled = f64::from(value) * inverse;
+            let whole = scaled as i64;
+            let bin = whole - i64::from((whole as f64) > scaled) - self.first;
             if let Some(count) = usize::try_from(bin).ok().and_then(|bin| self.counts.get_mut(bin)) {
                 *count += 1;
             }

@@ -248,7 +248,7 @@ impl Work<'_> {
         Ok(verdict.map_or(f64::INFINITY, |verdict| original.verdict.metric - verdict.metric))
     }
 
-    /// Leaves the 1, 2, 4, … worst layers as floats until the metric holds.
+    /// Leaves so many of the worst layers as floats that the metric holds.
     fn mixed(
         &self,
         calibrated: &Calibrated,
@@ -257,26 +257,26 @@ impl Work<'_> {
     ) -> Result<Vec<Sensitivity>, Failure> {
         let load = |model: &Model| self.load(model);
         let spec = self.spec(Form::Chains, &BTreeSet::new());
+        self.go_on("quantising each layer alone")?;
         let mut batches = self.material.calibrate(LAYER_EXAMPLES);
         let (mut done, all) = (0, self.prepared.layers.len());
         let each = || {
             done += 1;
-            self.go_on(&format!("layer {done} of {all}")).map_err(|failure| CompressError::Data(failure.message()))
+            self.show(&format!("layer {done} of {all}")).map_err(|failure| CompressError::Data(failure.message()))
         };
         let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
         let found = layer_errors(&self.prepared, ranges, statistics, &spec, &load, &mut batches, each)?;
-        let mut count = 1;
-        while count < all {
-            let keep: BTreeSet<String> = found.iter().take(count).map(|layer| layer.layer.clone()).collect();
+        let worst =
+            |count: usize| -> BTreeSet<String> { found.iter().take(count).map(|layer| layer.layer.clone()).collect() };
+        let holds = |count: usize| -> Result<bool, Failure> {
             self.go_on(&format!("{count} of {all} layers as floats"))?;
-            if self.drop(&self.quantised(calibrated, Form::Chains, &keep)?.model, original)? <= self.args.max_drop {
-                let recipe = format!("static bytes, but the {count} layers that lose the most as floats");
-                self.static_candidate(calibrated, Form::Chains, &keep, ("int8-mixed", &recipe), made)?;
-                self.static_candidate(calibrated, Form::Inputs, &keep, ("int8-mixed-inputs", &recipe), made)?;
-                break;
-            }
-            count *= 2;
-        }
+            let model = self.quantised(calibrated, Form::Chains, &worst(count))?.model;
+            Ok(self.drop(&model, original)? <= self.args.max_drop)
+        };
+        let Some(count) = fewest(all, holds)? else { return Ok(found) };
+        let recipe = format!("static bytes, but the {count} layers that lose the most as floats");
+        self.static_candidate(calibrated, Form::Chains, &worst(count), ("int8-mixed", &recipe), made)?;
+        self.static_candidate(calibrated, Form::Inputs, &worst(count), ("int8-mixed-inputs", &recipe), made)?;
         Ok(found)
     }
 
@@ -344,5 +344,43 @@ impl Work<'_> {
         let path = self.kept.path(&format!("{name}.onnx"));
         model.write(&path)?;
         Ok(Candidate { name, recipe, path, layers })
+    }
+}
+
+/// The least number from 1 to below `all` that holds, where what holds goes on to hold: by doubling, then by halves.
+fn fewest(all: usize, mut holds: impl FnMut(usize) -> Result<bool, Failure>) -> Result<Option<usize>, Failure> {
+    let (mut fails, mut enough) = (0, 1);
+    while enough < all && !holds(enough)? {
+        (fails, enough) = (enough, enough * 2);
+    }
+    if enough >= all {
+        return Ok(None);
+    }
+    while enough - fails > 1 {
+        let middle = fails.midpoint(enough);
+        if holds(middle)? { enough = middle } else { fails = middle }
+    }
+    Ok(Some(enough))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewest_that_hold_are_found() {
+        for all in 1..40 {
+            for least in 1..=all {
+                let mut asked = 0;
+                let found = fewest(all, |count| {
+                    asked += 1;
+                    Ok(count >= least)
+                });
+                // A power of two beyond all layers is not asked for.
+                let reached = least.next_power_of_two() < all;
+                assert_eq!(found.ok().flatten(), reached.then_some(least), "{all} {least}");
+                assert!(asked <= 12, "{asked}");
+            }
+        }
     }
 }
