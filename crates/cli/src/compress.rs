@@ -13,6 +13,7 @@ mod prune;
 mod qat;
 mod timing;
 mod training;
+mod weights;
 
 use std::{collections::HashMap, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Instant};
 

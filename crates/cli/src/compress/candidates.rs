@@ -7,12 +7,12 @@ use std::{
 };
 
 use edgeward_compress::{
-    Activations, Bias, BlockBits, Compared, CompressError, Convolutions, DynamicSpec, Form, Prepared, Quantised,
-    Ranges, Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
+    Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Prepared, Quantised, Ranges,
+    Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
     histogram::Method,
     layer_errors, noise, observe,
     observe::Inputs,
-    quantise_blocks, quantise_dynamic, quantise_static,
+    quantise_dynamic, quantise_static,
     report::{LayerFigures, OnEngine, Variant},
 };
 use edgeward_graph::{Model, Tensor};
@@ -120,15 +120,7 @@ impl Work<'_> {
             let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
             made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised))?);
         }
-        if has(false) {
-            let quantised = quantise_blocks(&self.prepared, BlockBits::Four, BLOCK)?;
-            let text = "weights of MatMul and Gemm as 4 bits in blocks of 32, activations as they are";
-            if quantised.layers > 0 {
-                let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
-                made.push(self.keep("int4-weights", text, &quantised.model, half, self.noise(&quantised))?);
-                self.blocks_after_training(made)?;
-            }
-        }
+        self.blocks(made)?;
         if has(true) && !self.args.quick {
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Quantised))?;
             let text = "all weights as bytes, activations by the range of each run";
