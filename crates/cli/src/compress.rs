@@ -14,6 +14,7 @@ mod prune;
 mod qat;
 mod timing;
 mod training;
+mod weights;
 
 use std::{
     cell::RefCell,

@@ -59,10 +59,7 @@ pub fn quantise_blocks_in_steps(
     block: usize,
     steps: &WeightSteps,
 ) -> Result<Quantised, CompressError> {
-    if !(block.is_power_of_two() && (16..=256).contains(&block)) {
-        let reason = "is no size of a block; expected a power of two from 16 to 256";
-        return Err(CompressError::unsupported(format!("`{block}`"), reason));
-    }
+    check_block(block)?;
     let mut edit = Edit::new(prepared.model.clone());
     let mut layers = 0;
     for layer in prepared.layers.iter().filter(|layer| layer.op != "Conv") {
@@ -75,6 +72,14 @@ pub fn quantise_blocks_in_steps(
         model.proto_mut().opset_import.push(set);
     }
     Quantised::of_same_names(prepared, model, layers)
+}
+
+pub(crate) fn check_block(block: usize) -> Result<(), CompressError> {
+    if block.is_power_of_two() && (16..=256).contains(&block) {
+        return Ok(());
+    }
+    let reason = "is no size of a block; expected a power of two from 16 to 256";
+    Err(CompressError::unsupported(format!("`{block}`"), reason))
 }
 
 fn layer_of(
@@ -143,18 +148,21 @@ pub(crate) fn largest(numbers: &[f32]) -> f32 {
 }
 
 /// The step with which the number of the greatest size gets the lowest integer, so that all of them are used.
-fn largest_first(numbers: &[f32], bits: BlockBits) -> f32 {
+pub(crate) fn largest_first(numbers: &[f32], bits: BlockBits) -> f32 {
     let scale = largest(numbers) / -bits.zero();
     if scale.abs() >= f32::MIN_POSITIVE { scale } else { 1.0 }
+}
+
+/// The integer nearest to a number, counted from that of 0.
+pub(crate) fn nearest(value: f32, bits: BlockBits, scale: f32) -> f32 {
+    let zero = bits.zero();
+    (value / scale).round_ties_even().clamp(-zero, zero - 1.0)
 }
 
 /// Appends a block's integers.
 fn round_block(numbers: &[f32], bits: BlockBits, scale: f32, packed: &mut Vec<u8>) {
     let zero = bits.zero();
-    let integers: Vec<u8> = numbers
-        .iter()
-        .map(|value| ((value / scale).round_ties_even() + zero).clamp(0.0, 2.0 * zero - 1.0) as u8)
-        .collect();
+    let integers: Vec<u8> = numbers.iter().map(|value| (nearest(*value, bits, scale) + zero) as u8).collect();
     match bits {
         BlockBits::Four => packed.extend(integers.chunks(2).filter_map(|two| Some(two.first()? | (two.get(1)? << 4)))),
         BlockBits::Eight => packed.extend(integers),

@@ -56,18 +56,21 @@ impl Compressed {
         self.0["variants"].as_array().into_iter().flatten().map(Variant)
     }
 
-    /// The fastest of the variants that `wanted` names and that lose at most so much; where none does, the one that loses least.
-    pub fn best(&self, drop_max: f64, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Variant<'_>> {
-        let mut found: Vec<(f64, f64, Variant<'_>)> = self
-            .variants()
-            .filter(|variant| wanted(variant.name()))
-            .filter_map(|variant| Some((variant.drop().ok()?, variant.p50_ms().ok()?, variant)))
-            .collect();
-        found.sort_by(|a, b| {
-            let (first, second) = (a.0 > drop_max, b.0 > drop_max);
-            first.cmp(&second).then(if first { a.0.total_cmp(&b.0) } else { a.1.total_cmp(&b.1) })
-        });
-        found.first().map(|(.., variant)| *variant).context("no engine runs such a variant")
+    /// Of the variants that `wanted` names: the smallest in transfer that is fast enough and loses at most so much; where there is none, the
+    /// fastest that loses at most so much, else the one that loses least.
+    pub fn best(&self, drop_max: f64, ms_max: f64, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Variant<'_>> {
+        let rank = |variant: &Variant<'_>| -> anyhow::Result<(u8, f64)> {
+            let (drop, ms) = (variant.drop()?, variant.p50_ms()?);
+            Ok(match (drop <= drop_max, ms <= ms_max) {
+                (true, true) => (0, variant.transfer_bytes()?),
+                (true, false) => (1, ms),
+                (false, _) => (2, drop),
+            })
+        };
+        let named = self.variants().filter(|variant| wanted(variant.name()));
+        let ranked = named.filter_map(|variant| Some((rank(&variant).ok()?, variant)));
+        let best = ranked.min_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+        best.map(|(_, variant)| variant).context("no engine runs such a variant")
     }
 
     /// Seconds of what was done, by the first words of its name; of all where there is none.
