@@ -28,6 +28,8 @@ pub struct Smaller {
     accuracy_before: f64,
     /// The variant that was chosen; none where nothing was better.
     chosen: Option<Chosen>,
+    /// Why the others may not be.
+    refused: Vec<String>,
 }
 
 #[derive(serde::Serialize)]
@@ -42,11 +44,11 @@ struct Chosen {
 pub fn compress(model: &Path, folder: &Path, context: &Context) -> anyhow::Result<Smaller> {
     let (pictures, labels) = (folder.join("digits.idx"), folder.join("labels.idx"));
     let (drawn, shown) = digits::drawn(training::JUDGED * 2, training::SEED_JUDGED)?;
-    let bytes: Vec<u8> = drawn.values::<f32>()?.iter().map(|&value| (value * 255.0).round() as u8).collect();
-    let kinds: Vec<u8> = shown.values::<i64>()?.iter().map(|&kind| kind as u8).collect();
+    let bytes = drawn.values::<u8>()?;
+    let kinds = shown.values::<u8>()?;
     let (count, side) = (kinds.len() as u32, digits::SIDE as u32);
-    idx(&pictures, &[count, side, side], &bytes)?;
-    idx(&labels, &[count], &kinds)?;
+    idx(&pictures, &[count, side, side], bytes.as_ref())?;
+    idx(&labels, &[count], kinds.as_ref())?;
     let words = |path: &Path| path.display().to_string();
     let output = folder.join("smaller");
     let typed = [
@@ -56,6 +58,8 @@ pub fn compress(model: &Path, folder: &Path, context: &Context) -> anyhow::Resul
         format!("--labels={}", words(&labels)),
         "--val-fraction=0.5".to_owned(),
         "--for=size".to_owned(),
+        // As it is served.
+        "--threads=1".to_owned(),
         "--quick".to_owned(),
         format!("--output={}", words(&output)),
     ];
@@ -82,15 +86,17 @@ fn told(report: &Report) -> anyhow::Result<Smaller> {
         let (name, engine) = (variant.name.clone(), variant.engine.clone()?);
         Some(Chosen { name, engine, after: variant.figures?, accuracy_after: variant.metric? })
     });
-    Ok(Smaller { seconds: report.seconds, before, accuracy_before, chosen })
+    let refused = report.variants.iter().filter_map(|v| Some(format!("`{}`: {}", v.name, v.refused.as_ref()?)));
+    Ok(Smaller { seconds: report.seconds, before, accuracy_before, chosen, refused: refused.collect() })
 }
 
 impl Smaller {
     /// Says what came of it.
     pub fn tell(&self) {
         let Some(Chosen { name, engine, after, accuracy_after }) = &self.chosen else {
-            note!("compressed in {:.1} s: no variant was better, so none was written\n", self.seconds);
-            return;
+            note!("compressed in {:.1} s: no variant was better, so none was written", self.seconds);
+            self.refused.iter().for_each(|refused| note!("{refused}"));
+            return note!("");
         };
         note!(
             "compressed in {:.1} s: `{name}` on {engine} is the smallest that is no slower and tells as well",
