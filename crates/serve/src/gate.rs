@@ -5,6 +5,7 @@
 //! for loopback only.
 
 mod admin;
+mod ahead;
 mod ask;
 mod familiar;
 mod follow;
@@ -15,15 +16,16 @@ mod record;
 mod route;
 mod strangers;
 mod suspect;
+mod undecided;
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use edgeward_trust::{
-    admission::Admission,
+    admission::{Admission, KeptUsage},
     audit::AuditLog,
     detect::DetectorSettings,
     identity::{Identities, dpop::Dpop, spiffe::Spiffe},
-    policy::Policies,
+    policy::{KeptPolicies, Policies},
     revocation::{Kept, Registry, RegistrySettings, Revocations, Revoked},
     score::Scorer,
     session::{Exchange, Sessions},
@@ -33,12 +35,15 @@ use parking_lot::Mutex;
 
 pub(crate) use self::{
     admin::routes,
-    ask::{Grant, allow},
+    ask::{Caller, Grant, Refused, allow},
     layer::{Face, Gated},
     peer::Peer,
     route::model_version,
+    undecided::Held,
 };
-use self::{ask::Asked, familiar::Familiar, record::Counters, strangers::Strangers, suspect::Suspects};
+use self::{
+    ask::Asked, familiar::Familiar, record::Counters, strangers::Strangers, suspect::Suspects, undecided::Undecided,
+};
 
 /// Whom a server believes, what it permits and where it writes that down.
 pub struct TrustConfig {
@@ -56,12 +61,16 @@ pub struct TrustConfig {
     pub kept: Option<Kept>,
     /// The rules.
     pub policies: Arc<Policies>,
+    /// Where those of an administrator's calls are kept, and followed.
+    pub kept_policies: KeptPolicies,
     /// Scores requests.
     pub scorer: Scorer,
     /// Which attacks are looked for.
     pub detectors: DetectorSettings,
     /// Counts what is used.
     pub admission: Admission,
+    /// Where that is kept.
+    pub used: KeptUsage,
     /// Every decision.
     pub audit: Arc<AuditLog>,
     /// An answer waits until its record is on the disk.
@@ -79,10 +88,9 @@ pub struct TrustConfig {
 }
 
 /// Files whose changes take effect while the server runs.
-#[derive(Default)]
 pub struct Followed {
     /// Folder of policies.
-    pub policies: Option<PathBuf>,
+    pub policies: PathBuf,
     /// `revocations.json` of a local authority.
     pub revocations: Option<PathBuf>,
     /// Roots of trust domains, each with its file.
@@ -96,8 +104,10 @@ pub(crate) struct Gate {
     identities: Identities,
     exchange: Exchange,
     policies: Arc<Policies>,
+    kept_policies: KeptPolicies,
     scorer: Scorer,
     admission: Admission,
+    used: Mutex<KeptUsage>,
     audit: Arc<AuditLog>,
     waits_for_disk: bool,
     digest_bytes_max: u64,
@@ -106,9 +116,10 @@ pub(crate) struct Gate {
     familiar: Familiar,
     suspects: Suspects,
     strangers: Strangers,
+    undecided: Undecided,
     registry: Arc<Registry<Arc<Asked>>>,
     identity: Arc<crate::tls::Identity>,
-    policy_folder: Option<PathBuf>,
+    policy_folder: PathBuf,
     kept: Option<Kept>,
     /// Serial numbers that the authority has revoked.
     authority: Mutex<HashSet<String>>,
@@ -131,8 +142,10 @@ impl Gate {
             identities: config.identities,
             exchange,
             policies: config.policies,
+            kept_policies: config.kept_policies,
             scorer: config.scorer,
             admission: config.admission,
+            used: Mutex::new(config.used),
             audit: config.audit,
             waits_for_disk: config.waits_for_disk,
             digest_bytes_max: config.digest_bytes_max,
@@ -141,6 +154,7 @@ impl Gate {
             familiar: Familiar::default(),
             suspects: Suspects::new(config.detectors),
             strangers: Strangers::default(),
+            undecided: Undecided::default(),
             registry,
             identity,
             policy_folder: config.followed.policies.clone(),
@@ -157,6 +171,11 @@ impl Gate {
         self.identity.acceptor()
     }
 
+    /// Writes down what was used.
+    fn keep_used(&self, now: std::time::SystemTime) -> Result<(), edgeward_trust::TrustError> {
+        self.used.lock().keep(&self.admission, now)
+    }
+
     /// True for a certificate that its authority has revoked.
     fn revoked_by_authority(&self, what: &Revoked) -> bool {
         matches!(what, Revoked::Serial(serial) if self.authority.lock().contains(serial))
@@ -170,6 +189,10 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
+        // All calls have ended, and what they computed is counted.
+        if let Err(error) = self.keep_used(std::time::SystemTime::now()) {
+            tracing::error!(%error, "what was used is not kept");
+        }
         if let Some(left_out) = self.strangers.rest() {
             // A log that takes nothing at the end has said so in the lines of its state.
             let _ = self.audit.note(&record::left_out(&left_out, std::time::SystemTime::now()));

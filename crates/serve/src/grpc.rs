@@ -1,7 +1,10 @@
 //! The gRPC half of the Open Inference Protocol, with the standard health and reflection services.
 
+mod asking;
 mod convert;
 mod messages;
+mod naming;
+mod pieces;
 mod settings;
 mod stream;
 
@@ -135,7 +138,7 @@ impl Service<::http::Request<Incoming>> for Services {
             return Box::pin(async { Ok(refused) });
         }
         let limit = time_limit(request.headers());
-        let request = messages::Messages::body(request, &self.stopped);
+        let request = messages::Messages::body(request, &self.app, &self.stopped);
         let inference = self.inference.as_mut();
         let inference = inference.filter(|_| request.uri().path().starts_with("/inference.GRPCInferenceService/"));
         let answer: Answer = match inference {

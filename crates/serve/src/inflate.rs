@@ -25,9 +25,9 @@ pub(crate) enum InflateError {
     Large(usize, usize),
 }
 
-/// The bytes that were compressed.
-pub(crate) fn inflate(form: Form, compressed: &[u8]) -> Result<Vec<u8>, InflateError> {
-    let max = compressed.len().saturating_mul(RATIO_MAX).clamp(BYTES_FREE, BYTES_MAX);
+/// The bytes that were compressed; at most `bytes_max`.
+pub(crate) fn inflate(form: Form, compressed: &[u8], bytes_max: usize) -> Result<Vec<u8>, InflateError> {
+    let max = compressed.len().saturating_mul(RATIO_MAX).clamp(BYTES_FREE, BYTES_MAX).min(bytes_max);
     let (mut out, limit) = (Vec::new(), max as u64 + 1);
     match form {
         Form::Gzip => flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut out)?,

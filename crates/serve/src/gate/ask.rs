@@ -20,7 +20,7 @@ use edgeward_trust::{
 use http::{Method, header::AUTHORIZATION, request::Parts};
 use parking_lot::Mutex;
 
-use super::{Gate, Peer, familiar::Habit, harden, record, suspect::Suspect};
+use super::{Gate, Peer, ahead::Ahead, familiar::Habit, harden, record, suspect::Suspect, undecided::Held};
 use crate::{
     core::{InferRequest, InferResponse, ServeError, ServeErrorKind, Server},
     telemetry::App,
@@ -69,6 +69,8 @@ pub(crate) struct Caller {
     token: Option<Sha256Digest>,
     asked: Arc<Asked>,
     decided: AtomicBool,
+    /// What was granted before its message had come.
+    ahead: Ahead,
 }
 
 /// What was granted: the terms, and the record that is still to be completed.
@@ -118,7 +120,8 @@ impl Gate {
         };
         self.registry.revocations().check(&principal, now)?;
         let asked = Arc::new(Asked { peer: peer.clone(), last: Mutex::default() });
-        Ok(Caller { gate: self.clone(), principal, token, asked, decided: AtomicBool::new(false) })
+        let (decided, ahead) = (AtomicBool::new(false), Ahead::default());
+        Ok(Caller { gate: self.clone(), principal, token, asked, decided, ahead })
     }
 
     /// The token of a request; none leaves the certificate.
@@ -350,6 +353,18 @@ impl Caller {
         }))
     }
 
+    /// The same before the message is there that asks: its handler has the grant by [`allow`].
+    pub(crate) async fn ask_ahead(&self, action: Action, resource: Resource, bytes: u64) -> Result<(), Refused> {
+        let grant = self.ask(action, resource.clone(), bytes).await?;
+        self.ahead.put((action, resource, bytes), grant);
+        Ok(())
+    }
+
+    /// Counts what is held of its messages.
+    pub(crate) fn holds(&self) -> Held {
+        Held::new(self.gate.clone(), self.peer().clone())
+    }
+
     async fn limited(&self, mut record: Record, refusal: &Refusal) -> Refused {
         self.gate.counters.limited.fetch_add(1, Relaxed);
         limited(&mut record, refusal);
@@ -402,7 +417,12 @@ impl Grant {
     /// The call has so many bytes, as they came or after they were decompressed: where it was said to have fewer, or nothing was said, all
     /// that looks at the size is asked once more.
     pub(crate) fn measured(&self, bytes: u64) -> Result<(), Refused> {
-        let Some((action, resource, said)) = self.asked.last.lock().clone() else { return Ok(()) };
+        let asked = self.asked.last.lock().clone();
+        asked.map_or(Ok(()), |asked| self.measured_of(asked, bytes))
+    }
+
+    /// The same of a call among several: what it asked for, and how many bytes that was said to have.
+    fn measured_of(&self, (action, resource, said): (Action, Resource, u64), bytes: u64) -> Result<(), Refused> {
         if bytes <= said {
             return Ok(());
         }
@@ -548,5 +568,12 @@ pub(crate) async fn allow(
     }
     // Without a caller the call went past the gate: that must not be answered.
     let caller = extensions.get::<Arc<Caller>>().ok_or(Refused::Unavailable)?;
-    caller.ask(action, resource(), bytes as u64).await.map(Some)
+    let resource = resource();
+    match caller.ahead.take(action, &resource) {
+        Some((said, grant)) => {
+            grant.measured_of((action, resource, said), bytes as u64)?;
+            Ok(Some(grant))
+        }
+        None => caller.ask(action, resource, bytes as u64).await.map(Some),
+    }
 }

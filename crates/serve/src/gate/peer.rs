@@ -10,6 +10,8 @@ use arc_swap::ArcSwapOption;
 use edgeward_trust::Principal;
 use rustls_pki_types::CertificateDer;
 
+use super::undecided::Undecided;
+
 /// A certificate is looked at again after so long: roots may have been taken away.
 const VERIFIED_FOR: Duration = Duration::from_secs(10);
 
@@ -21,11 +23,13 @@ pub(crate) struct Peer {
     pub(crate) certificates: Vec<CertificateDer<'static>>,
     /// Whom the certificate names, and when that was verified.
     verified: ArcSwapOption<(Arc<Principal>, SystemTime)>,
+    /// What is held of its calls that nobody has decided.
+    pub(super) undecided: Undecided,
 }
 
 impl Peer {
     pub(crate) fn new(address: SocketAddr, certificates: Vec<CertificateDer<'static>>) -> Self {
-        Self { address, certificates, verified: ArcSwapOption::empty() }
+        Self { address, certificates, verified: ArcSwapOption::empty(), undecided: Undecided::default() }
     }
 
     /// Whom the certificate names, where that was verified a short time ago and still holds.

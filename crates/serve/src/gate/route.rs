@@ -46,7 +46,7 @@ pub(super) fn rest(method: &Method, path: &str, server: &Server) -> Route {
         ["v2", "repository", "models", model, "unload"] if post => on_model(Action::Unload, model),
         ["v2", "trust", "token"] if post => Route::Exchange,
         ["v2", "trust", "keys"] if get => endpoint("keys"),
-        ["v2", "trust", "policies"] if get || post => admin("policy"),
+        ["v2", "trust", "policies"] if get || changes => admin("policy"),
         ["v2", "trust", "revocations"] if changes => admin("revoke"),
         ["v2", "trust", "audit"] if get => admin("audit"),
         ["v2", "models", model, "trace", "setting"] if get || post => on_model(Action::Configure, model),

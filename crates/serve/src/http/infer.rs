@@ -96,7 +96,7 @@ fn inflated(headers: &HeaderMap, body: Bytes) -> Answer<Bytes> {
         b"deflate" => Form::Deflate,
         _ => return Err(refuse(format!("content encoding {encoding:?} is not supported, expected gzip or deflate"))),
     };
-    inflate(form, &body).map(Bytes::from).map_err(|e| refuse(e.to_string()))
+    inflate(form, &body, usize::MAX).map(Bytes::from).map_err(|e| refuse(e.to_string()))
 }
 
 /// Puts the parts together and compresses them where the caller accepts it and there is much.
