@@ -11,7 +11,7 @@ use std::{
 use edgeward_serve::{Followed, TrustConfig};
 use edgeward_trust::{
     Strength,
-    admission::{Admission, AdmissionSettings},
+    admission::{Admission, AdmissionSettings, KeptUsage, USED},
     audit::{AuditLog, Durability, LogOptions, LogSigner},
     authority::{AuthorityKeys, BUNDLE, Lifetimes, REVOCATIONS, State},
     detect::DetectorSettings,
@@ -24,7 +24,7 @@ use edgeward_trust::{
         spiffe::{DomainSettings, Spiffe, TrustBundles, WorkloadApi, WorkloadApiSettings},
     },
     keys::{KeyProvider, PkiSettings, SealedFile, Vault, VaultPki, VaultSettings},
-    policy::{Policies, Sources},
+    policy::{KeptPolicies, Origin, POLICIES_KEPT, Policies},
     revocation::{KEPT, Kept, Revocations},
     score::{ScoreSettings, Scorer},
     session::{LocalSigner, SessionSettings, Sessions},
@@ -191,7 +191,8 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
     let sessions = Arc::new(sessions(&domain, &settings.session, dpop.clone())?);
     let (spiffe, bundles) = spiffe(folder, &domain, &settings.spiffe)?;
     let policies_folder = settings.policies.clone().unwrap_or_else(|| folder.join("policies"));
-    let policies = Policies::new(&Sources::read(&policies_folder).or_input()?).or_input()?;
+    let kept_policies = KeptPolicies::at(folder.join(POLICIES_KEPT));
+    let policies = policies(&policies_folder, &kept_policies)?;
     let mut providers: Vec<Arc<dyn IdentityProvider>> = vec![sessions.clone(), spiffe.clone()];
     for table in &settings.oidc {
         providers.push(Arc::new(oidc(table, dpop.clone())?));
@@ -211,8 +212,11 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
     for (what, until) in kept.read(now).or_input()? {
         revocations.add(what, until, now).or_input()?;
     }
+    let (admission, mut used) = (Admission::new(&settings.admission), KeptUsage::at(folder.join(USED)));
+    // Where another server has it, this one tries again, and says so.
+    used.take(&admission, now).or_input()?;
     let followed = Followed {
-        policies: Some(policies_folder),
+        policies: policies_folder,
         revocations: Some(folder.join(REVOCATIONS)),
         bundles,
         spiffe: Some(spiffe),
@@ -225,9 +229,11 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
         revocations: Arc::new(revocations),
         kept: Some(kept),
         policies: Arc::new(policies),
+        kept_policies,
         scorer: Scorer::new(settings.score.clone()).or_input()?,
         detectors: settings.detectors,
-        admission: Admission::new(&settings.admission),
+        admission,
+        used,
         audit: Arc::new(AuditLog::open(&options, signer).map_err(|error| Failure::Work(error.into()))?),
         waits_for_disk,
         digest_bytes_max: settings.audit.digest_bytes_max.unwrap_or(DIGEST_BYTES_MAX),
@@ -235,6 +241,18 @@ pub fn config(folder: &Path, settings: &TrustSettings, unlock: &Unlocking) -> Re
         hosts: settings.hosts.clone(),
         review_every: Duration::from_secs(settings.review_seconds.unwrap_or(REVIEW_SECONDS).max(1)),
         followed,
+    })
+}
+
+/// Those of the folder, or of a call that came later.
+fn policies(folder: &Path, kept: &KeptPolicies) -> Result<Policies, Failure> {
+    let found = kept.in_force(folder).or_input()?;
+    Policies::new(&found.sources).map_err(|error| match found.origin {
+        Origin::Call => Failure::input(format!(
+            "policies of a call, `{}`: {error}; delete the file to have the folder's policies in force",
+            kept.path().display()
+        )),
+        Origin::Folder | Origin::ChangedFolder => Failure::input(error.to_string()),
     })
 }
 

@@ -118,7 +118,7 @@ pub fn run(args: ServeArgs, context: &Context) -> Outcome {
     if let Some(folder) = &folder {
         let settings = &context.settings.trust;
         let trust = gate::config(folder, settings, &args.unlock)?;
-        listed = trust.followed.policies.clone().map(|folder| (trust.policies.clone(), folder));
+        listed = Some((trust.policies.clone(), trust.followed.policies.clone()));
         config.trust = Some(trust);
     } else if args.insecure {
         tracing::warn!("INSECURE: no TLS, and any program on this machine may call, load and unload every model");

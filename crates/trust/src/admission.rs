@@ -2,9 +2,10 @@
 //!
 //! One account per principal and model. Accounts lie in a sharded cache of bounded size: no lock is shared by all, and a request takes one
 //! short lock of its own account. An account that has to make room for others comes back as a new one; one with requests in flight stays.
-//! Time is an argument.
+//! Time is an argument. What is used outlives the process by [`KeptUsage`].
 
 mod account;
+mod used;
 
 use std::{
     fmt,
@@ -21,6 +22,7 @@ use quick_cache::{Lifecycle, UnitWeighter, sync::Cache};
 use serde::Deserialize;
 
 use self::account::Ledger;
+pub use self::used::{KeptUsage, USED, Used};
 use crate::{
     ErrorKind, TrustError,
     policy::{Limits, Window},
@@ -30,7 +32,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdmissionSettings {
-    /// Accounts that are kept, each of about 250 bytes.
+    /// Accounts that are kept, each of about 250 bytes and the names of its principal and model.
     pub accounts_max: usize,
 }
 
@@ -165,9 +167,24 @@ impl Admission {
             return Err(never(Limit::ComputePerRequest));
         }
         let mut permit = Permit::enter(self.account(demand), limits).ok_or(never(Limit::Concurrent))?;
-        let charged = permit.account.ledger.lock().charge(limits, demand.compute, now)?;
+        let mut ledger = permit.account.ledger.lock();
+        let charged = ledger.charge(limits, demand.compute, now)?;
+        ledger.name(limits, demand);
+        drop(ledger);
         (permit.reserved, permit.day) = charged;
         Ok(permit)
+    }
+
+    /// What is used at `now` where limits count it.
+    pub fn used(&self, now: SystemTime) -> impl Iterator<Item = Used> {
+        self.accounts.iter().filter_map(move |(_, account)| account.ledger.lock().used(now))
+    }
+
+    /// Counts what was used before, beside what was counted since.
+    pub fn add(&self, used: &Used, now: SystemTime) {
+        let demand =
+            Demand { principal: &used.principal, model: &used.model, request_bytes: 0, compute: Duration::ZERO };
+        self.account(&demand).ledger.lock().add(used, now);
     }
 
     /// How many accounts are kept.

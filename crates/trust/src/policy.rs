@@ -9,6 +9,7 @@ mod evaluate;
 mod explain;
 mod hindsight;
 mod index;
+mod kept;
 mod listing;
 mod read;
 mod record;
@@ -32,6 +33,7 @@ pub use self::{
         CaseResult, Change, LIMIT, OBSERVED, PRINCIPAL, Simulation, past_requests, recorded_request, run_cases,
         simulate,
     },
+    kept::{InForce, KeptPolicies, KeptSet, Origin, POLICIES_KEPT},
     record::{Moment, ObservedRecord, PastRequest, PrincipalRecord, RequestRecord},
     rules::Rules,
     sources::{SourceFile, Sources},

@@ -17,7 +17,7 @@ use edgeward_trust::{
     ErrorKind, Thumbprint, TrustError,
     audit::Sha256Digest,
     identity::Connection,
-    policy::{SourceFile, Sources},
+    policy::{KeptSet, SourceFile, Sources, Version},
     revocation::{Change, Kept, Revoked},
     session::{ExchangeRequest, oauth_error},
 };
@@ -29,18 +29,22 @@ use super::{
     ask::{self, Grant},
     layer::Face,
     record,
+    undecided::Held,
 };
 use crate::telemetry::App;
 
 /// Largest set of policies by the API.
 const BODY_BYTES_MAX: usize = 64 << 20;
+/// Largest request for a session, and how long it may take to come.
+const TOKEN_BYTES_MAX: usize = 64 * 1024;
+const TOKEN_IN: Duration = Duration::from_secs(20);
 
 /// The routes of a gate.
 pub(crate) fn routes(gate: Arc<Gate>) -> Router<App> {
     Router::new()
         .route("/v2/trust/token", post(token))
         .route("/v2/trust/keys", get(keys))
-        .route("/v2/trust/policies", get(policies).post(replace_policies))
+        .route("/v2/trust/policies", get(policies).post(replace_policies).delete(folders_policies))
         .route("/v2/trust/revocations", post(revoke).delete(lift))
         .route("/v2/trust/audit", get(audit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
@@ -75,10 +79,17 @@ async fn token(State(gate): State<Arc<Gate>>, request: Request) -> Response {
     let Some(peer) = parts.extensions.get::<Arc<Peer>>().cloned() else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
-    let exchanged = match axum::body::to_bytes(body, 64 * 1024).await {
-        Ok(body) => exchange(&gate, &parts, &peer, &body, now).await,
-        Err(_) => Err(TrustError::new(ErrorKind::Invalid, "the body is larger than 64 KiB, or did not come whole")),
+    // Nobody knows who sends it: what many send together is bounded.
+    let mut held = Held::new(gate.clone(), peer.clone());
+    if !held.grow(TOKEN_BYTES_MAX) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    let body = tokio::time::timeout(TOKEN_IN, axum::body::to_bytes(body, TOKEN_BYTES_MAX)).await;
+    let exchanged = match body {
+        Ok(Ok(body)) => exchange(&gate, &parts, &peer, &body, now).await,
+        _ => Err(TrustError::new(ErrorKind::Invalid, "the body is larger than 64 KiB, or did not come whole")),
     };
+    drop(held);
     let asked = ("exchange", "session".to_owned());
     let (mut record, answer) = match exchanged {
         Ok((answer, principal)) => {
@@ -156,55 +167,81 @@ struct Set {
     entities: std::collections::BTreeMap<String, String>,
 }
 
-/// Puts another set in force: that of the body, or without one what is in the folder now.
+/// Puts another set in force, and keeps it: that of the body, or without one what is in the folder now.
 async fn replace_policies(
     State(gate): State<Arc<Gate>>,
     Extension(grant): Extension<Arc<Grant>>,
     body: Bytes,
 ) -> Response {
-    let by_call = !body.iter().all(u8::is_ascii_whitespace);
-    let sources = match blocking({
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return folders_policies(State(gate), Extension(grant)).await;
+    }
+    let read = {
         let gate = gate.clone();
-        move || sources(&gate, &body)
-    })
-    .await
-    {
+        move || Ok(KeptSet { sources: sources(&body)?, instead_of: Sources::read(&gate.policy_folder)?.digest() })
+    };
+    let set = match blocking(read).await {
+        Ok(set) => set,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(refused) = recorded(&grant, "policies", set.sources.digest()).await {
+        return refused;
+    }
+    let replace = {
+        let gate = gate.clone();
+        move || Ok((gate.policies.replace(&set.sources)?, gate.kept_policies.keep(&set)))
+    };
+    let (version, kept) = match blocking(replace).await {
+        Ok(replaced) => replaced,
+        Err(error) => return refuse(&error),
+    };
+    gate.registry.push(Change::Policy);
+    tracing::warn!(%version, "other policies are in force, by a call: a change of the folder or `DELETE /v2/trust/policies` puts the folder's in force again");
+    match kept {
+        Ok(()) => in_force(&version),
+        Err(error) => {
+            tracing::error!(%error, "policies are in force and not kept");
+            refuse(&TrustError::new(error.kind(), format!("in force until this server ends, and not kept: {error}")))
+        }
+    }
+}
+
+/// Puts the folder's policies in force, and keeps no others.
+async fn folders_policies(State(gate): State<Arc<Gate>>, Extension(grant): Extension<Arc<Grant>>) -> Response {
+    let read = {
+        let gate = gate.clone();
+        move || Sources::read(&gate.policy_folder)
+    };
+    let sources = match blocking(read).await {
         Ok(sources) => sources,
         Err(error) => return refuse(&error),
     };
     if let Err(refused) = recorded(&grant, "policies", sources.digest()).await {
         return refused;
     }
-    let replaced = tokio::task::spawn_blocking({
+    let replace = {
         let gate = gate.clone();
-        move || gate.policies.replace(&sources)
-    });
-    match replaced.await {
-        Ok(Ok(version)) => {
-            gate.registry.push(Change::Policy);
-            match by_call {
-                true => {
-                    tracing::warn!(%version, "other policies are in force, by a call: a change of the folder or a restart puts the folder's in force again")
-                }
-                false => tracing::info!(%version, "other policies are in force"),
-            }
-            Json(json!({ "version": version.number, "digest": version.digest })).into_response()
+        move || {
+            let version = gate.policies.replace(&sources)?;
+            gate.kept_policies.forget()?;
+            Ok(version)
         }
-        Ok(Err(error)) => refuse(&error),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    };
+    match blocking(replace).await {
+        Ok(version) => {
+            gate.registry.push(Change::Policy);
+            tracing::info!(%version, "the folder's policies are in force");
+            in_force(&version)
+        }
+        Err(error) => refuse(&error),
     }
 }
 
-fn sources(gate: &Gate, body: &[u8]) -> Result<Sources, TrustError> {
-    if body.iter().all(u8::is_ascii_whitespace) {
-        let folder = gate.policy_folder.as_ref().ok_or_else(|| {
-            TrustError::new(
-                ErrorKind::Invalid,
-                "this server has no folder of policies; send them: {\"policies\":{\"NAME.cedar\":\"…\"}}",
-            )
-        })?;
-        return Sources::read(folder);
-    }
+fn in_force(version: &Version) -> Response {
+    Json(json!({ "version": version.number, "digest": version.digest })).into_response()
+}
+
+fn sources(body: &[u8]) -> Result<Sources, TrustError> {
     let set: Set = serde_json::from_slice(body).map_err(|error| {
         TrustError::new(ErrorKind::Invalid, format!("the body: {error}; expected {{\"policies\":{{\"NAME.cedar\":\"…\"}},\"entities\":{{\"entities.toml\":\"…\"}}}}"))
     })?;

@@ -11,7 +11,7 @@ use std::{
 
 use edgeward_trust::{
     ErrorKind, TrustError, authority,
-    policy::Sources,
+    policy::{Origin, Version},
     revocation::{Change, KeptRevocations, Revoked},
 };
 
@@ -20,6 +20,8 @@ use crate::failing::Failing;
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often it is written down what was used.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Starts what runs beside the calls, until the gate is gone.
@@ -33,14 +35,15 @@ pub(super) fn start(
     now: SystemTime,
 ) -> Result<(), TrustError> {
     let weak = Arc::downgrade(gate);
-    let (seen, kept, audit_failure, folder_digest, failing) = Default::default();
-    let mut follower = Follower { gate: weak.clone(), followed, seen, kept, audit_failure, folder_digest, failing };
+    let (seen, kept, audit_failure, by_call, failing) = Default::default();
+    let mut follower = Follower { gate: weak.clone(), followed, seen, kept, audit_failure, by_call, failing };
     // Revocations take effect before the first call. Policies and roots were read for the start; they are read once more here, so that no
     // change between that and the first look is missed: what is the same is found out by its digest and not compiled again.
     follower.revocations(gate, now)?;
     follower.kept(gate, now)?;
     follower.look(now);
-    tokio::spawn(review(weak, review_every));
+    tokio::spawn(review(weak.clone(), review_every));
+    tokio::spawn(keep_used(weak));
     tokio::spawn(async move {
         while follower.gate.strong_count() > 0 {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -55,6 +58,26 @@ pub(super) fn start(
         }
     });
     Ok(())
+}
+
+/// Writes down what was used, away from the threads that answer.
+async fn keep_used(gate: Weak<Gate>) {
+    let mut failing = Failing::default();
+    while gate.strong_count() > 0 {
+        tokio::time::sleep(KEEP_EVERY).await;
+        let kept = tokio::task::spawn_blocking({
+            let gate = gate.clone();
+            move || gate.upgrade().map_or(Ok(()), |gate| gate.keep_used(SystemTime::now()))
+        });
+        match kept.await {
+            Ok(Ok(())) => failing.ended(),
+            Ok(Err(error)) if failing.tells(&error.to_string(), SystemTime::now()) => {
+                tracing::error!(%error, "what is used is not kept")
+            }
+            Ok(Err(_)) => {}
+            Err(error) => return tracing::error!(%error, "what is used is kept no more"),
+        }
+    }
 }
 
 async fn review(gate: Weak<Gate>, every: Duration) {
@@ -75,8 +98,8 @@ struct Follower {
     kept: KeptRevocations,
     /// What kept the audit log from working at the last look.
     audit_failure: Option<String>,
-    /// Of the folder of policies, as it was read last.
-    folder_digest: Option<String>,
+    /// The policies in force are those of a call.
+    by_call: bool,
     /// What of the files could not be read, as it was told last.
     failing: HashMap<PathBuf, Failing>,
 }
@@ -174,28 +197,52 @@ impl Follower {
         self.seen.insert(path.to_owned(), stamps);
     }
 
+    /// Policies of the folder, or of a call to this server or to another one: whichever are newer.
     fn policies(&mut self, gate: &Gate, now: SystemTime) {
-        let Some(folder) = self.followed.policies.clone() else { return };
-        let Some(stamps) = self.changed(&folder) else { return };
-        let wrong = "the changed policies are wrong; those before stay in force";
-        let sources = match Sources::read(&folder) {
-            Ok(sources) => sources,
-            Err(error) => return self.told(&folder, Err(error), now, wrong),
-        };
-        self.seen(&folder, stamps);
-        // A call may have put other policies in force: they stay until the folder says something else than before.
-        let digest = Some(sources.digest());
-        if std::mem::replace(&mut self.folder_digest, digest.clone()) == digest {
-            return self.told(&folder, Ok(()), now, wrong);
+        let (folder, file) = (self.followed.policies.clone(), gate.kept_policies.path().to_owned());
+        let (changed, others) = (self.changed(&folder), self.changed(&file));
+        if changed.is_none() && others.is_none() {
+            return;
         }
-        let before = gate.policies.current().version().number;
-        let replaced = gate.policies.replace(&sources).map(|version| {
+        let replaced = gate.kept_policies.in_force(&folder).and_then(|found| {
+            changed.into_iter().for_each(|stamps| self.seen(&folder, stamps));
+            others.into_iter().for_each(|stamps| self.seen(&file, stamps));
+            let before = gate.policies.current().version().number;
+            let version = gate.policies.replace(&found.sources)?;
             if version.number != before {
-                tracing::info!(%version, "other policies are in force");
                 gate.registry.push(Change::Policy);
             }
+            self.tell_of_policies(gate, found.origin, &version, version.number != before)
         });
-        self.told(&folder, replaced, now, wrong);
+        self.told(&folder, replaced, now, "the changed policies are wrong; those before stay in force");
+    }
+
+    /// Says which policies are in force, where that is news.
+    fn tell_of_policies(
+        &mut self,
+        gate: &Gate,
+        origin: Origin,
+        version: &Version,
+        others: bool,
+    ) -> Result<(), TrustError> {
+        let before = std::mem::replace(&mut self.by_call, origin == Origin::Call);
+        let file = gate.kept_policies.path().display();
+        match origin {
+            Origin::Call if others || !before => tracing::warn!(
+                %version, %file,
+                "policies of a call are in force, instead of the folder's; `DELETE /v2/trust/policies` or a change of the folder ends that"
+            ),
+            Origin::Folder if others => tracing::info!(%version, "other policies are in force"),
+            Origin::Folder | Origin::Call => {}
+            Origin::ChangedFolder => {
+                tracing::warn!(
+                    %version, %file,
+                    "the folder of policies was changed after a call put others in force: the folder's are in force"
+                );
+                gate.kept_policies.forget()?;
+            }
+        }
+        Ok(())
     }
 
     fn roots(&mut self, gate: &Gate, now: SystemTime) {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Limit, Refusal};
+use super::{Demand, Limit, Refusal, Used};
 use crate::policy::{Limits, Rate, Window};
 
 const WINDOWS: [Window; 4] = [Window::Second, Window::Minute, Window::Hour, Window::Day];
@@ -17,6 +17,8 @@ pub(super) struct Ledger {
     windows: [(u64, u32); 4],
     day: u64,
     computed: Duration,
+    /// Principal and model, once limits count what is used: then it is kept.
+    of: Option<Box<(String, String)>>,
 }
 
 impl Ledger {
@@ -43,6 +45,54 @@ impl Ledger {
         }
         self.computed = self.computed.saturating_add(compute);
         Ok((compute, self.day))
+    }
+
+    /// Remembers whose it is, where a restart must not forget it.
+    pub(super) fn name(&mut self, limits: &Limits, demand: &Demand<'_>) {
+        if self.of.is_none()
+            && (!limits.query_budgets.is_empty() || limits.compute_per_day.is_some() || limits.rate.is_some())
+        {
+            self.of = Some(Box::new((demand.principal.to_owned(), demand.model.to_owned())));
+        }
+    }
+
+    /// What is used in windows that have not ended.
+    pub(super) fn used(&self, now: SystemTime) -> Option<Used> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (principal, model) = self.of.as_deref()?.clone();
+        let [second, minute, hour, day] = self.windows;
+        let open = |slot: (u64, u32), window| Some(slot).filter(|slot| slot.1 > 0 && slot.0 >= number(window, now));
+        let computed = (self.day, nanos(self.computed));
+        let used = Used {
+            principal,
+            model,
+            second: open(second, Window::Second),
+            minute: open(minute, Window::Minute),
+            hour: open(hour, Window::Hour),
+            day: open(day, Window::Day),
+            computed_ns: Some(computed).filter(|(day, time)| *time > 0 && *day >= number(Window::Day, now)),
+            due_ns: Some(self.due_ns).filter(|due| *due > nanos(now)),
+        };
+        Some(used).filter(|used| !used.is_nothing())
+    }
+
+    /// Counts what was used before. A window that is still to come was numbered by a clock that went ahead: it is the one of now.
+    pub(super) fn add(&mut self, used: &Used, now: SystemTime) {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let before = [used.second, used.minute, used.hour, used.day];
+        for ((slot, window), before) in self.windows.iter_mut().zip(WINDOWS).zip(before) {
+            let Some((numbered, count)) = before else { continue };
+            if numbered >= number(window, now) {
+                *slot = (number(window, now), in_window(*slot, window, now).saturating_add(count));
+            }
+        }
+        let today = number(Window::Day, now);
+        if let Some((day, time)) = used.computed_ns.filter(|(day, _)| *day >= today) {
+            let counted = if self.day >= today { self.computed } else { Duration::ZERO };
+            (self.day, self.computed) = (day.min(today), counted.saturating_add(Duration::from_nanos(time)));
+        }
+        self.due_ns = self.due_ns.max(used.due_ns.unwrap_or_default());
+        self.of.get_or_insert_with(|| Box::new((used.principal.clone(), used.model.clone())));
     }
 
     /// Charges so many queries more, which came in one request, or says which limit they meet and charges nothing.

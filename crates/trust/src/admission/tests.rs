@@ -9,7 +9,7 @@ use crate::policy::Rate;
 
 const NOON: u64 = 1_795_608_000; // 25 November 2026, 12:00 UTC.
 
-fn at(millis: u64) -> SystemTime {
+pub(super) fn at(millis: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(NOON) + Duration::from_millis(millis)
 }
 

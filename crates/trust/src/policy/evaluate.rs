@@ -26,11 +26,19 @@ use crate::TrustError;
 /// Policies are no templates, so nothing is filled in.
 static NO_SLOTS: LazyLock<SlotEnv> = LazyLock::new(SlotEnv::new);
 
+/// Stack that a letter of an operator may take where nothing is optimised, and what each policy has besides: Cedar denies where less is left.
+const OPERATOR_BYTES: usize = 20 << 10;
+const SPARE_BYTES: usize = 256 << 10;
+/// A stack for the deepest policy, where that of a thread (2 MiB in a server) has no such room. What is not touched costs nothing.
+const ROOMY_BYTES: usize = 64 << 20;
+
 /// A policy ready to be evaluated.
 pub(super) struct Compiled {
     pub(super) info: Arc<PolicyInfo>,
     condition: Expr,
     forbids: bool,
+    /// Bytes of stack that its evaluation may need.
+    room: usize,
 }
 
 /// What applies to a request, and what failed while it was found out.
@@ -54,9 +62,11 @@ pub(super) struct Question {
 }
 
 impl Compiled {
-    pub(super) fn new(policy: &Policy, info: &Arc<PolicyInfo>) -> Self {
+    /// A policy with so many letters of operators.
+    pub(super) fn new(policy: &Policy, operators: usize, info: &Arc<PolicyInfo>) -> Self {
         let core: &ast::Policy = policy.as_ref();
-        Self { info: Arc::clone(info), condition: core.condition(), forbids: policy.effect() == Effect::Forbid }
+        let (condition, forbids) = (core.condition(), policy.effect() == Effect::Forbid);
+        Self { info: Arc::clone(info), condition, forbids, room: SPARE_BYTES + operators * OPERATOR_BYTES }
     }
 }
 
@@ -106,14 +116,18 @@ impl Question {
         let mut findings = Findings::default();
         for policy in policies {
             let list = if policy.forbids { &mut findings.forbids } else { &mut findings.permits };
-            let applies = evaluator.interpret(&policy.condition, &NO_SLOTS).map(|value| value.value);
+            let interpret = || {
+                let value = evaluator.interpret(&policy.condition, &NO_SLOTS);
+                value.map(|value| value.value).map_err(|error| failed(&policy.info.id, &error.to_string()))
+            };
+            let applies = stacker::maybe_grow(policy.room, ROOMY_BYTES, interpret);
             match applies {
                 Ok(ValueKind::Lit(Literal::Bool(true))) => list.push(Arc::clone(&policy.info)),
                 Ok(ValueKind::Lit(Literal::Bool(false))) => {}
                 Ok(other) => {
                     findings.errors.push(failed(&policy.info.id, &format!("`{other}` is neither true nor false")))
                 }
-                Err(error) => findings.errors.push(failed(&policy.info.id, &error.to_string())),
+                Err(error) => findings.errors.push(error),
             }
         }
         findings
@@ -128,6 +142,11 @@ impl Question {
     pub(super) fn resource(&self) -> Option<EntityUid> {
         self.resource.uid().cloned().map(Into::into)
     }
+}
+
+/// Works on a stack that is deep enough for any policy.
+pub(super) fn roomy<T>(work: impl FnOnce() -> T) -> T {
+    stacker::maybe_grow(ROOMY_BYTES / 2, ROOMY_BYTES, work)
 }
 
 /// As Cedar's authorizer says it.

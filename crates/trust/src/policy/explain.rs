@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     context::{Keys, Observed},
     decision::{Decision, PolicyInfo, Request},
+    evaluate::roomy,
     rules::{Prepared, Rules},
 };
 
@@ -77,7 +78,7 @@ impl Rules {
         permits.sort_by_cached_key(|(policy, info)| (self.index.unmet(policy, &reach), info.place.clone()));
         let examined = permits.into_iter().take(EXAMINED_MAX.max(nearest_max));
         let mut nearest: Vec<Nearest> = examined
-            .map(|(policy, info)| Nearest { policy: Arc::clone(info), unmet: probe.unmet(policy) })
+            .map(|(policy, info)| Nearest { policy: Arc::clone(info), unmet: roomy(|| probe.unmet(policy)) })
             .filter(|nearest| !nearest.unmet.is_empty())
             .collect();
         nearest.sort_by_key(|nearest| nearest.unmet.len());

@@ -32,7 +32,7 @@ const PER_THREAD_MIN: usize = 64;
 const STACK_BYTES: usize = 64 << 20;
 /// Brackets and conditions within each other, and letters of operators, of one policy: each may cost a part of the stack.
 const NESTED_MAX: usize = 64;
-const OPERATORS_MAX: usize = 200;
+const OPERATORS_MAX: usize = 1000;
 
 /// A policy that was read.
 pub(super) struct Read<'a> {
@@ -40,6 +40,8 @@ pub(super) struct Read<'a> {
     pub(super) info: Arc<PolicyInfo>,
     pub(super) keys: Keys,
     form: String,
+    /// Letters of operators.
+    pub(super) operators: usize,
     file: &'a SourceFile,
     offset: usize,
 }
@@ -68,7 +70,8 @@ fn shallow(file: &SourceFile, found: &Statement<'_>) -> Result<(), TrustError> {
     }
     if found.operators > OPERATORS_MAX {
         return wrong(format!(
-            "{} letters of operators; at most {OPERATORS_MAX}: make it several policies, or compare with a set",
+            "a policy with {} letters of operators (`&`, `|`, `.`, `!`, and eight times those of `+`, `-`, `*`); at most {OPERATORS_MAX}: \
+             make it several policies, or compare with a set, as `[\"a\", \"b\"].contains(…)`",
             found.operators
         ));
     }
@@ -112,7 +115,7 @@ fn read_one<'a>(file: &'a SourceFile, found: &Statement<'a>) -> Result<Read<'a>,
     let json = Policy::from(policy.as_ref().clone()).to_json().map_err(|error| wrong(&error.to_string()))?;
     let (keys, form) = (Keys::of(&json), form(json));
     let info = Arc::new(PolicyInfo { id, place, forbids, annotations, terms });
-    Ok(Read { policy, info, keys, form, file, offset: found.offset })
+    Ok(Read { policy, info, keys, form, operators: found.operators, file, offset: found.offset })
 }
 
 /// What is wrong with a statement: as Cedar says it of the whole file, which knows what was expected in its place.

@@ -12,7 +12,7 @@ use quick_cache::{Equivalent, sync::Cache};
 use super::{
     context::{Keys, Observed},
     decision::{Decision, Effect, PolicyInfo, Reason, Request, Version},
-    evaluate::{Compiled, Findings, Made, Question},
+    evaluate::{Compiled, Findings, Made, Question, roomy},
     index::{Index, Reach},
     listing::{Listing, Within, shown},
     read::{self, Read},
@@ -140,7 +140,7 @@ impl Rules {
         if let Some(first) = self.infos.get(key) {
             return Err(wrong(&format!("id `{}` is used twice, first at {}", info.id, first.place)));
         }
-        self.index.insert(&read.policy, &Arc::new(Compiled::new(&read.policy, info)), read.keys)?;
+        self.index.insert(&read.policy, &Arc::new(Compiled::new(&read.policy, read.operators, info)), read.keys)?;
         self.policies.add(read.policy.clone()).map_err(|error| wrong(&error.to_string()))?;
         self.infos.insert(key.clone(), Arc::clone(info));
         Ok(())
@@ -206,7 +206,7 @@ impl Rules {
         let request = prepared.question.request(Keys::ALL, observed);
         match request.and_then(|request| Ok((request, self.all_with(&prepared.question)?))) {
             Ok((request, entities)) => {
-                let response = self.authorizer.is_authorized(&request, &self.policies, &entities);
+                let response = roomy(|| self.authorizer.is_authorized(&request, &self.policies, &entities));
                 self.combine(self.findings(&response))
             }
             Err(error) => Decision::deny(Reason::Failed, &self.version, vec![error]),

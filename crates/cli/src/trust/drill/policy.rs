@@ -165,7 +165,7 @@ async fn restore(stage: &Stage<'_>, digest: &serde_json::Value) -> Result<(), St
         return Ok(());
     }
     Err(format!(
-        "{reply}; in force is {}, before it was {digest}: send POST {POLICIES} or restart the server",
+        "{reply}; in force is {}, before it was {digest}, by a call: send the set of that call again",
         now.json()
     ))
 }
