@@ -11,6 +11,7 @@ mod emit;
 mod judge;
 mod prune;
 mod qat;
+mod rescaled;
 mod timing;
 mod training;
 mod weights;

@@ -22,10 +22,12 @@ pub struct Statistics {
     pub batches: usize,
 }
 
-/// Sums by channel.
+/// Sums, and greatest sizes, by channel.
 #[derive(Clone, Debug, Default)]
 struct Means {
     sums: Vec<f64>,
+    /// The greatest size.
+    most: Vec<f32>,
     count: f64,
 }
 
@@ -44,9 +46,15 @@ impl Statistics {
         Some(means.sums.iter().map(|sum| sum / means.count).collect())
     }
 
+    /// The greatest size of each input channel of the layers that read `value`.
+    pub(crate) fn channel_most(&self, value: &str) -> Option<&[f32]> {
+        self.means.get(value).filter(|means| means.count > 0.0).map(|means| means.most.as_slice())
+    }
+
     /// Bytes that histograms and means take.
     pub fn bytes(&self) -> usize {
-        let means = self.means.values().map(|means| means.sums.len() * size_of::<f64>()).sum::<usize>();
+        let means =
+            self.means.values().map(|means| means.sums.len() * (size_of::<f64>() + size_of::<f32>())).sum::<usize>();
         self.histograms.values().map(Histogram::bytes).sum::<usize>() + means
     }
 }
@@ -96,9 +104,12 @@ impl Statistics {
         };
         let means = self.means.entry(name.to_owned()).or_default();
         means.sums.resize(count.max(1), 0.0);
+        means.most.resize(count.max(1), 0.0);
         for (at, value) in values.iter().enumerate() {
-            if let Some(sum) = means.sums.get_mut(at / inner.max(1) % count.max(1)) {
+            let channel = at / inner.max(1) % count.max(1);
+            if let (Some(sum), Some(most)) = (means.sums.get_mut(channel), means.most.get_mut(channel)) {
                 *sum += f64::from(*value);
+                *most = most.max(value.abs());
             }
         }
         means.count += values.len() as f64 / count.max(1) as f64;
