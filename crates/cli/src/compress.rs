@@ -12,6 +12,7 @@ mod judge;
 mod kept;
 mod prune;
 mod qat;
+mod rescaled;
 mod timing;
 mod training;
 mod weights;

@@ -22,10 +22,12 @@ pub struct Statistics {
     pub batches: usize,
 }
 
-/// Sums by channel.
+/// Sums, and greatest sizes, by channel.
 #[derive(Clone, Debug, Default)]
 struct Means {
     sums: Vec<f64>,
+    /// The greatest size.
+    most: Vec<f32>,
     count: f64,
 }
 
@@ -44,9 +46,15 @@ impl Statistics {
         Some(means.sums.iter().map(|sum| sum / means.count).collect())
     }
 
+    /// The greatest size of each input channel of the layers that read `value`.
+    pub(crate) fn channel_most(&self, value: &str) -> Option<&[f32]> {
+        self.means.get(value).filter(|means| means.count > 0.0).map(|means| means.most.as_slice())
+    }
+
     /// Bytes that histograms and means take.
     pub fn bytes(&self) -> usize {
-        let means = self.means.values().map(|means| means.sums.len() * size_of::<f64>()).sum::<usize>();
+        let means =
+            self.means.values().map(|means| means.sums.len() * (size_of::<f64>() + size_of::<f32>())).sum::<usize>();
         self.histograms.values().map(Histogram::bytes).sum::<usize>() + means
     }
 }
@@ -97,10 +105,13 @@ impl Statistics {
         let (count, inner) = (count.max(1), inner.max(1));
         let means = self.means.entry(name.to_owned()).or_default();
         means.sums.resize(count, 0.0);
+        means.most.resize(count, 0.0);
         // Run by run of one channel: a division for each number would take longer than the model.
         for example in values.chunks(count * inner) {
-            for (sum, run) in means.sums.iter_mut().zip(example.chunks(inner)) {
+            let channels = means.sums.iter_mut().zip(&mut means.most);
+            for ((sum, most), run) in channels.zip(example.chunks(inner)) {
                 *sum += run.iter().map(|value| f64::from(*value)).sum::<f64>();
+                *most = run.iter().fold(*most, |most, value| most.max(value.abs()));
             }
         }
         means.count += values.len() as f64 / count as f64;

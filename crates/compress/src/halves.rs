@@ -1,26 +1,36 @@
-//! Weights as binary16 in the file, made binary32 when an engine loads it: half the size, the same speed.
+//! Weights as binary16 or bfloat16 in the file, made binary32 when an engine loads it: half the size, the same speed.
 
 use edgeward_graph::{
     DataType, Model, Tensor,
     proto::{AttributeProto, NodeProto},
     tensor_proto,
 };
-use half::f16;
+use half::{bf16, f16};
 
 use crate::{CompressError, Prepared, edit::node};
 
 /// Smaller tensors gain nothing.
 const ELEMENTS_MIN: usize = 64;
 
-/// Stores constants of binary32 as binary16, but for those with numbers that it cannot hold.
-pub fn halve(prepared: &Prepared) -> Result<Model, CompressError> {
+/// Numbers of 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Half {
+    /// 11 bits of precision, up to 65,504.
+    Binary16,
+    /// 8 bits of precision, the range of binary32.
+    BFloat16,
+}
+
+/// Stores constants of binary32 as `half`, but for those with numbers that it cannot hold.
+pub fn halve(prepared: &Prepared, half: Half) -> Result<Model, CompressError> {
     let mut model = prepared.model.clone();
     let given: Vec<String> = model.graph().input.iter().map(|input| input.name().to_owned()).collect();
     let mut casts: Vec<NodeProto> = Vec::new();
     let mut kept = Vec::new();
     for tensor in std::mem::take(&mut model.graph_mut().initializer) {
         let name = tensor.name().to_owned();
-        let halved = if given.contains(&name) { None } else { halved(&model, &tensor) };
+        let halved = if given.contains(&name) { None } else { halved(&model, &tensor, half) };
         let Some(halved) = halved else {
             kept.push(tensor);
             continue;
@@ -37,12 +47,21 @@ pub fn halve(prepared: &Prepared) -> Result<Model, CompressError> {
     Ok(model)
 }
 
-fn halved(model: &Model, tensor: &edgeward_graph::proto::TensorProto) -> Option<Tensor> {
+fn halved(model: &Model, tensor: &edgeward_graph::proto::TensorProto, half: Half) -> Option<Tensor> {
     if tensor.data_type() != DataType::Float32.to_onnx() {
         return None;
     }
     let tensor = model.tensor(tensor).ok().filter(|tensor| tensor.len() >= ELEMENTS_MIN)?;
-    let values: Vec<f16> = tensor.values::<f32>().ok()?.iter().map(|&value| f16::from_f32(value)).collect();
-    let holds = values.iter().all(|value| value.is_finite());
-    holds.then(|| Tensor::from_vec(tensor.shape().to_vec(), values).ok()).flatten()
+    let floats = tensor.values::<f32>().ok()?;
+    let shape = tensor.shape().to_vec();
+    match half {
+        Half::Binary16 => {
+            let values: Vec<f16> = floats.iter().map(|&value| f16::from_f32(value)).collect();
+            values.iter().all(|value| value.is_finite()).then(|| Tensor::from_vec(shape, values).ok()).flatten()
+        }
+        Half::BFloat16 => {
+            let values: Vec<bf16> = floats.iter().map(|&value| bf16::from_f32(value)).collect();
+            values.iter().all(|value| value.is_finite()).then(|| Tensor::from_vec(shape, values).ok()).flatten()
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Where the operator is from.
-const DOMAIN: &str = "com.microsoft";
+pub(crate) const DOMAIN: &str = "com.microsoft";
 /// Inputs are made bytes for the product: the operator's fastest kernels.
 const ACCURACY_LEVEL: i64 = 4;
 

@@ -50,8 +50,14 @@ pub fn prepare(model: &Model) -> Result<Prepared, CompressError> {
     let mut edit = Edit::new(edit.model);
     let folded = fuse::batch_norms(&mut edit)?;
     fuse::gemm_factors(&mut edit)?;
-    let mut model = edit.model;
-    model.graph_mut().drop_dead_nodes();
+    concluded(edit.model, folded)
+}
+
+/// A rewritten graph, looked at anew.
+pub(crate) fn concluded(mut model: Model, folded: usize) -> Result<Prepared, CompressError> {
+    let graph = model.graph_mut();
+    graph.sort_nodes()?;
+    graph.drop_dead_nodes();
     name_nodes(&mut model);
     // Declared shapes of values that no longer exist, or under older rules, are worth less than inferred ones.
     model.graph_mut().value_info.clear();

@@ -7,14 +7,17 @@
 mod stepping;
 mod support;
 
+use std::collections::BTreeSet;
+
 use edgeward_compress::{
-    BlockBits, GptqSpec, Prepared, Solved, gptq, observe::Inputs, prepare, quantise_blocks, quantise_blocks_in_steps,
+    Activations, Bias, BlockBits, Form, GptqSpec, Prepared, Solved, StaticSpec, WeightBits, adaround, calibrate, gptq,
+    histogram::Method, observe::Inputs, prepare, quantise_blocks, quantise_blocks_in_steps, quantise_static_in_steps,
 };
 use edgeward_engine::Engine;
 use edgeward_graph::{Model, Tensor, check, proto::AttributeProto};
 use serde_json::{Value, json};
 use stepping::python;
-use support::{Builder, decibels, dump, engines, load, numbers, run};
+use support::{Builder, decibels, dump, engines, ints, load, numbers, run};
 
 /// Rows whose numbers go together: a few causes, and a little of their own.
 fn together(seed: u64, rows: usize, width: usize) -> Vec<f32> {
@@ -152,4 +155,150 @@ fn what_cannot_be_solved_is_left() {
     let spec = GptqSpec { block: 48, ..spec };
     let refused = gptq(&prepared, &spec, &|model| load(engine.as_ref(), model), &|| Box::new(std::iter::empty()));
     assert!(refused.unwrap_err().to_string().contains("`48`"));
+}
+
+/// Pictures of stripes and a little noise, each channel's in another direction, so that no channel's matrix fits another's.
+fn pictures(seed: u64) -> Inputs {
+    let (channels, side) = (4, 9);
+    let stripes = numbers(seed, channels * 2 * side);
+    let noise = numbers(seed + 700, channels * side * side);
+    let number = |at: usize| {
+        let (channel, row, column) = (at / side / side, at / side % side, at % side);
+        let stripe = [row, column, row + column, row + side - 1 - column][channel];
+        stripes[channel * 2 * side + stripe] + 0.05 * noise[at]
+    };
+    let values = (0..channels * side * side).map(number).collect();
+    vec![("x".to_owned(), Tensor::from_vec([1, channels, side, side], values).unwrap())]
+}
+
+/// A convolution of pictures of four channels.
+fn convolution(group: usize, strides: i64, pads: i64) -> Model {
+    let mut b = Builder::new(&[1, 4, 9, 9]);
+    b.drawn("w", &[8, 4 / group, 3, 3], 3).drawn("b", &[8], 4);
+    let group = AttributeProto::of_int("group", group as i64);
+    b.node("Conv", &["x", "w", "b"], "y", vec![ints("pads", &[pads; 4]), group]);
+    let attributes = &mut b.graph.node[0].attribute;
+    attributes.retain(|attribute| attribute.name() != "strides");
+    attributes.push(ints("strides", &[strides, strides]));
+    let side = (9 + 2 * pads - 3) / strides + 1;
+    b.model(&[("y", &[1, 8, side, side])])
+}
+
+/// The same weights rounded to the nearest of the same steps.
+fn nearest(prepared: &Prepared, solved: &Solved, by_output: bool, most: f32) -> Model {
+    let mut model = prepared.model.clone();
+    let tensor = model.graph().initializer.iter().position(|tensor| tensor.name() == "w").unwrap();
+    let was = model.tensor(&model.graph().initializer[tensor]).unwrap();
+    let steps = &solved.steps["w"];
+    let row = was.len() / steps.len();
+    let step = |at: usize| if by_output { steps[at / row] } else { steps[at % steps.len()] };
+    let round = |(at, value): (usize, &f32)| (value / step(at)).round_ties_even().clamp(-most, most) * step(at);
+    let values: Vec<f32> = was.values::<f32>().unwrap().iter().enumerate().map(round).collect();
+    let rounded = Tensor::from_vec(was.shape().to_vec(), values).unwrap();
+    model.graph_mut().initializer[tensor] = edgeward_graph::tensor_proto("w", &rounded);
+    model
+}
+
+#[test]
+fn rounding_up_or_down_by_data_loses_less() {
+    let rows = |seed| given(seed, 40, 32);
+    // Nine weights leave little to choose.
+    let cases: [(&str, Model, &dyn Fn(u64) -> Inputs, bool, f64); 5] = [
+        ("MatMul", layer("MatMul", 40, 32, 12), &rows, false, 2.0),
+        ("Gemm", layer("Gemm", 40, 32, 12), &rows, true, 2.0),
+        ("Conv", convolution(1, 1, 1), &pictures, true, 1.0),
+        ("Conv of two groups", convolution(2, 2, 1), &pictures, true, 1.0),
+        ("depthwise Conv", convolution(4, 1, 0), &pictures, true, 0.0),
+    ];
+    for engine in engines() {
+        for (name, model, inputs, by_output, gain) in &cases {
+            let prepared = prepare(model).unwrap();
+            let data: Vec<Inputs> = (0..16).map(inputs).collect();
+            let load = |model: &Model| load(engine.as_ref(), model);
+            let solved =
+                adaround(&prepared, WeightBits::Four, &load, &|| Box::new(data.iter().cloned().map(Ok))).unwrap();
+            assert_eq!(solved.layers, 1);
+            let other = nearest(&prepared, &solved, *by_output, 7.0);
+            let unseen = inputs(99);
+            let expected = run(engine.as_ref(), model, &unseen);
+            let before = decibels(&expected, &run(engine.as_ref(), &other, &unseen));
+            let after = decibels(&expected, &run(engine.as_ref(), &solved.prepared.model, &unseen));
+            assert!(after > before + gain, "{} {name}: {after:.1} dB, nearest {before:.1} dB", engine.name());
+            exported(engine.as_ref(), &solved, &data);
+        }
+    }
+}
+
+/// `w` with number `at` as `value`.
+fn changed(model: &Model, at: usize, value: f32) -> Model {
+    let mut model = model.clone();
+    let tensor = model.graph().initializer.iter().position(|tensor| tensor.name() == "w").unwrap();
+    let was = model.tensor(&model.graph().initializer[tensor]).unwrap();
+    let mut values = was.values::<f32>().unwrap().into_owned();
+    values[at] = value;
+    let now = Tensor::from_vec(was.shape().to_vec(), values).unwrap();
+    model.graph_mut().initializer[tensor] = edgeward_graph::tensor_proto("w", &now);
+    model
+}
+
+#[test]
+fn no_other_choice_of_a_weight_makes_results_better() {
+    // What a convolution's window sees is told by the engine that runs it: strides, padding and groups count.
+    let engine = engines().pop().unwrap();
+    for (model, row) in [(convolution(2, 2, 1), 18), (convolution(4, 1, 0), 9)] {
+        no_better_choice(engine.as_ref(), &model, row);
+    }
+}
+
+/// `row` weights make one output.
+fn no_better_choice(engine: &dyn Engine, model: &Model, row: usize) {
+    let prepared = prepare(model).unwrap();
+    let data: Vec<Inputs> = (0..6).map(pictures).collect();
+    let load = |model: &Model| load(engine, model);
+    let solved = adaround(&prepared, WeightBits::Four, &load, &|| Box::new(data.iter().cloned().map(Ok))).unwrap();
+    let all = |model: &Model| data.iter().flat_map(|inputs| run(engine, model, inputs)).collect::<Vec<f32>>();
+    let expected = all(model);
+    let least = decibels(&expected, &all(&solved.prepared.model));
+    let weights = |model: &Model| {
+        let tensor = model.graph().initializer.iter().find(|tensor| tensor.name() == "w").unwrap();
+        model.tensor(tensor).unwrap().values::<f32>().unwrap().into_owned()
+    };
+    let (was, is, steps) = (weights(model), weights(&solved.prepared.model), &solved.steps["w"]);
+    let mut tried = 0;
+    for (at, (was, is)) in was.iter().zip(&is).enumerate() {
+        let step = steps[at / row];
+        let other = if is > was { is - step } else { is + step };
+        if (other - was).abs() >= step || other.abs() > 7.5 * step {
+            continue;
+        }
+        let ratio = decibels(&expected, &all(&changed(&solved.prepared.model, at, other)));
+        assert!(ratio <= least + 1e-3, "weight {at} as {other} instead of {is}: {ratio} dB, {least} dB before");
+        tried += 1;
+    }
+    assert!(tried > is.len() / 2, "{tried}");
+}
+
+/// The static integers are those that were solved.
+fn exported(engine: &dyn Engine, solved: &Solved, data: &[Inputs]) {
+    let mut batches = data.iter().cloned().map(Ok);
+    let statistics = calibrate(&solved.prepared, &|model| load(engine, model), &mut batches).unwrap();
+    let spec = StaticSpec {
+        form: Form::Inputs,
+        activations: Activations::U8,
+        weights: WeightBits::Four,
+        bias: Bias::Corrected,
+        keep: BTreeSet::new(),
+    };
+    let ranges = statistics.ranges(Method::MinMax);
+    let model = quantise_static_in_steps(&solved.prepared, &ranges, &statistics, &spec, &solved.steps).unwrap().model;
+    check(&model).unwrap();
+    let found = |model: &Model, name: &str| {
+        model.tensor(model.graph().initializer.iter().find(|t| t.name() == name).unwrap()).unwrap()
+    };
+    let (integers, floats) = (found(&model, "w.int8"), found(&solved.prepared.model, "w"));
+    let (integers, steps) = (integers.values::<i8>().unwrap(), &solved.steps["w"]);
+    for (at, (integer, float)) in integers.iter().zip(floats.values::<f32>().unwrap().iter()).enumerate() {
+        let near = steps.iter().any(|step| (f32::from(*integer) * step - float).abs() <= 1e-6);
+        assert!(near && integer.abs() <= 7, "weight {at}: {integer} for {float}");
+    }
 }

@@ -7,7 +7,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use edgeward_compress::{
-    Activations, Bias, BlockBits, Convolutions, DynamicSpec, Form, Prepared, Quantised, StaticSpec, WeightBits,
+    Activations, Bias, BlockBits, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, StaticSpec, WeightBits,
     calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_static,
 };
 use edgeward_graph::{DataType, Model, check, proto::AttributeProto};
@@ -155,7 +155,7 @@ Add y.unbiased b1 -> y";
 
 #[test]
 fn halves_are_made_whole_when_loaded() {
-    let model = halve(&prepare(&block()).unwrap()).unwrap();
+    let model = halve(&prepare(&block()).unwrap(), Half::Binary16).unwrap();
     assert!(dump(&model).starts_with("Cast w1.half -> w1"), "{}", dump(&model));
     same(&block(), &model, &[1, 3, 8, 8], 50.0);
 }

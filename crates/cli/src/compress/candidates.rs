@@ -7,12 +7,12 @@ use std::{
 };
 
 use edgeward_compress::{
-    Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Prepared, Quantised, Ranges,
+    Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, Ranges,
     Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
     histogram::Method,
     layer_errors, noise, observe,
     observe::Inputs,
-    quantise_dynamic, quantise_static,
+    quantise_dynamic, quantise_recurrent, quantise_static,
     report::{LayerFigures, OnEngine, Variant},
 };
 use edgeward_graph::{Model, Tensor};
@@ -79,7 +79,16 @@ pub struct Calibrated {
     pub statistics: Statistics,
     /// The ranges that served best.
     pub ranges: Ranges,
+    /// How nearly their model says what the original says.
+    pub cosine: f64,
     method: Method,
+}
+
+impl Calibrated {
+    /// Name of the method that the ranges are by.
+    pub fn method(&self) -> &'static str {
+        self.method.name()
+    }
 }
 
 impl Work<'_> {
@@ -87,7 +96,7 @@ impl Work<'_> {
     pub fn candidates(&self, original: &super::Original) -> Result<(Vec<Candidate>, Vec<Sensitivity>), Failure> {
         let mut made = Vec::new();
         self.go_on("halving weights")?;
-        let halved = halve(&self.prepared)?;
+        let halved = halve(&self.prepared, Half::Binary16)?;
         made.push(self.keep(
             "fp16",
             "weights as binary16, made binary32 when loaded",
@@ -95,6 +104,11 @@ impl Work<'_> {
             |_| 2.0,
             BTreeMap::new(),
         )?);
+        if !self.args.quick {
+            let (text, halved) =
+                ("weights as bfloat16, made binary32 when loaded", halve(&self.prepared, Half::BFloat16)?);
+            made.push(self.keep("bf16", text, &halved, |_| 2.0, BTreeMap::new())?);
+        }
         self.dynamic(&mut made)?;
         let mut sensitivity = Vec::new();
         if !self.prepared.layers.is_empty() {
@@ -121,6 +135,21 @@ impl Work<'_> {
             let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
             made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised))?);
         }
+        if self.prepared.model.graph().node.iter().any(|node| node.is_standard() && node.op_type() == "LSTM") {
+            let (spec, bits) = (spec(Convolutions::Floats), WeightBits::of_this_machine());
+            let dynamic = quantise_dynamic(&self.prepared, &spec)?;
+            let quantised = quantise_recurrent(&self.prepared, &dynamic, bits)?;
+            if quantised.layers > 0 {
+                let text = "weights of LSTM, MatMul and Gemm as bytes, activations by the range of each run";
+                made.push(self.keep(
+                    "int8-lstm",
+                    text,
+                    &quantised.model,
+                    |layer| if layer.op == "Conv" { 4.0 } else { 1.0 },
+                    self.noise(&quantised),
+                )?);
+            }
+        }
         self.blocks(made)?;
         if has(true) && !self.args.quick {
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Quantised))?;
@@ -132,10 +161,15 @@ impl Work<'_> {
 
     /// Observes ranges and takes the method whose model says most nearly what the original says.
     pub fn calibrated(&self) -> Result<Calibrated, Failure> {
+        self.calibrated_of(&self.prepared)
+    }
+
+    /// The same of a graph that computes what the prepared one does.
+    pub fn calibrated_of(&self, prepared: &Prepared) -> Result<Calibrated, Failure> {
         self.go_on("observing ranges")?;
         let load = |model: &Model| self.load(model);
         let mut batches = self.material.calibrate(usize::MAX);
-        let statistics = calibrate(&self.prepared, &load, &mut batches)?;
+        let statistics = calibrate(prepared, &load, &mut batches)?;
         let inputs: Vec<Inputs> = self.material.calibrate(COMPARED).collect::<Result<_, _>>().or_input()?;
         let expected = self.results(&self.prepared.model, &inputs)?;
         let methods = if self.args.quick { &[Method::MinMax, Method::Percentile][..] } else { &Method::ALL[..] };
@@ -144,7 +178,7 @@ impl Work<'_> {
             self.go_on(&format!("calibrating by {}", method.name()))?;
             let ranges = statistics.ranges(method);
             let spec = self.spec(Form::Chains, &BTreeSet::new());
-            let model = quantise_static(&self.prepared, &ranges, &statistics, &spec)?.model;
+            let model = quantise_static(prepared, &ranges, &statistics, &spec)?.model;
             let mut compared = Compared::default();
             for (expected, got) in expected.iter().zip(&self.results(&model, &inputs)?) {
                 compared.add(expected, got, 1);
@@ -154,8 +188,8 @@ impl Work<'_> {
                 best = Some((cosine, method, ranges));
             }
         }
-        let (_, method, ranges) = best.ok_or_else(|| CompressError::Data("nothing was calibrated".to_owned()))?;
-        Ok(Calibrated { statistics, ranges, method })
+        let (cosine, method, ranges) = best.ok_or_else(|| CompressError::Data("nothing was calibrated".to_owned()))?;
+        Ok(Calibrated { statistics, ranges, cosine, method })
     }
 
     fn results(&self, model: &Model, inputs: &[Inputs]) -> Result<Vec<Vec<Tensor>>, CompressError> {
@@ -184,13 +218,17 @@ impl Work<'_> {
     ) -> Result<Vec<Sensitivity>, Failure> {
         self.both_forms(calibrated, ("int8", ""), made)?;
         self.seven_bits(calibrated, made)?;
+        self.rescaled(calibrated, made)?;
         if self.args.quick {
             return Ok(Vec::new());
         }
+        self.operators(calibrated, made)?;
+        self.rounded(calibrated, WeightBits::Four, made)?;
         let quantised = self.quantised(calibrated, Form::Chains, &BTreeSet::new())?;
         if self.drop(&quantised.model, original)? <= self.args.max_drop {
             return Ok(Vec::new());
         }
+        self.rounded(calibrated, WeightBits::of_this_machine(), made)?;
         self.mixed(calibrated, original, made)
     }
 
@@ -227,7 +265,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn quantised(&self, calibrated: &Calibrated, form: Form, keep: &BTreeSet<String>) -> Result<Quantised, Failure> {
+    /// The prepared model, but for `keep` as integers.
+    pub fn quantised(
+        &self,
+        calibrated: &Calibrated,
+        form: Form,
+        keep: &BTreeSet<String>,
+    ) -> Result<Quantised, Failure> {
         let spec = self.spec(form, keep);
         Ok(quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?)
     }
