@@ -131,6 +131,29 @@ fn a_trained_model_becomes_smaller_and_keeps_its_accuracy() {
 }
 
 #[test]
+fn weights_are_rounded_by_data() {
+    let folder = folder();
+    let path = folder.path();
+    let report = compressed(path, "compress net.onnx --data rows.csv --for size -o out");
+    holds(&report);
+    let variants = report["variants"].as_array().unwrap();
+    // MatMulNBits is ONNX Runtime's own: without it such variants are refused, and say why.
+    let blocks = report["original"]["engines"].as_array().unwrap().iter().any(|e| e["engine"] == "onnxruntime");
+    for name in ["bf16", "int4-gptq", "int8-weights", "int4-adaround", "int4-adaround-inputs"] {
+        let variant = variants.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+        if blocks {
+            let cosine = variant["agreement"]["cosine"].as_f64().unwrap();
+            assert!(cosine > 0.9, "{name}: {cosine}");
+        }
+    }
+    others_open(&path.join("out"));
+    // Made-up inputs are nothing to round by.
+    let output = edgeward(path, "compress net.onnx --quick -o other --json");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["variants"].as_array().unwrap().iter().all(|v| v["name"] != "int4-gptq"));
+}
+
+#[test]
 fn nothing_is_written_where_nothing_is_good_enough() {
     let folder = folder();
     let path = folder.path();
