@@ -201,7 +201,7 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     let output = args.output();
     emit::check_folder(&output)?;
     let model = engines::read_model(&args.model)?;
-    let kept = Kept::open(&output, &crate::tune::hash(&args.model)?)?;
+    let kept = Kept::open(&output, crate::tune::hash(&args.model)?)?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
@@ -311,14 +311,20 @@ impl<'a> Work<'a> {
         make: impl FnOnce(&mut Vec<Candidate>) -> Outcome,
     ) -> Outcome {
         let group = self.of.map_or_else(|| group.to_owned(), |of| format!("{of}-{group}"));
-        if let Some(noted) = self.kept.candidates(&group) {
-            self.bar.suspend(|| print::note!("`{group}` is taken from the run that was interrupted"));
+        if let Some(noted) = self.taken(&group) {
             made.extend(noted);
             return Ok(());
         }
         let before = made.len();
         make(made)?;
         self.kept.note_candidates(&group, made.get(before..).unwrap_or_default())
+    }
+
+    /// Candidates that an interrupted run left.
+    fn taken(&self, group: &str) -> Option<Vec<Candidate>> {
+        let noted = self.kept.candidates(group)?;
+        self.bar.suspend(|| print::note!("`{group}` is taken from the run that was interrupted"));
+        Some(noted)
     }
 
     /// What took how long, in order; each went on until the next began.
@@ -352,7 +358,7 @@ impl<'a> Work<'a> {
         let original_variant = variants.remove(0);
         Ok(Report {
             model: self.args.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            model_sha256: crate::tune::hash(&self.args.model)?,
+            model_sha256: self.kept.model_sha256().to_owned(),
             machine: machine(self.threads),
             data: Data {
                 kind: self.material.kind,

@@ -26,6 +26,7 @@ mod telemetry;
 mod train;
 mod trust;
 mod tune;
+mod whole;
 mod wire;
 
 use std::{path::PathBuf, process::ExitCode};

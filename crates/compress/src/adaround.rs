@@ -12,10 +12,11 @@ use crate::{
     CompressError, Layer, Prepared, WeightBits,
     edit::Edit,
     fuse::channel_axis,
-    gptq::{Solved, own_weights, replace},
+    gptq::{Solved, own_weights},
     moments::{Repeat, moments},
     observe::Load,
-    qat::{WeightSteps, best_step},
+    qat::best_step,
+    rescale::weights_of,
 };
 
 /// Times that all weights of a row are gone through; few rows need more than five.
@@ -30,14 +31,11 @@ pub fn adaround(
     load: Load<'_>,
     batches: Repeat<'_>,
 ) -> Result<Solved, CompressError> {
-    let mut solved = Solved { prepared: prepared.clone(), steps: WeightSteps::new(), layers: 0 };
+    let mut solved = Solved::begin(prepared);
     let edit = Edit::new(prepared.model.clone());
     let layers: Vec<&Layer> = own_weights(prepared);
     moments(prepared, &layers, load, batches, &mut |layer, moment| {
-        let Some(node) = edit.node(layer.node) else { return Ok(()) };
-        let Some((name, (shape, values))) = node.input.get(1).and_then(|name| Some((name, edit.floats(name)?))) else {
-            return Ok(());
-        };
+        let Some((node, shape, values)) = weights_of(&edit, layer) else { return Ok(()) };
         let outputs = values.len() / moment.size;
         let groups = moment.sums.len() / (moment.size * moment.size);
         let by_output = channel_axis(node) == 0;
@@ -57,9 +55,7 @@ pub fn adaround(
             }
             steps.push(step);
         }
-        replace(&mut solved.prepared, name, &Tensor::from_vec(shape, rounded)?);
-        solved.steps.insert(name.clone(), steps);
-        solved.layers += 1;
+        solved.put(node, &Tensor::from_vec(shape, rounded)?, steps);
         Ok(())
     })?;
     Ok(solved)

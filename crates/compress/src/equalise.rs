@@ -15,7 +15,7 @@ use crate::{
     fuse::channel_axis,
     gptq::own_weights,
     prepare::concluded,
-    rescale::{Sides, is_by_channel, multiply, only_reader, weights_of},
+    rescale::{Sides, is_by_channel, multiply, only_reader, possible, weights_of},
 };
 
 /// Chains of layers are gone through until nothing moves, or so often.
@@ -81,9 +81,8 @@ fn balance(pairs: &[Pair], weights: &mut HashMap<usize, (Sides, Vec<f32>)>) -> V
             let (ranges, next) = (first.most(before).1, second.most(after).0);
             all.resize(ranges.len(), 1.0);
             let factor = |(one, other): (&f32, &f32)| {
-                let factor = (one / other).sqrt();
                 // A channel without weights on one side has no range to share.
-                if factor.is_normal() && (1.0 / factor).is_normal() { factor } else { 1.0 }
+                possible((one / other).sqrt())
             };
             let step: Vec<f32> = ranges.iter().zip(&next).map(factor).collect();
             moved = step.iter().fold(moved, |most, factor| most.max(factor.ln().abs()));

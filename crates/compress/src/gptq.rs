@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use edgeward_graph::{Tensor, tensor_proto};
+use edgeward_graph::{Tensor, proto::NodeProto, tensor_proto};
 use faer::{
     Accum, Mat, MatRef, Par, Side,
     linalg::{matmul::matmul, triangular_inverse::invert_lower_triangular},
@@ -20,6 +20,7 @@ use crate::{
     nbits::{largest_first, nearest},
     observe::Load,
     qat::WeightSteps,
+    rescale::weights_of,
 };
 
 /// Inputs after which what is left over is handed on to all later ones at once (the paper's B).
@@ -56,6 +57,24 @@ pub struct Solved {
     pub layers: usize,
 }
 
+impl Solved {
+    /// Nothing rounded yet.
+    pub(crate) fn begin(prepared: &Prepared) -> Self {
+        Self { prepared: prepared.clone(), steps: WeightSteps::new(), layers: 0 }
+    }
+
+    /// Puts rounded weights into a layer's constant.
+    pub(crate) fn put(&mut self, node: &NodeProto, values: &Tensor, steps: Vec<f32>) {
+        let Some(name) = node.input.get(1) else { return };
+        let tensors = &mut self.prepared.model.graph_mut().initializer;
+        if let Some(tensor) = tensors.iter_mut().find(|tensor| tensor.name() == name) {
+            *tensor = tensor_proto(name, values);
+        }
+        self.steps.insert(name.clone(), steps);
+        self.layers += 1;
+    }
+}
+
 /// Rounds the weights of MatMul and Gemm by what `batches` bring before them; [`crate::quantise_blocks_in_steps`] finds the same
 /// integers. Inputs are those of the float model. Layers whose weights something else reads as well, that are wider than
 /// 8192 or whose inputs are no multiple of the block are left. Errors: constants that cannot be read, data or an engine that fails.
@@ -66,14 +85,11 @@ pub fn gptq(
     batches: Repeat<'_>,
 ) -> Result<Solved, CompressError> {
     crate::nbits::check_block(spec.block)?;
-    let mut solved = Solved { prepared: prepared.clone(), steps: WeightSteps::new(), layers: 0 };
+    let mut solved = Solved::begin(prepared);
     let layers: Vec<&Layer> = own_weights(prepared).into_iter().filter(|layer| layer.op != "Conv").collect();
     let edit = Edit::new(prepared.model.clone());
     moments(prepared, &layers, load, batches, &mut |layer, moment| {
-        let Some(node) = edit.node(layer.node) else { return Ok(()) };
-        let Some((name, (shape, values))) = node.input.get(1).and_then(|name| Some((name, edit.floats(name)?))) else {
-            return Ok(());
-        };
+        let Some((node, shape, values)) = weights_of(&edit, layer) else { return Ok(()) };
         let by_output = channel_axis(node) == 0;
         if !moment.size.is_multiple_of(spec.block) {
             return Ok(());
@@ -89,9 +105,7 @@ pub fn gptq(
                 *slot = *step;
             }
         }
-        replace(&mut solved.prepared, name, &Tensor::from_vec(shape, rounded.values)?);
-        solved.steps.insert(name.clone(), steps);
-        solved.layers += 1;
+        solved.put(node, &Tensor::from_vec(shape, rounded.values)?, steps);
         Ok(())
     })?;
     Ok(solved)
@@ -116,14 +130,6 @@ pub(crate) fn own_weights(prepared: &Prepared) -> Vec<&Layer> {
         weight.is_some_and(|name| links.consumers(name) == [layer.node] && !results.contains(name.as_str()))
     };
     prepared.layers.iter().filter(own).collect()
-}
-
-/// Puts other numbers into a constant.
-pub(crate) fn replace(prepared: &mut Prepared, name: &str, values: &Tensor) {
-    let tensors = &mut prepared.model.graph_mut().initializer;
-    if let Some(tensor) = tensors.iter_mut().find(|tensor| tensor.name() == name) {
-        *tensor = tensor_proto(name, values);
-    }
 }
 
 struct Rounded {

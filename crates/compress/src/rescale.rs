@@ -84,6 +84,11 @@ pub(crate) fn multiply(
     Ok(())
 }
 
+/// A factor that can be multiplied and divided by, else 1.
+pub(crate) fn possible(factor: f32) -> f32 {
+    if factor.is_normal() && (1.0 / factor).is_normal() { factor } else { 1.0 }
+}
+
 /// The node that alone reads `value`, which is no result.
 pub(crate) fn only_reader(prepared: &Prepared, links: &Links<'_>, value: &str) -> Option<usize> {
     let &[user] = links.consumers(value) else { return None };

@@ -14,7 +14,7 @@ use crate::{
     edit::{Edit, node},
     equalise::Rescaled,
     prepare::concluded,
-    rescale::{Sides, is_by_channel, multiply, only_reader, weights_of},
+    rescale::{Sides, is_by_channel, multiply, only_reader, possible, weights_of},
 };
 
 /// α: how much of the difficulty goes into weights; the paper's 0.5 shares it.
@@ -108,9 +108,8 @@ fn factors(edit: &Edit, layers: &[&Layer], most: &[f32], alpha: f64) -> Option<V
         weights.iter_mut().zip(sides.most(&values).0).for_each(|(most, other)| *most = most.max(other));
     }
     let factor = |(activation, weight): (&f32, &f32)| {
-        let factor = (f64::from(*activation).powf(alpha) / f64::from(*weight).powf(1.0 - alpha)) as f32;
         // A channel without weights, or that is always 0, has nothing to share.
-        if factor.is_normal() && (1.0 / factor).is_normal() { factor } else { 1.0 }
+        possible((f64::from(*activation).powf(alpha) / f64::from(*weight).powf(1.0 - alpha)) as f32)
     };
     Some(most.iter().zip(&weights).map(factor).collect())
 }

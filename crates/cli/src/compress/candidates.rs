@@ -217,14 +217,18 @@ impl Work<'_> {
         made: &mut Vec<Candidate>,
     ) -> Result<Vec<Sensitivity>, Failure> {
         self.both_forms(calibrated, ("int8", ""), made)?;
-        self.seven_bits(calibrated, made)?;
+        if WeightBits::of_this_machine() != WeightBits::Seven {
+            // As fast as bytes, and a tenth less to send: what is left out of a byte is not entropy.
+            let text = "weights as 7 bits in bytes, chains of activations as bytes";
+            self.fewer_bits(calibrated, WeightBits::Seven, ("int7", text), made)?;
+        }
         self.rescaled(calibrated, made)?;
         if self.args.quick {
             return Ok(Vec::new());
         }
-        self.operators(calibrated, made)?;
-        self.rounded(calibrated, WeightBits::Four, made)?;
         let quantised = self.quantised(calibrated, Form::Chains, &BTreeSet::new())?;
+        self.operators(&quantised, made)?;
+        self.rounded(calibrated, WeightBits::Four, made)?;
         if self.drop(&quantised.model, original)? <= self.args.max_drop {
             return Ok(Vec::new());
         }
@@ -232,17 +236,19 @@ impl Work<'_> {
         self.mixed(calibrated, original, made)
     }
 
-    /// As fast as bytes, and a tenth less to send: what is left out of a byte is not entropy.
-    fn seven_bits(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Outcome {
-        if WeightBits::of_this_machine() == WeightBits::Seven {
-            return Ok(());
-        }
-        self.go_on("quantising: int7")?;
-        let spec = StaticSpec { weights: WeightBits::Seven, ..self.spec(Form::Chains, &BTreeSet::new()) };
+    /// Chains of bytes whose weights use a part of their byte.
+    pub fn fewer_bits(
+        &self,
+        calibrated: &Calibrated,
+        weights: WeightBits,
+        (name, recipe): (&str, &str),
+        made: &mut Vec<Candidate>,
+    ) -> Outcome {
+        self.go_on(&format!("quantising: {name}"))?;
+        let spec = StaticSpec { weights, ..self.spec(Form::Chains, &BTreeSet::new()) };
         let quantised = quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
         if quantised.layers > 0 {
-            let recipe = "weights as 7 bits in bytes, chains of activations as bytes";
-            made.push(self.keep("int7", recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+            made.push(self.keep(name, recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
         }
         Ok(())
     }

@@ -160,10 +160,9 @@ impl Work<'_> {
     }
 
     fn trained(&self, student: &Student, made: &mut Vec<Candidate>) -> Result<Prepared, Failure> {
-        if let Some(noted) = self.kept.candidates(STUDENT)
+        if let Some(noted) = self.taken(STUDENT)
             && let Some(first) = noted.first()
         {
-            self.bar.suspend(|| print::note!("`{STUDENT}` is taken from the run that was interrupted"));
             let prepared = prepare(&engines::read_model(&first.path)?)?;
             made.extend(noted);
             return Ok(prepared);

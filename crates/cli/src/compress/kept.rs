@@ -6,12 +6,15 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use edgeward_compress::report::LayerFigures;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::candidates::Candidate;
-use crate::failure::{Failure, Outcome};
+use crate::{
+    failure::{Failure, Outcome},
+    whole,
+};
 
 /// What a folder was begun for.
 const KEY: &str = "command.json";
@@ -21,6 +24,7 @@ const LOCK: &str = "lock";
 /// Files of candidates, and what is known of those that are ready.
 pub struct Kept {
     folder: PathBuf,
+    model_sha256: String,
     /// Held for as long as this lives.
     _lock: File,
 }
@@ -36,7 +40,7 @@ struct Noted {
 impl Kept {
     /// The folder for a result. What an interrupted run of the same command on the same files left in it is taken up; anything else
     /// is begun anew. An error where another compression works there.
-    pub fn open(output: &Path, model_sha256: &str) -> Result<Self, Failure> {
+    pub fn open(output: &Path, model_sha256: String) -> Result<Self, Failure> {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let folder = output.with_file_name(name);
@@ -47,11 +51,11 @@ impl Kept {
             let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
             return Err(Failure::input(text));
         }
-        let key = key(model_sha256);
-        let kept = Self { folder, _lock: lock };
+        let key = key(&model_sha256);
+        let kept = Self { folder, model_sha256, _lock: lock };
         if fs::read_to_string(kept.folder.join(KEY)).ok().as_ref() != Some(&key) {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
-            kept.write(KEY, key.as_bytes())?;
+            whole::write(&kept.path(KEY), key.as_bytes())?;
         }
         Ok(kept)
     }
@@ -64,6 +68,11 @@ impl Kept {
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Digest of the model that is compressed.
+    pub fn model_sha256(&self) -> &str {
+        &self.model_sha256
     }
 
     /// Candidates that were noted under this name.
@@ -92,7 +101,8 @@ impl Kept {
 
     /// Notes something, for a run that goes on.
     pub fn note(&self, name: &str, what: &impl Serialize) -> Outcome {
-        self.write(&format!("{name}.json"), &serde_json::to_vec(what).map_err(anyhow::Error::from)?)
+        whole::write(&self.path(&format!("{name}.json")), &serde_json::to_vec(what).map_err(anyhow::Error::from)?)?;
+        Ok(())
     }
 
     /// It is done; nothing here has a further use.
@@ -112,13 +122,6 @@ impl Kept {
             }
         }
         Ok(())
-    }
-
-    /// Written whole or not at all.
-    fn write(&self, name: &str, bytes: &[u8]) -> Outcome {
-        let (part, path) = (self.path(&format!("{name}.part")), self.path(name));
-        let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, &path));
-        written.map_err(|error| Failure::Work(anyhow!("cannot write `{}`: {error}", path.display())))
     }
 }
 

@@ -108,10 +108,9 @@ impl Work<'_> {
         let tuning = self.tuning(&shrinking.model, context)?;
         for ratio in ratios {
             let name = format!("pruned-{:02.0}", ratio * 100.0);
-            if let Some(noted) = self.kept.candidates(&name)
-                && let Some(kept) = self.kept_shrinking(&name)
+            if let Some(kept) = self.kept_shrinking(&name)
+                && let Some(noted) = self.taken(&name)
             {
-                self.bar.suspend(|| print::note!("`{name}` is taken from the run that was interrupted"));
                 made.extend(noted);
                 shrinking = kept;
                 continue;
@@ -128,12 +127,12 @@ impl Work<'_> {
             let percent = shrinking.left * 100.0;
             let recipe =
                 format!("channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of());
-            let before = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
+            let (before, first) = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
             let kept = self.keep_pruned(&name, &recipe, made);
-            self.prepared = before.0;
+            self.prepared = before;
             kept?;
             self.keep_shrinking(&name, &shrinking)?;
-            self.kept.note_candidates(&name, made.get(before.1..).unwrap_or_default())?;
+            self.kept.note_candidates(&name, made.get(first..).unwrap_or_default())?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use edgeward_compress::{
     Bias, BlockBits, Form, Learnt, Ranges, Rounded, StaticSpec, WeightBits, join, quantise_blocks_in_steps,
-    quantise_static, quantise_static_in_steps, round_in_training,
+    quantise_static_in_steps, round_in_training,
 };
 
 use super::{
@@ -31,19 +31,12 @@ impl Work<'_> {
         if self.args.quick {
             return Ok(());
         }
-        self.four_bits_as_they_are(calibrated, made)?;
+        // What training begins with, to hold its result against.
+        let text = "weights as 4 bits in bytes, activations as bytes";
+        self.fewer_bits(calibrated, WeightBits::Four, ("int4", text), made)?;
         self.once("int4-qat", made, |made| {
             self.trained_static(calibrated, WeightBits::Four, ("int4-qat", "int4-inputs-qat"), epochs, made)
         })
-    }
-
-    /// What training begins with, to hold its result against.
-    fn four_bits_as_they_are(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Result<(), Failure> {
-        let spec = StaticSpec { weights: WeightBits::Four, ..self.spec(Form::Chains, &BTreeSet::new()) };
-        let quantised = quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
-        let recipe = "weights as 4 bits in bytes, activations as bytes";
-        made.push(self.keep("int4", recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
-        Ok(())
     }
 
     fn trained_static(

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use edgeward_compress::{
-    ALPHA, Form, Layer, Prepared, Rescaled, StaticSpec, WeightBits, WeightSteps, adaround, adaround_cost, equalise,
-    quantise_static_in_steps, report::DataKind, smooth, to_operators,
+    ALPHA, Form, Layer, Prepared, Quantised, Rescaled, StaticSpec, WeightBits, WeightSteps, adaround, adaround_cost,
+    equalise, quantise_static_in_steps, report::DataKind, smooth, to_operators,
 };
 use edgeward_graph::Model;
 
@@ -13,7 +13,7 @@ use super::{
     Work,
     candidates::{Calibrated, Candidate},
 };
-use crate::{failure::Outcome, print};
+use crate::failure::Outcome;
 
 /// Examples that weights are rounded by: pictures hold many windows, texts many words.
 const EXAMPLES: usize = 32;
@@ -71,17 +71,8 @@ impl Work<'_> {
         }
         self.go_on("rounding weights up or down")?;
         let load = |model: &Model| self.load(model);
-        let solved = match adaround(&self.prepared, weights, &load, &|| self.repeated(EXAMPLES)) {
-            Ok(solved) => solved,
-            Err(error) => {
-                self.go_on("going on")?;
-                print::note!("no weights rounded up or down: {error}");
-                return Ok(());
-            }
-        };
-        if solved.layers == 0 {
-            return Ok(());
-        }
+        let solved = adaround(&self.prepared, weights, &load, &|| self.repeated(EXAMPLES));
+        let Some(solved) = self.solved("rounded up or down", solved)? else { return Ok(()) };
         let (name, text) = match weights {
             WeightBits::Four => ("int4-adaround", "weights of 4 bits in bytes, rounded up or down by data"),
             _ => ("int8-adaround", "weights rounded up or down by data"),
@@ -107,9 +98,8 @@ impl Work<'_> {
     }
 
     /// Chains of bytes in operators of their own, where any part of the graph becomes such.
-    pub fn operators(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Outcome {
-        let pairs = self.quantised(calibrated, Form::Chains, &BTreeSet::new())?;
-        let operators = to_operators(&pairs)?;
+    pub fn operators(&self, pairs: &Quantised, made: &mut Vec<Candidate>) -> Outcome {
+        let operators = to_operators(pairs)?;
         if operators.model.graph().node.len() == pairs.model.graph().node.len() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use edgeward_compress::{
-    BlockBits, CompressError, GptqSpec, Layer, Quantised, gptq, gptq_cost, observe::Inputs, quantise_blocks,
+    BlockBits, CompressError, GptqSpec, Layer, Quantised, Solved, gptq, gptq_cost, observe::Inputs, quantise_blocks,
     quantise_blocks_in_steps, report::DataKind,
 };
 use edgeward_graph::Model;
@@ -65,22 +65,25 @@ impl Work<'_> {
         let load = |model: &Model| self.load(model);
         let examples = if quick { EXAMPLES_QUICK } else { EXAMPLES };
         let batches = || self.repeated(examples);
-        let solved = match gptq(&self.prepared, &GptqSpec::new(BlockBits::Four, BLOCK), &load, &batches) {
-            Ok(solved) => solved,
-            Err(error) => {
-                self.show("going on")?;
-                print::note!("no weights rounded by what comes before them: {error}");
-                return Ok(());
-            }
-        };
-        if solved.layers == 0 {
-            return Ok(());
-        }
+        let solved = gptq(&self.prepared, &GptqSpec::new(BlockBits::Four, BLOCK), &load, &batches);
+        let Some(solved) = self.solved("rounded by what comes before them", solved)? else { return Ok(()) };
         let quantised = quantise_blocks_in_steps(&solved.prepared, BlockBits::Four, BLOCK, &solved.steps)?;
         let text =
             "weights of MatMul and Gemm as 4 bits in blocks of 32, each rounded by the errors of those before it";
         made.push(self.keep_blocks("int4-gptq", text, &quantised, BlockBits::Four)?);
         Ok(())
+    }
+
+    /// Weights that were rounded by data; none where no layer was, with a word about what went wrong.
+    pub fn solved(&self, how: &str, solved: Result<Solved, CompressError>) -> Result<Option<Solved>, Failure> {
+        match solved {
+            Ok(solved) => Ok(Some(solved).filter(|solved| solved.layers > 0)),
+            Err(error) => {
+                self.show("going on")?;
+                self.bar.suspend(|| print::note!("no weights {how}: {error}"));
+                Ok(None)
+            }
+        }
     }
 
     /// Examples for as long as nobody interrupts.

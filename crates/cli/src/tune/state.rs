@@ -7,11 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Candidate;
-use crate::{failure::Failure, measure::Summary};
+use crate::{failure::Failure, measure::Summary, whole};
 
 /// Measurements of one tune.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -65,12 +64,8 @@ impl State {
         Ok(summary)
     }
 
-    /// Written whole or not at all: a tune may be interrupted at any time.
     fn save(&self) -> anyhow::Result<()> {
-        let part = self.path.with_extension("state.part");
-        let written =
-            std::fs::write(&part, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(&part, &self.path));
-        written.with_context(|| format!("cannot write `{}`", self.path.display()))
+        whole::write(&self.path, &serde_json::to_vec(self)?)
     }
 
     /// The tune is done; the file has no further use.
