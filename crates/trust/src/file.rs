@@ -76,6 +76,23 @@ fn put(mut file: File, new: &Path, path: &Path, bytes: &[u8], flush: bool) -> io
     File::open(folder)?.sync_all()
 }
 
+/// Reads a file that need not be there: none where it is not.
+///
+/// # Errors
+/// The system's; of the kind `FileTooLarge` where it has more than `bytes_max`.
+pub(crate) fn read_if_there(path: &Path, bytes_max: u64) -> io::Result<Option<Vec<u8>>> {
+    let length = match fs::metadata(path) {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if length > bytes_max {
+        let why = format!("{length} bytes; expected at most {bytes_max}");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    fs::read(path).map(Some)
+}
+
 /// Reads a file that its owner alone may read.
 ///
 /// # Errors

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::Admission;
-use crate::{ErrorKind, TrustError, file::replace};
+use crate::{
+    ErrorKind, TrustError,
+    file::{read_if_there, replace},
+};
 
 /// The file within an authority's folder.
 pub const USED: &str = "used.json";
@@ -128,16 +131,16 @@ impl KeptUsage {
     }
 
     fn read(&self) -> Result<Vec<Used>, TrustError> {
-        let length = match fs::metadata(&self.path) {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(self.unavailable(&error)),
-        };
-        if length > 2 * FILE_BYTES_MAX as u64 {
-            return Err(self.invalid(&format!("{length} bytes; expected at most {}", 2 * FILE_BYTES_MAX)));
-        }
-        let text = fs::read(&self.path).map_err(|error| self.unavailable(&error))?;
+        let text = read_if_there(&self.path, 2 * FILE_BYTES_MAX as u64).map_err(|error| self.unread(&error))?;
+        let Some(text) = text else { return Ok(Vec::new()) };
         serde_json::from_slice(&text).map_err(|error| self.invalid(&error.to_string()))
+    }
+
+    fn unread(&self, error: &io::Error) -> TrustError {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => self.invalid(&error.to_string()),
+            _ => self.unavailable(error),
+        }
     }
 
     fn invalid(&self, why: &str) -> TrustError {

@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{SourceFile, Sources};
-use crate::{ErrorKind, TrustError, file::replace};
+use crate::{
+    ErrorKind, TrustError,
+    file::{read_if_there, replace},
+};
 
 /// The file within an authority's folder.
 pub const POLICIES_KEPT: &str = "policies-by-call.json";
@@ -76,15 +79,8 @@ impl KeptPolicies {
     /// # Errors
     /// `Invalid` where it cannot be understood, `Unavailable` where it cannot be read; either says what to do.
     pub fn read(&self) -> Result<Option<KeptSet>, TrustError> {
-        let length = match fs::metadata(&self.path) {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.unavailable(&error)),
-        };
-        if length > FILE_BYTES_MAX {
-            return Err(self.invalid(&format!("{length} bytes; expected at most {FILE_BYTES_MAX}")));
-        }
-        let text = fs::read(&self.path).map_err(|error| self.unavailable(&error))?;
+        let text = read_if_there(&self.path, FILE_BYTES_MAX).map_err(|error| self.unread(&error))?;
+        let Some(text) = text else { return Ok(None) };
         let written: Written = serde_json::from_slice(&text).map_err(|error| self.invalid(&error.to_string()))?;
         if written.policies.is_empty() {
             return Err(self.invalid("it has no policies"));
@@ -139,6 +135,13 @@ impl KeptPolicies {
             Some(_) => InForce { sources: of_folder, origin: Origin::ChangedFolder },
             None => InForce { sources: of_folder, origin: Origin::Folder },
         })
+    }
+
+    fn unread(&self, error: &io::Error) -> TrustError {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => self.invalid(&error.to_string()),
+            _ => self.unavailable(error),
+        }
     }
 
     fn invalid(&self, why: &str) -> TrustError {

@@ -12,7 +12,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Revoked;
-use crate::{ErrorKind, Thumbprint, TrustError, file::replace};
+use crate::{
+    ErrorKind, Thumbprint, TrustError,
+    file::{read_if_there, replace},
+};
 
 /// The file within an authority's folder.
 pub const KEPT: &str = "revoked-callers.json";
@@ -63,15 +66,8 @@ impl Kept {
     /// # Errors
     /// `Invalid` where it cannot be understood, `Unavailable` where it cannot be read.
     pub fn read(&self, now: SystemTime) -> Result<KeptRevocations, TrustError> {
-        let length = match fs::metadata(&self.path) {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
-            Err(error) => return Err(self.unavailable(&error)),
-        };
-        if length > FILE_BYTES_MAX {
-            return Err(self.invalid(&format!("{length} bytes; expected at most {FILE_BYTES_MAX}")));
-        }
-        let text = fs::read(&self.path).map_err(|error| self.unavailable(&error))?;
+        let text = read_if_there(&self.path, FILE_BYTES_MAX).map_err(|error| self.unread(&error))?;
+        let Some(text) = text else { return Ok(HashMap::new()) };
         let entries: Vec<Entry> = serde_json::from_slice(&text).map_err(|error| self.invalid(&error.to_string()))?;
         let mut found = HashMap::new();
         for entry in entries {
@@ -152,6 +148,13 @@ impl Kept {
             }
         }
         Err(self.unavailable(&io::Error::other("another process changes it")))
+    }
+
+    fn unread(&self, error: &io::Error) -> TrustError {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => self.invalid(&error.to_string()),
+            _ => self.unavailable(error),
+        }
     }
 
     fn invalid(&self, why: &str) -> TrustError {
