@@ -30,18 +30,7 @@ fn start(arguments: &[&str]) -> Server {
 
 /// Rows of sixteen zeros.
 fn request(rows: usize) -> ModelInferRequest {
-    let input = InferInputTensor {
-        name: "INPUT0".to_owned(),
-        datatype: "FP32".to_owned(),
-        shape: vec![rows as i64, 16],
-        ..InferInputTensor::default()
-    };
-    ModelInferRequest {
-        model_name: "m".to_owned(),
-        inputs: vec![input],
-        raw_input_contents: vec![vec![0; rows * 64].into()],
-        ..ModelInferRequest::default()
-    }
+    support::zeros("m", rows)
 }
 
 /// A message as gRPC frames it; `length` is what it announces.

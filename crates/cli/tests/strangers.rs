@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use edgeward_serve::proto::{ModelInferRequest, RepositoryModelLoadRequest, model_infer_request::InferInputTensor};
+use edgeward_serve::proto::{ModelInferRequest, RepositoryModelLoadRequest};
 use http_body_util::{BodyExt as _, StreamBody, combinators::BoxBody};
 use hyper::{body::Frame, client::conn::http2::SendRequest};
 use prost::Message as _;
@@ -66,18 +66,7 @@ async fn connect(trust: &Trust, server: &Server, who: &str) -> SendRequest<BoxBo
 
 /// A request to `ident` in rows of sixteen zeros.
 fn request(rows: usize) -> ModelInferRequest {
-    let input = InferInputTensor {
-        name: "INPUT0".to_owned(),
-        datatype: "FP32".to_owned(),
-        shape: vec![rows as i64, 16],
-        ..InferInputTensor::default()
-    };
-    ModelInferRequest {
-        model_name: "ident".to_owned(),
-        inputs: vec![input],
-        raw_input_contents: vec![vec![0; rows * 64].into()],
-        ..ModelInferRequest::default()
-    }
+    support::zeros("ident", rows)
 }
 
 /// Bytes that no compression makes less.

@@ -22,6 +22,7 @@ use edgeward_graph::{
     },
     tensor_proto,
 };
+use edgeward_serve::proto::{ModelInferRequest, model_infer_request::InferInputTensor};
 
 pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
     let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(16)];
@@ -35,6 +36,22 @@ pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
 pub fn shapeless(dtype: DataType) -> Option<TypeProto> {
     let tensor = type_proto::Tensor { elem_type: Some(dtype.to_onnx()), shape: None };
     Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() })
+}
+
+/// A gRPC request of rows of sixteen zeros.
+pub fn zeros(model: &str, rows: usize) -> ModelInferRequest {
+    let input = InferInputTensor {
+        name: "INPUT0".to_owned(),
+        datatype: "FP32".to_owned(),
+        shape: vec![rows as i64, 16],
+        ..InferInputTensor::default()
+    };
+    ModelInferRequest {
+        model_name: model.to_owned(),
+        inputs: vec![input],
+        raw_input_contents: vec![vec![0; rows * 64].into()],
+        ..ModelInferRequest::default()
+    }
 }
 
 /// A model that returns its input of shape `[n, 16]`.
