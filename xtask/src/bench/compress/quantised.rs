@@ -12,9 +12,6 @@ use super::{
 };
 use crate::bench::{Effort, Row, figure, peers::Edgeward};
 
-/// What was done until a file of static integers was there.
-const STATIC: [&str; 3] = ["observing ranges", "calibrating", "quantising: int8"];
-
 /// One model, compressed by us and quantised by others.
 struct Sides {
     bar: &'static str,
@@ -88,7 +85,7 @@ impl Sides {
 
     /// How long it takes to have the file.
     fn seconds(&self) -> anyhow::Result<Row> {
-        let own = self.report.seconds(&STATIC)?;
+        let own = self.report.seconds_of("observing ranges", "quantising: int8-inputs")?;
         let others: Vec<(&str, f64)> =
             self.others.iter().filter_map(|made| Some((made.name, made.made.as_ref().ok()?.1))).collect();
         let least = others.iter().map(|(_, seconds)| *seconds).fold(f64::INFINITY, f64::min);
@@ -97,7 +94,7 @@ impl Sides {
         Ok(Row::at_most(self.bar, what, own / least, "×", 1.0 / 3.0).against(format!(
             "{own:.1} s for observing, choosing and two files; {}; the whole search {:.0} s",
             told.join(", "),
-            self.report.seconds(&[])?
+            self.report.seconds()?
         )))
     }
 }

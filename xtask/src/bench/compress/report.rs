@@ -73,15 +73,20 @@ impl Compressed {
         best.map(|(_, variant)| variant).context("no engine runs such a variant")
     }
 
-    /// Seconds of what was done, by the first words of its name; of all where there is none.
-    pub fn seconds(&self, phases: &[&str]) -> anyhow::Result<f64> {
-        if phases.is_empty() {
-            return number(&self.0, "seconds");
-        }
+    /// Seconds of all of it.
+    pub fn seconds(&self) -> anyhow::Result<f64> {
+        number(&self.0, "seconds")
+    }
+
+    /// Seconds from the beginning of one part of the work to the end of a later one.
+    pub fn seconds_of(&self, first: &str, last: &str) -> anyhow::Result<f64> {
         let all = self.0["phases"].as_array().context("the report has no `phases`")?;
-        let named =
-            |phase: &&Value| phase["what"].as_str().is_some_and(|what| phases.iter().any(|p| what.starts_with(p)));
-        all.iter().filter(named).map(|phase| number(phase, "seconds")).sum()
+        let place = |what: &str| {
+            let place = all.iter().position(|phase| phase["what"] == what);
+            place.with_context(|| format!("the report has no phase `{what}`"))
+        };
+        let between = all.get(place(first)?..=place(last)?).unwrap_or_default();
+        between.iter().map(|phase| number(phase, "seconds")).sum()
     }
 }
 
