@@ -63,9 +63,6 @@ impl Sweep<'_> {
             self.keep(&mut swept.gradients, node, &outputs);
             let wants = node.input.iter().map(|n| differentiable(n) && !self.deferred.contains(n)).collect();
             let given = self.rule(emit, index, outputs.clone(), wants)?;
-            if rules::is_composite(node) {
-                tell(emit, node, &outputs, &given);
-            }
             for (input, gradient) in given {
                 open.entry(input).or_default().push(gradient);
             }
@@ -80,7 +77,7 @@ impl Sweep<'_> {
         Ok(swept)
     }
 
-    /// The gradients that one node hands to the inputs that `wants` names.
+    /// The gradients that one node hands to the inputs that `wants` names, told as one operation where it is a composite.
     pub fn rule(
         &self,
         emit: &mut Emit,
@@ -92,10 +89,15 @@ impl Sweep<'_> {
         if !wants.contains(&true) {
             return Ok(Vec::new());
         }
-        let mut context = Context { emit, known: self.known, node, outputs, wants, given: Vec::new() };
+        let mut context =
+            Context { emit: &mut *emit, known: self.known, node, outputs: outputs.clone(), wants, given: Vec::new() };
         rules::gradient(&mut context)
             .map_err(|reason| TrainError::Unsupported { place: place(node, index), reason })?;
-        Ok(context.given)
+        let given = context.given;
+        if rules::is_composite(node) {
+            tell(emit, node, &outputs, &given);
+        }
+        Ok(given)
     }
 
     fn keep(&self, gradients: &mut Gradients, node: &NodeProto, outputs: &[Option<String>]) {

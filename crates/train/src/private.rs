@@ -2,12 +2,16 @@
 //!
 //! One sweep gives the gradients of all operators' outputs for the sum of the examples' losses. From these and the
 //! operators' inputs come the norms of the examples' gradients: of a weight that is multiplied, `‖Σₜ aₜ bₜᵀ‖² = Σₜₛ (aₜ·aₛ)
-//! (bₜ·bₛ)` (Goodfellow 2015; Li et al. 2022, section 4), or the gradients themselves where these are smaller. The outputs'
-//! gradients, each example's scaled by `min(1, C / norm)`, then give the clipped sum by the same rules (Bu et al. 2023).
+//! (bₜ·bₛ)` (Goodfellow 2015; Li et al. 2022, section 4), or the gradients themselves where these are smaller. Each is scaled by
+//! `min(1, C / norm)`: gradients that are there themselves are summed so; where not, the outputs' gradients are scaled and give the
+//! clipped sum by the same rules (Bu et al. 2023).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use edgeward_graph::{DataType, Dimension, proto::NodeProto};
+use edgeward_graph::{
+    DataType, Dimension,
+    proto::{AttributeProto, NodeProto},
+};
 
 use crate::{
     TrainError,
@@ -16,6 +20,17 @@ use crate::{
     known::Known,
     rules::{self, Part},
 };
+
+/// The uses of values, each with the index of the input.
+type Uses<'u> = BTreeMap<String, Vec<(usize, &'u Use)>>;
+
+/// What is known of the examples' gradients by a value.
+enum Told {
+    /// The squared norms, \[batch\].
+    Square(String),
+    /// The gradients, \[batch, elements of the value\].
+    Whole(String),
+}
 
 /// A step whose examples are clipped.
 pub(crate) struct Private<'a> {
@@ -43,8 +58,9 @@ impl Private<'_> {
         let seed = emit.op("Expand", &[&one, &shape]);
         let swept = sweep.run(emit, vec![(losses.to_owned(), seed)])?;
         let uses = self.by_value(&swept.uses, &views)?;
-        let factor = self.factor(emit, &uses)?;
-        let clipped = self.clipped(emit, &sweep, &uses, &factor)?;
+        let told = self.told(emit, &uses)?;
+        let factor = self.factor(emit, &told)?;
+        let clipped = self.clipped(emit, &sweep, (&uses, &told), &factor)?;
         emit.stem = "gradient".to_owned();
         let none = HashSet::new();
         let back = Sweep { nodes: self.nodes, known: self.known, wanted: self.wanted, deferred: &none };
@@ -68,12 +84,8 @@ impl Private<'_> {
     }
 
     /// The uses of each value. A weight must go by one value: what two forms of it share could not be told.
-    fn by_value<'u>(
-        &self,
-        uses: &'u [Use],
-        views: &BTreeMap<&str, &str>,
-    ) -> Result<BTreeMap<String, Vec<(usize, &'u Use)>>, TrainError> {
-        let mut found: BTreeMap<String, Vec<(usize, &Use)>> = BTreeMap::new();
+    fn by_value<'u>(&self, uses: &'u [Use], views: &BTreeMap<&str, &str>) -> Result<Uses<'u>, TrainError> {
+        let mut found: Uses<'_> = BTreeMap::new();
         for usage in uses {
             let Some(node) = self.nodes.get(usage.node) else { continue };
             for (index, name) in node.input.iter().enumerate().filter(|(_, name)| views.contains_key(name.as_str())) {
@@ -88,16 +100,29 @@ impl Private<'_> {
         Ok(found)
     }
 
-    /// `min(1, C / norm)` of each example, \[batch\].
-    fn factor(&self, emit: &mut Emit, uses: &BTreeMap<String, Vec<(usize, &Use)>>) -> Result<String, TrainError> {
-        let mut squares = Vec::new();
+    /// What is known of the examples' gradients by each value.
+    fn told(&self, emit: &mut Emit, uses: &Uses<'_>) -> Result<BTreeMap<String, Told>, TrainError> {
+        let mut all = BTreeMap::new();
         for (name, uses) in uses {
             emit.stem = format!("norm/{name}");
             let mut parts = Vec::new();
             for (input, usage) in uses {
                 parts.push(self.part(emit, *input, usage)?);
             }
-            squares.push(self.square(emit, name, parts)?);
+            all.insert(name.clone(), self.together(emit, name, parts)?);
+        }
+        Ok(all)
+    }
+
+    /// `min(1, C / norm)` of each example, \[batch\].
+    fn factor(&self, emit: &mut Emit, told: &BTreeMap<String, Told>) -> Result<String, TrainError> {
+        let mut squares = Vec::new();
+        for (name, told) in told {
+            emit.stem = format!("norm/{name}");
+            squares.push(match told {
+                Told::Square(square) => square.clone(),
+                Told::Whole(flat) => emit.reduce("ReduceSumSquare", flat, &[1], Axes::Drop),
+            });
         }
         emit.stem = "clip".to_owned();
         let Some(sum) = emit.total(&squares) else {
@@ -129,41 +154,60 @@ impl Private<'_> {
         Err(format!("its output `{name}` does not have the batch as its first axis, which privacy needs"))
     }
 
-    /// The squared norms of the sums of all parts, \[batch\].
-    fn square(&self, emit: &mut Emit, name: &str, parts: Vec<Part>) -> Result<String, TrainError> {
+    /// The sum of all parts.
+    fn together(&self, emit: &mut Emit, name: &str, parts: Vec<Part>) -> Result<Told, TrainError> {
         let (mut factors, mut whole, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             match part {
                 Part::Factors(factor) => factors.push(factor),
-                Part::Whole(gradients) => whole.push(gradients),
+                Part::Whole(gradients) => whole.push(flat(emit, &gradients)),
                 Part::Rows(row) => rows.push(row),
             }
         }
-        let invalid = |reason: &str| TrainError::invalid(format!("weight `{name}` {reason}; freeze it"));
         match (factors.as_slice(), whole.as_slice(), rows.as_slice()) {
-            ([], [_, ..], []) => {
-                let sum = emit.total(&whole).unwrap_or_default();
-                Ok(square_of(emit, &sum))
+            ([_, ..], [], []) => {
+                let joined = rules::Factors::joined(emit, factors);
+                if !joined.is_small_whole() {
+                    return Ok(Told::Square(joined.square(emit)));
+                }
+                let gradients = joined.whole(emit);
+                Ok(Told::Whole(flat(emit, &gradients)))
             }
-            ([_, ..], [], []) => Ok(rules::Factors::joined(emit, factors).square(emit)),
-            ([], [], [one]) => Ok(one.square(emit, self.dtype)),
-            _ => Err(invalid("is used by operators whose gradients of one example are not told together")),
+            (_, [_, ..], []) => {
+                for factor in factors {
+                    let gradients = factor.whole(emit);
+                    whole.push(flat(emit, &gradients));
+                }
+                Ok(Told::Whole(emit.total(&whole).unwrap_or_default()))
+            }
+            ([], [], [one]) => Ok(Told::Square(one.square(emit, self.dtype))),
+            _ => {
+                let text = "is used by operators whose gradients of one example are not told together; freeze it";
+                Err(TrainError::invalid(format!("weight `{name}` {text}")))
+            }
         }
     }
 
-    /// Scales the outputs' gradients, and lets the rules sum what remains.
+    /// The clipped sums: of gradients that are there, and by the rules of the others' operators.
     fn clipped(
         &self,
         emit: &mut Emit,
         sweep: &Sweep<'_>,
-        uses: &BTreeMap<String, Vec<(usize, &Use)>>,
+        (uses, told): (&Uses<'_>, &BTreeMap<String, Told>),
         factor: &str,
     ) -> Result<Vec<(String, String)>, TrainError> {
         let mut all = Vec::new();
         for (name, uses) in uses {
+            emit.stem = format!("clipped/{name}");
+            if let Some(Told::Whole(flat)) = told.get(name) {
+                let row = emit.unsqueeze(factor, &[0]);
+                let sum = emit.op("MatMul", &[&row, flat]);
+                let shape = emit.op("Shape", &[name]);
+                all.push((name.clone(), emit.op("Reshape", &[&sum, &shape])));
+                continue;
+            }
             for (input, usage) in uses {
                 let Some(node) = self.nodes.get(usage.node) else { continue };
-                emit.stem = format!("clipped/{name}");
                 let outputs = node.output.iter().zip(&usage.outputs);
                 let outputs = outputs.map(|(y, g)| Some(self.scaled(emit, y, g.as_deref()?, factor))).collect();
                 let wants = (0..node.input.len()).map(|i| i == *input).collect();
@@ -180,10 +224,9 @@ impl Private<'_> {
     }
 }
 
-/// The squared norm of each example's part, \[batch\].
-fn square_of(emit: &mut Emit, x: &str) -> String {
-    let flat = emit.with("Flatten", &[x], vec![edgeward_graph::proto::AttributeProto::of_int("axis", 1)]);
-    emit.reduce("ReduceSumSquare", &flat, &[1], Axes::Drop)
+/// \[batch, all else\].
+fn flat(emit: &mut Emit, x: &str) -> String {
+    emit.with("Flatten", &[x], vec![AttributeProto::of_int("axis", 1)])
 }
 
 /// Operators that keep a weight's elements, and so its gradient's norm.

@@ -12,7 +12,7 @@
 //! | `ToBlocked` | plain x | | blocked |
 //! | `FromBlocked` | x | `channels` | plain |
 //! | `Conv` | x, plain w, bias? | `channels` of x, `strides`, `pads`, `dilations`, `group` (1, or all channels), `plain` (1: x is plain) | y |
-//! | `ConvWeightGradient` | x, dy | those, `kernel_shape`, `outputs` | plain dw |
+//! | `ConvWeightGradient` | x, dy | those, `kernel_shape`, `outputs`, `each_image` (1: one for each, in one group) | plain dw |
 //! | `ConvInputGradient` | dy, plain w | those of `Conv`, `size` of x | dx, plain where x is |
 //! | `BatchNorm` | x, scale, bias, addend? | `epsilon`, `low`, `high` (bounds of y) | y, mean?, variance? |
 //! | `BatchNormGradient` | g, x, scale, mean, variance, y? | those; g passes where y is within the bounds | dx, dscale?, dbias?, passed g? |

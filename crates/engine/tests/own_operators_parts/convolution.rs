@@ -21,7 +21,7 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let sizes = (1..4usize, 1..40usize, 1..40usize, [1..13usize, 1..31]);
+    let sizes = (prop_oneof![1..4usize, 8..11usize], 1..40usize, 1..40usize, [1..13usize, 1..31]);
     let windows = ([1..4usize, 1..4], [1..4usize, 1..4], [0..3usize, 0..3, 0..3, 0..3], [1..3usize, 1..3]);
     (sizes, windows, 0..4usize, 1..3usize).prop_map(|(sizes, windows, kind, threads)| {
         let (images, channels, outputs, size) = sizes;
@@ -120,10 +120,31 @@ fn check(engine: &dyn Engine, case: &Case, with_bias: bool) {
         let again = Op { threads, ..gradient.clone() };
         assert_eq!(first, again.run(engine, &[Some(&given), Some(&dy)]).unwrap());
     }
+    if !case.depthwise {
+        check_each_image(engine, case, &gradient, (&x, &wide(&x)), (&dy, &wdy));
+    }
     let gradient = case.op("ConvInputGradient").ints("size", &case.size);
     let result = gradient.run(engine, &[Some(&dy), Some(&w)]).unwrap().remove(0);
     let result = if case.plain { result } else { plain(&result, case.channels) };
     close("dx", &result, &case.x_shape(), &dx, 2e-6);
+}
+
+/// Each image's gradient by itself, and that the images' order does not matter to it.
+fn check_each_image(
+    engine: &dyn Engine,
+    case: &Case,
+    gradient: &Op,
+    (x, wx): (&Tensor, &[f64]),
+    (dy, wdy): (&Tensor, &[f64]),
+) {
+    let weights: usize = case.w_shape().iter().product();
+    let outputs = wdy.len() / case.images;
+    let mut each = vec![0.0; case.images * weights];
+    case.products(|i, k, o| each[o / outputs * weights + k] += wx[i] * wdy[o]);
+    let shape: Vec<usize> = std::iter::once(case.images).chain(case.w_shape()).collect();
+    let gradient = gradient.clone().int("each_image", 1);
+    let result = gradient.run(engine, &[Some(&case.given(x)), Some(dy)]).unwrap();
+    close("each image's dw", &result[0], &shape, &each, 4e-6);
 }
 
 proptest! {

@@ -2,12 +2,12 @@
 
 #![no_main]
 
-use edgeward_store::signing::{Bundle, ModelStatement, PublicKey, Signer, TrustRoots};
+use edgeward_store::signing::{Bundle, ModelStatement, PublicKey, SigningKey, TrustRoots};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let _ = PublicKey::from_pem(data);
-    let _ = Signer::from_pem(data);
+    let _ = SigningKey::from_pem(data);
     let _ = TrustRoots::default().with_roots(data, &["spiffe://domain.example/*".to_owned()]);
     let _ = ModelStatement::parse(data);
     let Ok(bundle) = Bundle::parse(data) else { return };

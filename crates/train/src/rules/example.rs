@@ -16,13 +16,13 @@ use crate::{
 pub(crate) enum Part {
     /// The gradients are products, summed over steps.
     Factors(Factors),
-    /// The gradients: \[batch, elements of the weight…\].
+    /// The gradients: \[batch, elements of the weight…\], in the weight's order.
     Whole(String),
     /// Rows of an embedding.
     Rows(Rows),
 }
 
-/// `Σₜ aₜ bₜᵀ` of each example: a is \[batch, steps, m\], b \[batch, steps, n\].
+/// `Σₜ aₜ bₜᵀ` of each example, a matrix in the weight's order: a is \[batch, steps, m\], b \[batch, steps, n\].
 pub(crate) struct Factors {
     a: String,
     b: String,
@@ -39,6 +39,18 @@ impl Factors {
         Self { a: emit.concat(&a, 1), b: emit.concat(&b, 1), steps, sizes: all.first().and_then(|f| f.sizes) }
     }
 
+    /// The gradients themselves, \[batch, m, n\].
+    pub fn whole(&self, emit: &mut Emit) -> String {
+        let turned = emit.transpose(&self.a, &[0, 2, 1]);
+        emit.op("MatMul", &[&turned, &self.b])
+    }
+
+    /// True where the gradients themselves take no more room than what they are made of.
+    pub fn is_small_whole(&self) -> bool {
+        let (Some(steps), Some((m, n))) = (self.steps, self.sizes) else { return false };
+        m.saturating_mul(n) <= steps.saturating_mul(m.saturating_add(n))
+    }
+
     /// The squared norms, by whichever way multiplies less: over pairs of steps, or the gradients themselves.
     pub fn square(&self, emit: &mut Emit) -> String {
         if self.steps == Some(1) {
@@ -50,8 +62,7 @@ impl Factors {
             _ => true,
         };
         if !by_pairs {
-            let turned = emit.transpose(&self.a, &[0, 2, 1]);
-            let whole = emit.op("MatMul", &[&turned, &self.b]);
+            let whole = self.whole(emit);
             return emit.reduce("ReduceSumSquare", &whole, &[1, 2], Axes::Drop);
         }
         let [a, b] = [&self.a, &self.b].map(|x| {
@@ -233,7 +244,7 @@ impl Reader<'_> {
         Ok(Part::Rows(Rows { g, places }))
     }
 
-    /// Factors over places where the kernel is large beside them, else the gradients.
+    /// The gradients where these are no larger than what they are made of, else factors over places.
     fn convolution(&mut self) -> Result<Part, String> {
         let (x, w) = (self.x(0), self.x(1));
         let sizes = self.known.sizes(&w)?;
@@ -254,11 +265,19 @@ impl Reader<'_> {
         let width = inner * places.len() as i64;
         if group == 1 {
             let all = self.emit.reshape(&all, &[0, width, -1]);
-            let a = self.emit.transpose(&all, &[0, 2, 1]);
+            let b = self.emit.transpose(&all, &[0, 2, 1]);
             let g = self.emit.reshape(self.g, &[0, outer, -1]);
-            let b = self.emit.transpose(&g, &[0, 2, 1]);
+            let a = self.emit.transpose(&g, &[0, 2, 1]);
             let count = counted(steps.iter().copied());
-            return Ok(Part::Factors(Factors { a, b, steps: count, sizes: Some((width, outer)) }));
+            let factors = Factors { a, b, steps: count, sizes: Some((outer, width)) };
+            if !factors.is_small_whole() {
+                return Ok(Part::Factors(factors));
+            }
+            let whole = self.emit.op("MatMul", &[&g, &factors.b]);
+            let shape: Vec<i64> = std::iter::once(0).chain(sizes.iter().map(|&size| size as i64)).collect();
+            let whole = self.emit.reshape(&whole, &shape);
+            self.emit.composite("ConvExampleGradients", &[&x, &w, self.g], &[&whole], self.node.attribute.clone());
+            return Ok(Part::Whole(whole));
         }
         let all = self.emit.reshape(&all, &[0, group, width, -1]);
         let turned = self.emit.transpose(&all, &[0, 1, 3, 2]);

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use edgeward_graph::{
-    DataType, Inferred, Model, Tensor,
+    DataType, Dimension, Inferred, Model, Tensor,
     proto::{AttributeProto, NodeProto, TensorProto},
     tensor_proto,
 };
@@ -47,6 +47,7 @@ pub(super) fn assign(model: &mut Model, types: &Inferred) {
         blocked: HashMap::new(),
         absent: HashSet::new(),
         counted: HashSet::new(),
+        besides: HashSet::new(),
         constants: Vec::new(),
     };
     for node in nodes {
@@ -69,6 +70,8 @@ struct Layout<'t> {
     absent: HashSet<String>,
     /// Values whose number of images is told.
     counted: HashSet<String>,
+    /// Numbers of each image that have a form with a fifth axis.
+    besides: HashSet<String>,
     constants: Vec<TensorProto>,
 }
 
@@ -280,7 +283,8 @@ impl Layout<'_> {
         name
     }
 
-    /// An operator of the standard on blocked values, where one is blocked and all others are images of its shape, or numbers.
+    /// An operator of the standard on blocked values, where one is blocked and all others are images of its shape, numbers, or one number
+    /// for each image.
     fn elementwise(&mut self, from: &NodeProto) -> Option<()> {
         let y = from.output.first()?;
         image(self.types, y)?;
@@ -290,18 +294,41 @@ impl Layout<'_> {
             let value = self.types.of(name);
             name.is_empty() || (value.shape.is_some_and(|s| s.is_empty()) && value.dtype == Some(DataType::Float32))
         };
-        let fits = from.input.iter().all(|name| same(name) || number(name));
+        let of_image = |name: &String| {
+            let value = self.types.of(name);
+            let sizes = value.shape.filter(|_| value.dtype == Some(DataType::Float32));
+            sizes.zip(shape.as_ref()).is_some_and(|(sizes, shape)| {
+                let ones = sizes.iter().skip(1).all(|size| *size == Dimension::Fixed(1));
+                sizes.len() == 4 && sizes.first() == shape.first() && ones
+            })
+        };
+        let fits = from.input.iter().all(|name| same(name) || number(name) || of_image(name));
         if !fits || !from.input.iter().any(|name| self.is_blocked(name)) {
             return None;
         }
-        let images: Vec<bool> = from.input.iter().map(same).collect();
+        let kinds: Vec<(bool, bool)> = from.input.iter().map(|name| (same(name), of_image(name))).collect();
         let mut inputs = Vec::new();
-        for (name, is_image) in from.input.iter().zip(images) {
-            inputs.push(if is_image { self.block(name) } else { name.clone() });
+        for (name, kind) in from.input.iter().zip(kinds) {
+            inputs.push(match kind {
+                (true, _) => self.block(name),
+                (false, true) => self.beside(name),
+                (false, false) => name.clone(),
+            });
         }
         let output = self.made(y);
         self.nodes.push(NodeProto { input: inputs, output: vec![output], ..from.clone() });
         Some(())
+    }
+
+    /// One number for each image, [n, 1, 1, 1], as blocked images meet it.
+    fn beside(&mut self, name: &str) -> String {
+        self.plain(name);
+        let beside = format!("{name}/beside");
+        if self.besides.insert(name.to_owned()) {
+            let shape = self.ints(&[0, 1, 1, 1, 1]);
+            self.nodes.push(standard("Reshape", &[name, &shape], &beside));
+        }
+        beside
     }
 }
 

@@ -122,6 +122,7 @@ impl Select<'_> {
             "BatchNormalizationTraining" => self.normalisation(composite),
             "SgdUpdate" => self.update(composite, "Sgd"),
             "AdamUpdate" | "AdamWUpdate" => self.update(composite, "Adam"),
+            "ConvExampleGradients" => self.example_gradients(composite),
             kind => match Gradient::of(composite) {
                 None => None,
                 Some(gradient) => match kind {
@@ -179,13 +180,21 @@ impl Select<'_> {
             attributes.push(AttributeProto::of_ints("size", [height as i64, width as i64]));
             nodes.push(node("ConvInputGradient", &[gradient.of_output, gradient.x(1)], &[dx], attributes));
         }
-        if let (Some(dw), &[outputs, _, down, across]) = (gradient.d(1), weight.as_slice()) {
-            let mut attributes = attributes;
-            attributes.push(AttributeProto::of_ints("kernel_shape", [down as i64, across as i64]));
-            attributes.push(AttributeProto::of_int("outputs", outputs as i64));
+        if let Some(dw) = gradient.d(1) {
+            let attributes = weight_attributes(attributes, &weight);
             nodes.push(node("ConvWeightGradient", &[gradient.x(0), gradient.of_output], &[dw], attributes));
         }
         nodes
+    }
+
+    /// The gradients that each example has by the weight of a convolution in one group.
+    fn example_gradients(&self, told: &NodeProto) -> Option<NodeProto> {
+        let ([x, w, g], [dw]) = (told.input.as_slice(), told.output.as_slice()) else { return None };
+        let attributes = convolution_attributes(self.types, told, x, w)?;
+        let mut attributes = weight_attributes(attributes, &self.types.of(w).fixed()?);
+        attributes.push(AttributeProto::of_int("each_image", 1));
+        image(self.types, x).filter(|_| told.attr_int("group").unwrap_or(1) == 1)?;
+        Some(node("ConvWeightGradient", &[x, g], &[dw], attributes))
     }
 
     fn bounded(&self, gradient: &Gradient<'_>, low: f32, high: f32) -> Option<NodeProto> {
@@ -290,6 +299,14 @@ pub(super) fn constant(model: &Model, name: &str, absent: f32) -> Option<f32> {
 
 /// Ends the names of outputs that nobody asked for.
 const SPARE: &str = "/spare";
+
+/// Attributes of a convolution with those of its weight, [outputs, inputs, height, width].
+fn weight_attributes(mut attributes: Vec<AttributeProto>, weight: &[usize]) -> Vec<AttributeProto> {
+    let kernel: Vec<i64> = weight.iter().skip(2).map(|&size| size as i64).collect();
+    attributes.push(AttributeProto::of_ints("kernel_shape", kernel));
+    attributes.push(AttributeProto::of_int("outputs", weight.first().map_or(0, |&size| size as i64)));
+    attributes
+}
 
 /// Attributes of our convolutions; none for those that they do not do.
 pub(super) fn convolution_attributes(

@@ -1,4 +1,4 @@
-//! `ConvWeightGradient`: the sum over all images and pixels of input times output gradient, for each tap.
+//! `ConvWeightGradient`: the sum over all images and pixels of input times output gradient, for each tap; or one sum for each image.
 //!
 //! Each task has some blocks of outputs and inputs to itself and goes through all images, so that sums do not depend on the threads.
 //! Sixteen sums (8 inputs by 2 blocks of outputs) stay in registers while the pixels of one tap pass.
@@ -25,6 +25,16 @@ struct WeightGradient {
     window: Window,
     kernel: [usize; 2],
     outputs: usize,
+    sums: Sums,
+}
+
+/// What is added up.
+#[derive(Clone, Copy, PartialEq)]
+enum Sums {
+    /// All images: [outputs, inputs, kernel…].
+    Whole,
+    /// Each image by itself: [images, outputs, inputs, kernel…].
+    EachImage,
 }
 
 impl WeightGradient {
@@ -35,7 +45,11 @@ impl WeightGradient {
         if settings.depthwise && outputs != settings.channels {
             return Err(format!("`outputs` is {outputs}, expected the {} `channels`", settings.channels));
         }
-        Ok(Box::new(Self { window: settings.window.with_kernel(kernel), settings, kernel, outputs }))
+        let sums = if attributes.flag(c"each_image")? { Sums::EachImage } else { Sums::Whole };
+        if settings.depthwise && sums == Sums::EachImage {
+            return Err("`each_image` goes with one `group` only".to_owned());
+        }
+        Ok(Box::new(Self { window: settings.window.with_kernel(kernel), settings, kernel, outputs, sums }))
     }
 }
 
@@ -60,7 +74,8 @@ impl Kernel for WeightGradient {
             return Err(format!("`x` has {images} images and `dy` {n}"));
         }
         self.window.check(size, [oh, ow])?;
-        let dw = run.output(0, &[self.outputs, inputs, self.kernel[0], self.kernel[1]])?;
+        let shape = [images, self.outputs, inputs, self.kernel[0], self.kernel[1]];
+        let dw = run.output(0, if self.sums == Sums::EachImage { &shape } else { &shape[1..] })?;
         let taps = self.window.kernel_size();
         if self.settings.depthwise {
             let blocks = x.data.as_chunks().0;
@@ -87,31 +102,42 @@ impl Kernel for WeightGradient {
                 (0..axis.kernel).map(|tap| axis.inside(tap, size[i], output[i])).collect()
             }),
         };
-        let split = work.split();
+        let split = work.split(self.sums);
         let mut sums = zeros(split.tasks() * split.task_blocks(taps * width))?;
         if self.settings.plain {
             work.run::<1>(run, x.data.as_chunks().0, &split, &mut sums)?;
         } else {
             work.run::<16>(run, x.data.as_chunks().0, &split, &mut sums)?;
         }
-        unpack(run, &sums, (&split, taps, width), (inputs, dw))
+        let unpack = Unpack { sums: &sums, split: &split, taps, width, inputs };
+        // A block of outputs at a time, so that each block of sums is read once.
+        let block = 16 * inputs * taps;
+        match self.sums {
+            Sums::Whole => run.chunks(dw, block, |output, dw| unpack.block(0..split.parts, output, dw)),
+            Sums::EachImage => run.chunks(dw, self.outputs * inputs * taps, |image, dw| {
+                dw.chunks_mut(block).enumerate().for_each(|(output, dw)| unpack.block(image..image + 1, output, dw));
+            }),
+        }
     }
 }
 
-/// Adds the parts up and puts them into ONNX's order.
-#[target_feature(enable = "avx512f")]
-fn unpack(
-    run: &Run<'_>,
-    sums: &[Block],
-    (split, taps, width): (&Split, usize, usize),
-    (inputs, dw): (usize, &mut [f32]),
-) -> Result<(), String> {
-    // A block of outputs at a time, so that each block of sums is read once.
-    run.chunks(dw, 16 * inputs * taps, |output, dw| {
+/// Puts sums into ONNX's order.
+struct Unpack<'a> {
+    sums: &'a [Block],
+    split: &'a Split,
+    taps: usize,
+    width: usize,
+    inputs: usize,
+}
+
+impl Unpack<'_> {
+    /// Adds up the parts of one block of outputs: `dw` is [outputs, inputs, taps].
+    fn block(&self, parts: std::ops::Range<usize>, output: usize, dw: &mut [f32]) {
+        let Self { sums, split, taps, width, inputs } = *self;
         for input in 0..inputs {
             for tap in 0..taps {
                 let mut total = [0.0; 16];
-                for part in 0..split.parts {
+                for part in parts.clone() {
                     let place = split.place(part, output, input / width, taps * width) + tap * width + input % width;
                     total.iter_mut().zip(&sums[place]).for_each(|(t, s)| *t += s);
                 }
@@ -119,7 +145,7 @@ fn unpack(
                 to.zip(total).for_each(|(to, total)| *to = total);
             }
         }
-    })
+    }
 }
 
 /// How the work is split into tasks: by shape alone.
@@ -175,13 +201,25 @@ struct Visit {
 }
 
 impl Work<'_> {
-    fn split(&self) -> Split {
+    fn split(&self, sums: Sums) -> Split {
+        if sums == Sums::EachImage && self.images >= TASKS {
+            return Split {
+                parts: self.images,
+                outputs: self.outputs.next_multiple_of(2),
+                inputs: self.inputs,
+                along: [1, 1],
+            };
+        }
         let outputs = self.outputs.div_ceil(TASKS).next_multiple_of(2);
         let along_outputs = self.outputs.div_ceil(outputs);
         let inputs = self.inputs.div_ceil(TASKS.div_ceil(along_outputs));
         let along = [along_outputs, self.inputs.div_ceil(inputs)];
         let tasks = along[0] * along[1];
-        let parts = if tasks * 2 > TASKS { 1 } else { (TASKS / tasks).min(self.images).max(1) };
+        let parts = match sums {
+            Sums::EachImage => self.images,
+            Sums::Whole if tasks * 2 > TASKS => 1,
+            Sums::Whole => (TASKS / tasks).min(self.images).max(1),
+        };
         Split { parts, outputs, inputs, along }
     }
 
