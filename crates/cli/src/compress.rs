@@ -21,7 +21,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -201,7 +201,7 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     let output = args.output();
     emit::check_folder(&output)?;
     let model = engines::read_model(&args.model)?;
-    let kept = Kept::open(&output, crate::tune::hash(&args.model)?)?;
+    let kept = Kept::open(&output, crate::tune::hash(&args.model)?, &unnamed_files(args, context))?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
@@ -214,6 +214,15 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     }
     work.kept.remove();
     Ok(report)
+}
+
+/// Files that a compression is made of without being named by its command: settings, and what these name.
+fn unnamed_files<'a>(args: &'a CompressArgs, context: &'a Context) -> Vec<&'a Path> {
+    let (given, set) = (&args.data, &context.settings.train.data);
+    let sets = [(&given.data, &set.data), (&given.val, &set.val), (&given.labels, &set.labels)];
+    let sets = sets.into_iter().chain([(&given.tokenizer, &set.tokenizer)]);
+    let named = sets.filter_map(|(given, set)| set.as_deref().filter(|_| given.is_none()));
+    std::iter::once(Path::new(crate::settings::DEFAULT_FILE)).chain(named).collect()
 }
 
 impl CompressArgs {

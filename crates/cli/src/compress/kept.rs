@@ -39,8 +39,8 @@ struct Noted {
 
 impl Kept {
     /// The folder for a result. What an interrupted run of the same command on the same files left in it is taken up; anything else
-    /// is begun anew. An error where another compression works there.
-    pub fn open(output: &Path, model_sha256: String) -> Result<Self, Failure> {
+    /// is begun anew. `files` are those that the command does not name. An error where another compression works there.
+    pub fn open(output: &Path, model_sha256: String, files: &[&Path]) -> Result<Self, Failure> {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let folder = output.with_file_name(name);
@@ -51,7 +51,7 @@ impl Kept {
             let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
             return Err(Failure::input(text));
         }
-        let key = key(&model_sha256);
+        let key = key(&model_sha256, files, &folder);
         let kept = Self { folder, model_sha256, _lock: lock };
         if fs::read_to_string(kept.folder.join(KEY)).ok().as_ref() != Some(&key) {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
@@ -125,15 +125,54 @@ impl Kept {
     }
 }
 
-/// The command, and the state of every file that it names: what another command, model or data made does not go on.
-fn key(model_sha256: &str) -> String {
+/// The command, and the state of every file and folder that it names: what another command, model or data made does not go on.
+fn key(model_sha256: &str, files: &[&Path], own: &Path) -> String {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let changed = |word: &String| {
-        let about = fs::metadata(word).ok()?;
-        let at = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        Some((word.clone(), about.len(), at.as_nanos().to_string()))
-    };
-    let files: Vec<_> = words.iter().filter_map(changed).collect();
-    serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": files })
+    let mut states = Vec::new();
+    for path in words.iter().map(Path::new).chain(files.iter().copied()) {
+        note_state(path, own, &mut states);
+    }
+    serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": states })
         .to_string()
+}
+
+/// Size and age of a file, or of all files in a folder but `own`; nothing where there is none.
+fn note_state(path: &Path, own: &Path, states: &mut Vec<(String, u64, String)>) {
+    let Ok(about) = fs::metadata(path) else { return };
+    if !about.is_dir() {
+        let age = about.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        states.push((path.to_string_lossy().into_owned(), about.len(), age.as_nanos().to_string()));
+        return;
+    }
+    if fs::canonicalize(path).ok() == fs::canonicalize(own).ok() {
+        return;
+    }
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    // What a link leads to is looked at where it is a file; a folder could lead back.
+    let within = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_symlink()) || entry.path().is_file());
+    let mut within: Vec<PathBuf> = within.map(|entry| entry.path()).collect();
+    within.sort();
+    within.iter().for_each(|path| note_state(path, own, states));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_file_of_a_folder_changes_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, own) = (folder.path().join("data"), folder.path().join("out.partial"));
+        fs::create_dir_all(data.join("train/cats")).unwrap();
+        fs::create_dir_all(&own).unwrap();
+        fs::write(data.join("train/cats/1.png"), "one").unwrap();
+        let now = |files: &[&Path]| key("model", files, &own);
+        let before = now(&[folder.path()]);
+        assert_eq!(before, now(&[folder.path()]));
+        fs::write(own.join("net.onnx"), "what is kept itself does not count").unwrap();
+        assert_eq!(before, now(&[folder.path()]));
+        assert_ne!(before, now(&[&data, &folder.path().join("missing")]));
+        fs::write(data.join("train/cats/1.png"), "other").unwrap();
+        assert_ne!(before, now(&[folder.path()]));
+    }
 }
