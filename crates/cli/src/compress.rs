@@ -147,6 +147,8 @@ enum GoalName {
     Throughput,
     /// The file
     Size,
+    /// The processor's time, of all cores together
+    Energy,
 }
 
 impl From<GoalName> for Goal {
@@ -155,6 +157,7 @@ impl From<GoalName> for Goal {
             GoalName::Latency => Self::Latency,
             GoalName::Throughput => Self::Throughput,
             GoalName::Size => Self::Size,
+            GoalName::Energy => Self::Energy,
         }
     }
 }

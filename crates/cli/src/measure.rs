@@ -27,6 +27,9 @@ pub struct Summary {
     pub p99_ms: f64,
     /// Items per second: runs × batch over the time.
     pub per_second: f64,
+    /// Processor time of one item, of all threads of this process; waiting threads that spin count.
+    #[serde(default)]
+    pub core_ms: f64,
 }
 
 impl Summary {
@@ -43,6 +46,7 @@ impl Summary {
             p90_ms: at(0.90),
             p99_ms: at(0.99),
             per_second: if seconds > 0.0 { items / seconds } else { 0.0 },
+            core_ms: 0.0,
         }
     }
 }
@@ -70,6 +74,7 @@ pub struct Load<'a> {
 /// Runs until the budget is spent; each session has a thread of its own.
 pub fn measure(load: &Load<'_>) -> Result<Summary, EngineError> {
     let all = Mutex::new(Vec::new());
+    let processor = processor_time();
     let began = Instant::now();
     std::thread::scope(|scope| {
         let callers: Vec<_> =
@@ -82,7 +87,15 @@ pub fn measure(load: &Load<'_>) -> Result<Summary, EngineError> {
         result
     })?;
     let samples = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Summary::of(samples, began.elapsed(), load.batch))
+    let summary = Summary::of(samples, began.elapsed(), load.batch);
+    let items = (summary.runs * load.batch as u64).max(1);
+    Ok(Summary { core_ms: processor_time().saturating_sub(processor).as_secs_f64() * 1e3 / items as f64, ..summary })
+}
+
+/// What all threads of this process have computed.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 fn call(session: &dyn Session, load: &Load<'_>, began: Instant, all: &Mutex<Vec<Duration>>) -> Result<(), EngineError> {

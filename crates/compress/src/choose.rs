@@ -12,6 +12,8 @@ pub enum Goal {
     Throughput,
     /// The file.
     Size,
+    /// Processor time: on one machine, what energy goes with.
+    Energy,
 }
 
 /// Figures that decide.
@@ -21,6 +23,8 @@ pub struct Figures {
     pub p50_ms: f64,
     /// Items per second on the engine that runs it best.
     pub per_second: f64,
+    /// Processor time of one request there, of all cores together.
+    pub core_ms: f64,
     /// Bytes of the file.
     pub bytes: u64,
     /// Bytes after compression for transfer.
@@ -71,12 +75,14 @@ pub fn refusal(original: &Figures, variant: &Figures, limits: &Limits, goal: Goa
         Goal::Latency => -slower > NOISE,
         Goal::Throughput => -fewer > NOISE,
         Goal::Size => variant.bytes < original.bytes,
+        Goal::Energy => variant.core_ms < original.core_ms * (1.0 - NOISE),
     };
     (!better).then(|| {
         let what = match goal {
             Goal::Latency => "faster",
             Goal::Throughput => "faster for many requests",
             Goal::Size => "smaller",
+            Goal::Energy => "less work for the processor",
         };
         format!("it is not {what} than the original beyond the noise of {}", percent(NOISE))
     })
@@ -104,6 +110,7 @@ pub fn best(candidates: &[(usize, Figures)], goal: Goal) -> Option<usize> {
         Goal::Latency => figures.p50_ms,
         Goal::Throughput => 1.0 / figures.per_second,
         Goal::Size => figures.transfer_bytes as f64,
+        Goal::Energy => figures.core_ms,
     };
     let least = candidates.iter().map(|(_, figures)| cost(figures)).min_by(f64::total_cmp)?;
     let noise = if goal == Goal::Size { SAME_SIZE } else { NOISE };
@@ -121,7 +128,7 @@ mod tests {
     use super::*;
 
     fn figures(p50_ms: f64, bytes: u64, drop: f64) -> Figures {
-        Figures { p50_ms, per_second: 1e3 / p50_ms, bytes, transfer_bytes: bytes, drop }
+        Figures { p50_ms, per_second: 1e3 / p50_ms, core_ms: 2.0 * p50_ms, bytes, transfer_bytes: bytes, drop }
     }
 
     const LIMITS: Limits = Limits { drop_max: 0.01, latency_ms_max: None, bytes_max: None };
@@ -166,5 +173,11 @@ mod tests {
         let all = [(0, figures(5.0, 300, 0.0)), (1, figures(4.0, 301, 1e-6)), (2, figures(3.0, 400, 0.0))];
         assert_eq!(best(&all, Goal::Size), Some(1));
         assert_eq!(best(&[], Goal::Size), None);
+        // As fast on one core as on two.
+        let one_core = Figures { core_ms: 5.0, ..figures(5.2, 300, 0.0) };
+        assert_eq!(best(&[(0, figures(5.0, 300, 0.0)), (1, one_core)], Goal::Energy), Some(1));
+        assert_eq!(refusal(&figures(5.0, 300, 0.0), &one_core, &LIMITS, Goal::Energy), None);
+        let said = refusal(&one_core, &figures(5.0, 300, 0.0), &LIMITS, Goal::Energy);
+        assert!(said.unwrap().contains("not less work"));
     }
 }

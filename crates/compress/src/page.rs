@@ -181,7 +181,7 @@ fn scatter(html: &mut String, report: &Report) {
 
 fn table(html: &mut String, report: &Report) {
     html.push_str(
-        "<h2>Variants</h2><div class=wide><table><tr><th>variant<th class=text>how<th>engine<th>p50<th>items/s<th>file<th>transfer\
+        "<h2>Variants</h2><div class=wide><table><tr><th>variant<th class=text>how<th>engine<th>p50<th>items/s<th>cores<th>file<th>transfer\
          <th>metric<th>95 %<th>top-1<th>cosine<th class=text>verdict</tr>",
     );
     for variant in std::iter::once(&report.original).chain(&report.variants) {
@@ -199,12 +199,13 @@ fn table(html: &mut String, report: &Report) {
         };
         let _ = write!(
             html,
-            "<tr{class}><td>{}<td class=text>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{interval}<td>{}<td>{}<td class=text>{}</tr>",
+            "<tr{class}><td>{}<td class=text>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{interval}<td>{}<td>{}<td class=text>{}</tr>",
             escape(&variant.name),
             escape(&variant.recipe),
             escape(variant.engine.as_deref().unwrap_or("–")),
             of(|f| format!("{:.2} ms", f.p50_ms)),
             of(|f| format!("{:.1}", f.per_second)),
+            of(|f| format!("{:.2} ms", f.core_ms)),
             of(|f| size(f.bytes)),
             of(|f| size(f.transfer_bytes)),
             number(variant.metric),

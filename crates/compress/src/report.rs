@@ -135,6 +135,8 @@ pub struct OnEngine {
     pub p50_ms: Option<f64>,
     /// Items per second.
     pub per_second: Option<f64>,
+    /// Processor time of one request, of all cores together.
+    pub core_ms: Option<f64>,
     /// Why it does not run there.
     pub refused: Option<String>,
 }

@@ -54,6 +54,7 @@ impl Candidate {
             engine: timed.engine.clone(),
             p50_ms: timed.p50_ms,
             per_second: timed.per_second,
+            core_ms: timed.core_ms,
             refused: timed.refused.clone(),
         };
         Variant {

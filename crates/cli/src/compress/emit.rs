@@ -23,9 +23,9 @@ const REPORT: &str = "report.json";
 
 /// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
 pub fn judged(variant: &mut Variant, timed: &Timed, verdict: &Verdict, (bytes, transfer_bytes): (u64, u64), drop: f64) {
-    let (Some(p50_ms), Some(per_second)) = (timed.p50_ms, timed.per_second) else { return };
+    let (Some(p50_ms), Some(per_second), Some(core_ms)) = (timed.p50_ms, timed.per_second, timed.core_ms) else { return };
     variant.engine = Some(timed.engine.clone());
-    variant.figures = Some(Figures { p50_ms, per_second, bytes, transfer_bytes, drop });
+    variant.figures = Some(Figures { p50_ms, per_second, core_ms, bytes, transfer_bytes, drop });
     variant.metric = Some(verdict.metric);
     variant.interval = verdict.interval;
     variant.agreement = Some(verdict.agreement);
@@ -102,7 +102,7 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
 }
 
 fn table(report: &Report) -> Outcome {
-    let header = ["variant", "engine", "p50", "items/s", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
+    let header = ["variant", "engine", "p50", "items/s", "cores", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
     // The metric may be the last column itself.
     let columns = if report.metric == "cosine" { header.len() - 1 } else { header.len() };
     let row = |variant: &Variant| {
@@ -115,6 +115,7 @@ fn table(report: &Report) -> Outcome {
             variant.engine.clone().unwrap_or_else(none),
             of(|figures| print::ms(figures.p50_ms)),
             of(|figures| print::rate(figures.per_second)),
+            of(|figures| print::ms(figures.core_ms)),
             of(|figures| print::bytes(figures.bytes)),
             of(|figures| print::bytes(figures.transfer_bytes)),
             variant.metric.map_or_else(none, |metric| format!("{metric:.4}")),

@@ -157,7 +157,7 @@ impl Work<'_> {
     fn target(&self) -> Target {
         match self.args.goal {
             GoalName::Size => Target::Parameters,
-            GoalName::Latency | GoalName::Throughput => Target::MultiplyAdds,
+            GoalName::Latency | GoalName::Throughput | GoalName::Energy => Target::MultiplyAdds,
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Timed {
     pub p50_ms: Option<f64>,
     /// Items per second.
     pub per_second: Option<f64>,
+    /// Processor time of one request.
+    pub core_ms: Option<f64>,
     /// Why it does not run.
     pub refused: Option<String>,
 }
@@ -55,7 +57,7 @@ pub struct Timed {
 impl Timed {
     /// What is to be small.
     pub fn cost(&self, goal: Goal) -> f64 {
-        cost(goal, self.p50_ms, self.per_second)
+        cost(goal, self.p50_ms, self.per_second, self.core_ms)
     }
 }
 
@@ -189,8 +191,13 @@ impl Lane {
     fn timed(self, engine: &str) -> Timed {
         let engine = engine.to_owned();
         match &self.session {
-            Err(reason) => Timed { engine, p50_ms: None, per_second: None, refused: Some(reason.clone()) },
-            Ok(_) => Timed { engine, p50_ms: self.p50_ms(), per_second: self.per_second(), refused: None },
+            Err(reason) => {
+                Timed { engine, p50_ms: None, per_second: None, core_ms: None, refused: Some(reason.clone()) }
+            }
+            Ok(_) => {
+                let (p50_ms, per_second, core_ms) = (self.p50_ms(), self.per_second(), self.core_ms());
+                Timed { engine, p50_ms, per_second, core_ms, refused: None }
+            }
         }
     }
 
@@ -202,9 +209,13 @@ impl Lane {
         middle(&self.throughput, |summary| summary.per_second)
     }
 
+    fn core_ms(&self) -> Option<f64> {
+        middle(&self.latency, |summary| summary.core_ms)
+    }
+
     /// What is to be small.
     fn cost(&self, goal: Goal) -> f64 {
-        cost(goal, self.p50_ms(), self.per_second())
+        cost(goal, self.p50_ms(), self.per_second(), self.core_ms())
     }
 }
 
@@ -214,9 +225,10 @@ fn middle(slices: &[Summary], pick: fn(&Summary) -> f64) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn cost(goal: Goal, p50_ms: Option<f64>, per_second: Option<f64>) -> f64 {
+fn cost(goal: Goal, p50_ms: Option<f64>, per_second: Option<f64>, core_ms: Option<f64>) -> f64 {
     match goal {
         Goal::Throughput => per_second.map_or(f64::INFINITY, |rate| 1.0 / rate),
-        _ => p50_ms.unwrap_or(f64::INFINITY),
+        Goal::Energy => core_ms.unwrap_or(f64::INFINITY),
+        Goal::Latency | Goal::Size => p50_ms.unwrap_or(f64::INFINITY),
     }
 }

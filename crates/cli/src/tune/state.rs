@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     fn summary(per_second: f64) -> Summary {
-        Summary { runs: 1, seconds: 1.0, p50_ms: 1.0, p90_ms: 1.0, p99_ms: 1.0, per_second }
+        Summary { runs: 1, seconds: 1.0, p50_ms: 1.0, p90_ms: 1.0, p99_ms: 1.0, per_second, core_ms: 0.0 }
     }
 
     #[test]
