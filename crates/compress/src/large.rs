@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use edgeward_graph::{ExternalWriter, Links, Model};
+use edgeward_graph::{ExternalWriter, Links};
 
 use crate::{
     BlockBits, CompressError, Convolutions, DynamicSpec, Layer, Prepared, Quantised, WeightBits, dynamic,
@@ -15,8 +15,9 @@ use crate::{
     qat::WeightSteps,
 };
 
-/// Bytes that a model may have with its tensors within and still be rewritten as one: what protobuf allows, less what rewrites add.
-const WHOLE_BYTES_MAX: u64 = i32::MAX as u64 - (32 << 20);
+/// Bytes that a model may have with its tensors within ([`Model::whole_len`](edgeward_graph::Model::whole_len)) and still be rewritten as one:
+/// what protobuf allows, less what rewrites add.
+pub const WHOLE_BYTES_MAX: u64 = i32::MAX as u64 - (32 << 20);
 /// Zero points and alignment of a layer's tensors, at most, beside one number for each output.
 const LAYER_BYTES_EXTRA: u64 = 5 * 4096;
 
@@ -27,11 +28,6 @@ pub enum LargeForm {
     Dynamic(WeightBits),
     /// As [`quantise_blocks`](crate::quantise_blocks), in blocks of this size.
     Blocks(BlockBits, usize),
-}
-
-/// True where the model with its tensors within would be more than one ONNX file may hold.
-pub fn is_large(model: &Model) -> bool {
-    model.whole_len() > WHOLE_BYTES_MAX
 }
 
 /// Writes the quantised model to `path`, its tensors to `NAME.data` beside it, and says how many layers became integers; where none

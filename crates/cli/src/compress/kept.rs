@@ -40,10 +40,10 @@ struct Noted {
 impl Kept {
     /// The folder for a result. What an interrupted run of the same command on the same files left in it is taken up; anything else
     /// is begun anew. An error where another compression works there.
-    pub fn open(output: &Path, model_sha256: String) -> Result<Self, Failure> {
-        let mut name = output.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let folder = output.with_file_name(name);
+    ///
+    /// `data` are the files beside the model's that its digest does not tell.
+    pub fn open(output: &Path, model_sha256: String, data: &[PathBuf]) -> Result<Self, Failure> {
+        let folder = Self::folder_of(output);
         let shown = folder.display().to_string();
         fs::create_dir_all(&folder).with_context(|| format!("cannot write `{shown}`"))?;
         let lock = File::create(folder.join(LOCK)).with_context(|| format!("cannot write in `{shown}`"))?;
@@ -51,13 +51,20 @@ impl Kept {
             let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
             return Err(Failure::input(text));
         }
-        let key = key(&model_sha256);
+        let key = key(&model_sha256, data);
         let kept = Self { folder, model_sha256, _lock: lock };
         if fs::read_to_string(kept.folder.join(KEY)).ok().as_ref() != Some(&key) {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
             whole::write(&kept.path(KEY), key.as_bytes())?;
         }
         Ok(kept)
+    }
+
+    /// The folder for a result.
+    pub fn folder_of(output: &Path) -> PathBuf {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        output.with_file_name(name)
     }
 
     /// Where the file of this name is, or goes.
@@ -126,14 +133,15 @@ impl Kept {
 }
 
 /// The command, and the state of every file that it names: what another command, model or data made does not go on.
-fn key(model_sha256: &str) -> String {
+fn key(model_sha256: &str, data: &[PathBuf]) -> String {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let changed = |word: &String| {
         let about = fs::metadata(word).ok()?;
         let at = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
         Some((word.clone(), about.len(), at.as_nanos().to_string()))
     };
-    let files: Vec<_> = words.iter().filter_map(changed).collect();
+    let data = data.iter().map(|path| path.display().to_string());
+    let files: Vec<_> = words.iter().cloned().chain(data).filter_map(|file| changed(&file)).collect();
     serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": files })
         .to_string()
 }
