@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::candidates::Candidate;
 use crate::{
+    engines,
     failure::{Failure, Outcome},
     whole,
 };
@@ -57,6 +58,7 @@ impl Kept {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
             whole::write(&kept.path(KEY), key.as_bytes())?;
         }
+        kept.sweep().with_context(|| format!("cannot tidy `{shown}`"))?;
         Ok(kept)
     }
 
@@ -86,7 +88,8 @@ impl Kept {
     pub fn candidates(&self, group: &str) -> Option<Vec<Candidate>> {
         let candidate = |noted: Noted| {
             let path = self.path(&format!("{}.onnx", noted.name));
-            path.is_file().then_some(Candidate { name: noted.name, recipe: noted.recipe, path, layers: noted.layers })
+            let whole = engines::read_model(&path).is_ok_and(|model| model.check_external().is_ok());
+            whole.then_some(Candidate { name: noted.name, recipe: noted.recipe, path, layers: noted.layers })
         };
         self.noted::<Vec<Noted>>(group)?.into_iter().map(candidate).collect()
     }
@@ -116,6 +119,17 @@ impl Kept {
     pub fn remove(self) {
         // Nothing is lost where it stays: it is what it was made for, and no more.
         let _ = fs::remove_dir_all(&self.folder);
+    }
+
+    /// Removes what a process that was ended had begun to write: model files bear such names until they are whole.
+    fn sweep(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// The lock stays.
