@@ -345,9 +345,7 @@ impl<'a> Work<'a> {
 
     fn interrupted(&self) -> Failure {
         let folder = self.kept.folder().display();
-        Failure::Work(anyhow!(
-            "interrupted; what took long is kept in `{folder}`, the same command goes on from there"
-        ))
+        Failure::Work(anyhow!("interrupted; what took long is kept in `{folder}`, the same command goes on from there"))
     }
 
     /// Candidates that take training: those that an interrupted run left, else made now.

@@ -93,7 +93,8 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
             print::line("timed one after the other: what the machine did beside it is in the figures")?;
         }
         if let Some(memory) = report.memory {
-            let quantising = memory.quantising_bytes_max.map(|bytes| format!(", while quantising {}", print::bytes(bytes)));
+            let quantising =
+                memory.quantising_bytes_max.map(|bytes| format!(", while quantising {}", print::bytes(bytes)));
             print::line(&format!("most memory {}{}", print::bytes(memory.bytes_max), quantising.unwrap_or_default()))?;
         }
         for variant in report.variants.iter().filter(|variant| variant.refused.is_some()) {

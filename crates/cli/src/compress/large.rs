@@ -53,7 +53,7 @@ impl Told {
     }
 }
 
-/// OpenVINO has had 2.7 times the file in memory while it loaded 1.3 billion weights, ONNX Runtime 1.1 times.
+/// OpenVINO has had 2.7 times the file in memory when it had loaded 1.3 billion weights, ONNX Runtime 1.1 times.
 const NOT_NAMED: &str = "not tried on a model of this size, which another engine runs; name it with `--engine`";
 
 /// What is not made of a large model, how it is made of others, and why not here.
@@ -65,7 +65,8 @@ const LEFT_OUT: [(&str, &str, &str); 5] = [
     ("int8-dynamic-conv", "convolutions as bytes as well, activations by the range of each run", LAYERS),
 ];
 const TWICE: &str = "not tried on a model of this size: loaded, its weights are there a second time as binary32";
-const OBSERVED: &str = "not tried on a model of this size: what its layers read is observed in a copy of the model with more results";
+const OBSERVED: &str =
+    "not tried on a model of this size: what its layers read is observed in a copy of the model with more results";
 const LAYERS: &str = "not tried on a model of this size: of its layers MatMul and Gemm alone are quantised";
 
 /// Compresses and writes the result, where there is one.
@@ -267,8 +268,9 @@ impl<'a> Work<'a> {
     fn told_of(&self, engine: &str, candidate: &Candidate, session: Box<dyn Session>) -> Result<Told, Failure> {
         let first = self.material.judge().next().transpose()?;
         self.go_on(&format!("timing {} on {engine}", candidate.name))?;
-        let each =
-            |turn: usize, turns: usize, _| self.show(&format!("timing {} on {engine}, turn {turn} of {turns}", candidate.name));
+        let each = |turn: usize, turns: usize, _| {
+            self.show(&format!("timing {} on {engine}, turn {turn} of {turns}", candidate.name))
+        };
         let timing = Timing {
             threads: self.threads,
             quick: self.args.quick,

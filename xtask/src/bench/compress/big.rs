@@ -49,7 +49,8 @@ fn measured(edgeward: &Edgeward, effort: Effort, folder: &Path) -> anyhow::Resul
     let bytes = report.original().bytes()?;
     let memory = |what: &str, key: &str| -> anyhow::Result<Row> {
         let peak = report.memory(key)?;
-        let row = Row::at_most("big", format!("1.3 billion parameters: {what}, to the file"), peak / bytes, "×", MEMORY_MAX);
+        let row =
+            Row::at_most("big", format!("1.3 billion parameters: {what}, to the file"), peak / bytes, "×", MEMORY_MAX);
         Ok(row.against(format!("{:.2} of {:.2} GB", peak / 1e9, bytes / 1e9)))
     };
     let mut rows = vec![
