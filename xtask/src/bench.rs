@@ -82,13 +82,15 @@ struct Benchmark {
     name: &'static str,
     about: &'static str,
     bars: &'static [(&'static str, Bar)],
+    /// Bars that `--quick` leaves out, unless it is told to measure them.
+    long: &'static [&'static str],
     /// Models of `tests/models/make.py` that it needs.
     models: &'static [&'static str],
 }
 
 /// Measures those bars of a benchmark that `args` ask for, and prints them; an error where one does not hold.
 fn run_bars(benchmark: &Benchmark, args: &[String]) -> anyhow::Result<()> {
-    let Benchmark { name, about, bars, models } = *benchmark;
+    let Benchmark { name, about, bars, long, models } = *benchmark;
     let known = bars.iter().map(|(bar, _)| *bar).collect::<Vec<_>>().join(", ");
     let command = Options::command().name(name).about(about).after_help(format!("Bars: {known}"));
     let options = Options::from_arg_matches(&command.get_matches_from(std::iter::once(&name.to_owned()).chain(args)))?;
@@ -100,7 +102,8 @@ fn run_bars(benchmark: &Benchmark, args: &[String]) -> anyhow::Result<()> {
     let edgeward = Edgeward::prepare(models)?;
     let mut rows = Vec::new();
     for &(name, bar) in bars {
-        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
+        let by_itself = options.only.is_empty() && !(options.quick && long.contains(&name));
+        if by_itself || options.only.iter().any(|only| only == name) {
             eprintln!("measuring: {name}");
             rows.extend(bar(&edgeward, effort).unwrap_or_else(|error| vec![Row::skipped(name, "this bar", error)]));
         }

@@ -2,7 +2,7 @@
 //!
 //! Decides nothing itself: the rewrites and what is better are `edgeward-compress`; `compress/candidates.rs` says what is
 //! tried, `compress/prune.rs` what is tried with fewer channels, `compress/judge.rs` how good it is, `compress/timing.rs`
-//! how fast, `compress/emit.rs` what is written.
+//! how fast, `compress/emit.rs` what is written, `compress/large.rs` what is other where two of a model fit nowhere.
 
 mod candidates;
 mod data;
@@ -10,6 +10,7 @@ mod distil;
 mod emit;
 mod judge;
 mod kept;
+mod large;
 mod prune;
 mod qat;
 mod rescaled;
@@ -29,10 +30,10 @@ use std::{
 use anyhow::anyhow;
 use clap::ArgGroup;
 use edgeward_compress::{
-    CompressError, Layer, Prepared, Sensitivity,
+    CompressError, Entropy, Layer, Prepared, Sensitivity, WHOLE_BYTES_MAX,
     choose::{self, Goal, Limits},
     prepare,
-    report::{Data, DataKind, Machine, Phase, Report, Variant},
+    report::{Data, DataKind, Machine, Phase, Report, Turns, Variant},
     transfer_bytes,
 };
 use edgeward_engine::{Engine, Registry, Session, SessionOptions, Source};
@@ -95,6 +96,10 @@ pub struct CompressArgs {
     /// Draws the examples that ranges are observed on
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Models from this size on are quantised layer by layer, in little memory, and loaded one at a time [default: what an ONNX file cannot
+    /// hold, 2 GB]
+    #[arg(long, value_name = "BYTES")]
+    large: Option<u64>,
     #[command(flatten)]
     learn: distil::LearnOptions,
     #[command(flatten)]
@@ -204,7 +209,10 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     let output = args.output();
     emit::check_folder(&output)?;
     let model = engines::read_model(&args.model)?;
-    let kept = Kept::open(&output, crate::tune::hash(&args.model)?, &unnamed_files(args, context))?;
+    if model.whole_len() > args.large.unwrap_or(WHOLE_BYTES_MAX) {
+        return large::compress(args, context, &model, began);
+    }
+    let kept = Kept::open(&output, crate::tune::hash(&args.model)?, &unnamed_files(args, context)?)?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
@@ -219,13 +227,32 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     Ok(report)
 }
 
-/// Files that a compression is made of without being named by its command: settings, and what these name.
-fn unnamed_files<'a>(args: &'a CompressArgs, context: &'a Context) -> Vec<&'a Path> {
+/// Files that a compression is made of without being named by its command: the model's data, settings, and what these name.
+fn unnamed_files(args: &CompressArgs, context: &Context) -> Result<Vec<PathBuf>, Failure> {
     let (given, set) = (&args.data, &context.settings.train.data);
     let sets = [(&given.data, &set.data), (&given.val, &set.val), (&given.labels, &set.labels)];
     let sets = sets.into_iter().chain([(&given.tokenizer, &set.tokenizer)]);
-    let named = sets.filter_map(|(given, set)| set.as_deref().filter(|_| given.is_none()));
-    std::iter::once(Path::new(crate::settings::DEFAULT_FILE)).chain(named).collect()
+    let named = sets.filter_map(|(given, set)| set.clone().filter(|_| given.is_none()));
+    let settings = std::iter::once(PathBuf::from(crate::settings::DEFAULT_FILE));
+    Ok(files(&args.model)?.into_iter().skip(1).chain(settings).chain(named).collect())
+}
+
+/// The model's file, then those of its external data.
+fn files(model: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let data = engines::read_model(model)?.external_locations().or_input()?;
+    let folder = model.parent().unwrap_or(Path::new(""));
+    Ok(std::iter::once(model.to_owned()).chain(data.iter().map(|location| folder.join(location))).collect())
+}
+
+/// Bytes of a model's files, and in transfer.
+fn sizes(model: &Path, entropy: Entropy) -> Result<(u64, u64), Failure> {
+    let (mut bytes, mut transfer) = (0, 0);
+    for path in files(model)? {
+        let mut file = std::fs::File::open(path)?;
+        bytes += file.metadata()?.len();
+        transfer += transfer_bytes(&mut file, entropy)?;
+    }
+    Ok((bytes, transfer))
 }
 
 impl CompressArgs {
@@ -233,6 +260,34 @@ impl CompressArgs {
     fn output(&self) -> PathBuf {
         self.output.clone().unwrap_or_else(|| engines::beside(&self.model, "compressed"))
     }
+
+    /// What variants are held to on data of this kind.
+    fn metric_on(&self, kind: DataKind) -> Result<MetricName, Failure> {
+        let labelled = kind == DataKind::Labelled;
+        let metric = self.metric.unwrap_or(if labelled { MetricName::Accuracy } else { MetricName::Cosine });
+        if metric.needs_labels() && !labelled {
+            let text = format!("metric `{}` needs labels; name labelled data with `--data PATH`", metric.name());
+            return Err(Failure::input(text));
+        }
+        Ok(metric)
+    }
+}
+
+/// Bytes of a model's layers, by their names.
+fn layer_bytes(prepared: &Prepared) -> HashMap<String, u64> {
+    let bytes = |layer: &Layer| (prepared.title(layer).into_owned(), layer.weights() as u64 * 4);
+    prepared.layers.iter().map(bytes).collect()
+}
+
+fn threads(args: &CompressArgs) -> NonZeroUsize {
+    args.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Says how far the work is.
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }
 
 /// The original's verdict and its place among the candidates.
@@ -248,31 +303,23 @@ impl<'a> Work<'a> {
         kept: Kept,
         context: &Context,
     ) -> Result<(Self, Original), Failure> {
-        let bar = ProgressBar::new_spinner();
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        let bar = bar();
         bar.set_message("preparing");
         let prepared = prepare(model).or_input()?;
-        let threads = args.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let threads = threads(args);
         let registry = engines::registry(&context.settings.engine);
         let (engines, session) = able(&registry, args, threads)?;
         let options = args.data.or(&context.settings.train.data);
         let material = Material::open(args, &options, model, session.inputs())?;
-        let labelled = material.kind == DataKind::Labelled;
-        let metric = args.metric.unwrap_or(if labelled { MetricName::Accuracy } else { MetricName::Cosine });
-        if metric.needs_labels() && !labelled {
-            let text = format!("metric `{}` needs labels; name labelled data with `--data PATH`", metric.name());
-            return Err(Failure::input(text));
-        }
+        let metric = args.metric_on(material.kind)?;
         bar.set_message("judging the original");
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
         let candidate = Candidate::original(args.model.clone());
-        let bytes = |layer: &Layer| (prepared.title(layer).into_owned(), layer.weights() as u64 * 4);
-        let layer_bytes = prepared.layers.iter().map(bytes).collect();
         let work = Self {
             args,
+            layer_bytes: layer_bytes(&prepared),
             prepared,
             of: None,
-            layer_bytes,
             material,
             metric,
             reference,
@@ -310,9 +357,7 @@ impl<'a> Work<'a> {
 
     fn interrupted(&self) -> Failure {
         let folder = self.kept.folder().display();
-        Failure::Work(anyhow!(
-            "interrupted; what was trained is kept in `{folder}`, the same command goes on from there"
-        ))
+        Failure::Work(anyhow!("interrupted; what took long is kept in `{folder}`, the same command goes on from there"))
     }
 
     /// Candidates that take training: those that an interrupted run left, else made now.
@@ -365,28 +410,32 @@ impl<'a> Work<'a> {
             self.go_on(&format!("judging {}", candidate.name))?;
             variants.push(self.variant(candidate, timed, original.verdict.metric)?);
         }
+        let report = self.concluded(variants, original.verdict.examples, began);
+        Ok(Report { sensitivity, ..report })
+    }
+
+    /// What is told of judged variants, the original first.
+    fn concluded(&self, mut variants: Vec<Variant>, examples: usize, began: Instant) -> Report {
         let (limits, goal) = (self.limits(), Goal::from(self.args.goal));
         let chosen = decide(&mut variants, &limits, goal);
-        let original_variant = variants.remove(0);
-        Ok(Report {
+        let original = variants.remove(0);
+        Report {
             model: self.args.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             model_sha256: self.kept.model_sha256().to_owned(),
             machine: machine(self.threads),
-            data: Data {
-                kind: self.material.kind,
-                examples: original.verdict.examples,
-                calibrated: self.material.calibrated,
-            },
+            data: Data { kind: self.material.kind, examples, calibrated: self.material.calibrated },
             metric: self.metric.name().to_owned(),
             goal,
             limits,
-            original: original_variant,
+            original,
             variants,
             chosen,
-            sensitivity,
+            sensitivity: Vec::new(),
+            timing: Turns::Taken,
+            memory: None,
             phases: self.phases(),
             seconds: began.elapsed().as_secs_f64(),
-        })
+        }
     }
 
     fn limits(&self) -> Limits {
@@ -421,31 +470,44 @@ impl<'a> Work<'a> {
 
     /// A candidate's figures on the engine that runs it best and well.
     fn variant(&self, candidate: &Candidate, timed: &[Timed], metric_before: f64) -> Result<Variant, Failure> {
-        let bytes = std::fs::read(&candidate.path)?;
+        let verdict = |timed: &Timed| {
+            let engine = self.engines.iter().find(|engine| engine.name() == timed.engine)?;
+            let session = engine.load(&Source::File(candidate.path.clone()), &self.options());
+            let verdict = session
+                .map_err(Failure::from)
+                .and_then(|session| judge::variant(session.as_ref(), &self.material, &self.reference, self.metric));
+            Some(verdict.map_err(|failure| failure.message()))
+        };
+        self.settled(candidate, timed, (metric_before, Entropy::Most), verdict)
+    }
+
+    /// The same, where `verdict` says how good the candidate is on an engine, or why that cannot be said.
+    fn settled(
+        &self,
+        candidate: &Candidate,
+        timed: &[Timed],
+        (metric_before, entropy): (f64, Entropy),
+        mut verdict: impl FnMut(&Timed) -> Option<Result<judge::Verdict, String>>,
+    ) -> Result<Variant, Failure> {
         let mut variant = candidate.variant(timed);
         let mut order: Vec<&Timed> = timed.iter().filter(|timed| timed.p50_ms.is_some()).collect();
         order.sort_by(|a, b| a.cost(self.args.goal.into()).total_cmp(&b.cost(self.args.goal.into())));
-        let transfer = transfer_bytes(&bytes)?;
+        let sizes = sizes(&candidate.path, entropy)?;
         let mut reasons = Vec::new();
         // An engine may run a graph and still compute something else: then the next one is asked.
         for timed in order {
-            let engine = self.engines.iter().find(|engine| engine.name() == timed.engine);
-            let Some(engine) = engine else { continue };
-            let verdict = engine
-                .load(&Source::File(candidate.path.clone()), &self.options())
-                .map_err(Failure::from)
-                .and_then(|session| judge::variant(session.as_ref(), &self.material, &self.reference, self.metric));
-            let verdict = match verdict {
-                Ok(verdict) => verdict,
-                Err(failure) => {
-                    reasons.push(format!("{}: {}", timed.engine, failure.message()));
+            let verdict = match verdict(timed) {
+                None => continue,
+                Some(Ok(verdict)) => verdict,
+                Some(Err(reason)) => {
+                    reasons.push(format!("{}: {reason}", timed.engine));
                     continue;
                 }
             };
             let drop = metric_before - verdict.metric;
             let good = drop <= self.args.max_drop;
             if variant.figures.is_none() || good {
-                emit::judged(&mut variant, timed, &verdict, (bytes.len() as u64, transfer), drop);
+                emit::judged(&mut variant, timed, &verdict, sizes, drop);
             }
             if good {
                 break;

@@ -141,9 +141,11 @@ impl PeakMemory {
     }
 }
 
+/// From now on [`peak_resident`] is of what comes. None where the system does not let a process forget its earlier peak.
+///
 /// What this process has freed goes back to the system first: the allocator would keep it, and a library that brings
 /// an allocator of its own could not have it.
-fn forget_peak() -> Option<()> {
+pub fn forget_peak() -> Option<()> {
     crate::memory::give_back();
     std::fs::write("/proc/self/clear_refs", "5").ok()
 }

@@ -39,15 +39,23 @@ pub enum Convolutions {
 
 /// Quantises the layers' weights, and activations at run time. Errors: a layer whose constants cannot be read.
 pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quantised, CompressError> {
-    let mut rewrite = Rewrite {
-        edit: Edit::new(prepared.model.clone()),
-        bits: spec.weights,
-        bytes: HashMap::new(),
-        made: Vec::new(),
-    };
+    let mut edit = Edit::new(prepared.model.clone());
+    let layers = rewrite(&mut edit, prepared, spec, &mut |_| Ok(()))?;
+    Quantised::of_same_names(prepared, edit.model, layers)
+}
+
+/// Rewrites the layers and the tables of `edit`, which is of the prepared model; says how many layers. `each` is told after
+/// each layer how many were looked at.
+pub(crate) fn rewrite(
+    edit: &mut Edit,
+    prepared: &Prepared,
+    spec: &DynamicSpec,
+    each: &mut dyn FnMut(usize) -> Result<(), CompressError>,
+) -> Result<usize, CompressError> {
+    let mut rewrite = Rewrite { edit, bits: spec.weights, bytes: HashMap::new(), made: Vec::new() };
     let mut layers = 0;
     let mut gone = BTreeSet::new();
-    for layer in &prepared.layers {
+    for (at, layer) in prepared.layers.iter().enumerate() {
         let convolution = layer.op == "Conv";
         if spec.keep.contains(&layer.name) || (convolution && spec.convolutions == Convolutions::Floats) {
             continue;
@@ -60,8 +68,9 @@ pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quant
         }
         gone.insert(layer.node);
         layers += 1;
+        each(at + 1)?;
     }
-    let Rewrite { mut edit, made, .. } = rewrite;
+    let Rewrite { edit, made, .. } = rewrite;
     let graph = edit.model.graph_mut();
     let mut index = 0;
     graph.node.retain(|_| {
@@ -69,19 +78,19 @@ pub fn quantise_dynamic(prepared: &Prepared, spec: &DynamicSpec) -> Result<Quant
         !gone.contains(&(index - 1))
     });
     graph.node.extend(made);
-    tables::quantise(&mut edit)?;
-    Quantised::of_same_names(prepared, edit.model, layers)
+    tables::quantise(edit)?;
+    Ok(layers)
 }
 
-struct Rewrite {
-    edit: Edit,
+struct Rewrite<'a> {
+    edit: &'a mut Edit,
     bits: WeightBits,
     /// What a value becomes, by its name: bytes, scale, zero point.
     bytes: HashMap<String, [String; 3]>,
     made: Vec<NodeProto>,
 }
 
-impl Rewrite {
+impl Rewrite<'_> {
     fn input(&mut self, name: &str) -> [String; 3] {
         if let Some(known) = self.bytes.get(name) {
             return known.clone();
@@ -97,16 +106,19 @@ impl Rewrite {
     /// MatMul and Gemm.
     fn product(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
         let (input, weight, output) = ends(proto)?;
-        let (mut shape, mut values) = self.edit.floats(&weight).ok_or_else(|| unread(proto))?;
-        if channel_axis(proto) == 0 {
-            (shape, values) = transposed(&shape, &values);
-        }
-        let integers = Integers::of(&shape, &values, 1, self.bits, &[]);
+        let floats = self.edit.float_tensor(&weight).ok_or_else(|| unread(proto))?;
+        let values = floats.values::<f32>()?;
+        let integers = if channel_axis(proto) == 0 {
+            let (shape, values) = transposed(floats.shape(), &values);
+            Integers::of(&shape, &values, 1, self.bits, &[])
+        } else {
+            Integers::of(floats.shape(), &values, 1, self.bits, &[])
+        };
         let columns = integers.scales.len();
-        let stored = self.edit.constant(&format!("{weight}.int8"), &integers.tensor()?);
-        let scales = self.edit.constant(&format!("{weight}.scale"), &integers.scale_tensor()?);
+        let stored = self.edit.store(&format!("{weight}.int8"), &integers.tensor()?)?;
+        let scales = self.edit.store(&format!("{weight}.scale"), &integers.scale_tensor()?)?;
         let zeros = Tensor::from_vec([columns], vec![0i8; columns])?;
-        let zeros = self.edit.constant(&format!("{weight}.zero"), &zeros);
+        let zeros = self.edit.store(&format!("{weight}.zero"), &zeros)?;
         let [bytes, scale, zero] = self.input(&input);
         let product = self.edit.fresh(&format!("{output}.product"));
         let inputs = [bytes.as_str(), &stored, &zero, &zeros];

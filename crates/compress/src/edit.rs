@@ -3,16 +3,23 @@
 use std::collections::{HashMap, HashSet};
 
 use edgeward_graph::{
-    DataType, Model, Tensor,
+    DataType, ExternalWriter, Model, Tensor,
     proto::{AttributeProto, NodeProto, TensorProto},
     tensor_proto, walk,
 };
+
+use crate::CompressError;
+
+/// Smaller constants stay in the ONNX file, where there is another for the large ones: engines look into them when they load.
+pub(crate) const OUTSIDE_BYTES_MIN: usize = 1024;
 
 /// A model, the names that it uses, and where its constants are.
 pub(crate) struct Edit {
     pub model: Model,
     taken: HashSet<String>,
     constants: HashMap<String, usize>,
+    /// Where large constants go at once, for a model that memory should not hold.
+    pub outside: Option<ExternalWriter>,
 }
 
 impl Edit {
@@ -25,7 +32,7 @@ impl Edit {
         let graph = model.graph();
         taken.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
         taken.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
-        let mut edit = Self { model, taken, constants: HashMap::new() };
+        let mut edit = Self { model, taken, constants: HashMap::new(), outside: None };
         edit.index();
         edit
     }
@@ -59,9 +66,14 @@ impl Edit {
         self.model.tensor(tensor).ok()
     }
 
-    /// A constant of binary32 numbers: shape and values.
+    /// A constant of binary32 numbers, where it lies.
+    pub fn float_tensor(&self, name: &str) -> Option<Tensor> {
+        self.value(name).filter(|tensor| tensor.dtype() == DataType::Float32)
+    }
+
+    /// The same: shape, and a copy of the values.
     pub fn floats(&self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
-        let tensor = self.value(name).filter(|tensor| tensor.dtype() == DataType::Float32)?;
+        let tensor = self.float_tensor(name)?;
         let values = tensor.values::<f32>().ok()?.into_owned();
         Some((tensor.shape().to_vec(), values))
     }
@@ -73,6 +85,20 @@ impl Edit {
         initializer.push(tensor_proto(&name, values));
         self.constants.insert(name.clone(), initializer.len() - 1);
         name
+    }
+
+    /// As [`constant`](Self::constant), for one that may be large: where there is a file for such it is written there, and is not
+    /// to be read again. Errors: the file cannot be written.
+    pub fn store(&mut self, stem: &str, values: &Tensor) -> Result<String, CompressError> {
+        let Some(outside) = self.outside.as_mut().filter(|_| values.byte_len() >= OUTSIDE_BYTES_MIN) else {
+            return Ok(self.constant(stem, values));
+        };
+        let mut tensor = TensorProto::default();
+        outside.append(&mut tensor, values)?;
+        let name = self.fresh(stem);
+        tensor.name = Some(name.clone());
+        self.model.graph_mut().initializer.push(tensor);
+        Ok(name)
     }
 
     pub fn node(&self, index: usize) -> Option<&NodeProto> {

@@ -59,19 +59,32 @@ pub fn quantise_blocks_in_steps(
     block: usize,
     steps: &WeightSteps,
 ) -> Result<Quantised, CompressError> {
-    check_block(block)?;
     let mut edit = Edit::new(prepared.model.clone());
+    let layers = rewrite(&mut edit, prepared, (bits, block), steps, &mut |_| Ok(()))?;
+    Quantised::of_same_names(prepared, edit.model, layers)
+}
+
+/// Rewrites the layers and the tables of `edit`, which is of the prepared model; says how many layers. `each` is told after
+/// each layer how many were looked at.
+pub(crate) fn rewrite(
+    edit: &mut Edit,
+    prepared: &Prepared,
+    (bits, block): (BlockBits, usize),
+    steps: &WeightSteps,
+    each: &mut dyn FnMut(usize) -> Result<(), CompressError>,
+) -> Result<usize, CompressError> {
+    check_block(block)?;
     let mut layers = 0;
-    for layer in prepared.layers.iter().filter(|layer| layer.op != "Conv") {
-        layers += usize::from(layer_of(&mut edit, layer, (bits, block), steps)?);
+    for (at, layer) in prepared.layers.iter().enumerate().filter(|(_, layer)| layer.op != "Conv") {
+        layers += usize::from(layer_of(edit, layer, (bits, block), steps)?);
+        each(at + 1)?;
     }
-    tables::quantise(&mut edit)?;
-    let mut model = edit.model;
-    if layers > 0 && model.opset_of(DOMAIN).is_none() {
+    tables::quantise(edit)?;
+    if layers > 0 && edit.model.opset_of(DOMAIN).is_none() {
         let set = OperatorSetIdProto { domain: Some(DOMAIN.to_owned()), version: Some(1) };
-        model.proto_mut().opset_import.push(set);
+        edit.model.proto_mut().opset_import.push(set);
     }
-    Quantised::of_same_names(prepared, model, layers)
+    Ok(layers)
 }
 
 pub(crate) fn check_block(block: usize) -> Result<(), CompressError> {
@@ -94,8 +107,9 @@ fn layer_of(
     else {
         return Err(refuse());
     };
-    let (shape, values) = edit.floats(weight).ok_or_else(refuse)?;
-    let (inputs, outputs, by_output) = match (channel_axis(&proto), shape.as_slice()) {
+    let floats = edit.float_tensor(weight).ok_or_else(refuse)?;
+    let values = floats.values::<f32>()?;
+    let (inputs, outputs, by_output) = match (channel_axis(&proto), floats.shape()) {
         (0, &[outputs, inputs]) => (inputs, outputs, true),
         (_, &[inputs, outputs]) => (inputs, outputs, false),
         _ => return Err(refuse()),
@@ -121,8 +135,8 @@ fn layer_of(
         }
     }
     let stored = Tensor::from_vec([outputs, blocks, block * bits.count() / 8], packed)?;
-    let stored = edit.constant(&format!("{weight}.blocks"), &stored);
-    let scales = edit.constant(&format!("{weight}.scales"), &Tensor::from_vec([outputs, blocks], scales)?);
+    let stored = edit.store(&format!("{weight}.blocks"), &stored)?;
+    let scales = edit.store(&format!("{weight}.scales"), &Tensor::from_vec([outputs, blocks], scales)?)?;
     let bias = proto.input.get(2).filter(|name| !name.is_empty());
     let product = if bias.is_some() { edit.fresh(&format!("{output}.unbiased")) } else { output.clone() };
     let attributes = [("K", inputs), ("N", outputs), ("bits", bits.count()), ("block_size", block)];

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{LayerFigures, Report, Variant};
+use crate::report::{LayerFigures, Report, Turns, Variant};
 
 /// Layers that a chart shows at most: the heaviest, or the noisiest.
 const LAYERS_MAX: usize = 40;
@@ -34,14 +34,18 @@ pub fn page(report: &Report) -> String {
          <title>{title}: compressed</title><style>{STYLE}</style><main><h1>{title}</h1>"
     );
     let (machine, data) = (&report.machine, &report.data);
+    let ranges = if data.calibrated > 0 { format!("; ranges observed on {}", data.calibrated) } else { String::new() };
+    let turns = match report.timing {
+        Turns::Taken => "",
+        Turns::OneByOne => " Timed one after the other: what the machine did beside it is in the figures.",
+    };
     let _ = write!(
         html,
-        "<p>{}, {} cores. Judged on {} {}; ranges observed on {}. Measured in {:.0} s.</p>",
+        "<p>{}, {} cores. Judged on {} {}{ranges}. Measured in {:.0} s.{turns}</p>",
         escape(&machine.processor),
         machine.cores,
         data.examples,
         data.kind.text(),
-        data.calibrated,
         report.seconds
     );
     verdict(&mut html, report, chosen);

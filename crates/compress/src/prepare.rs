@@ -53,6 +53,13 @@ pub fn prepare(model: &Model) -> Result<Prepared, CompressError> {
     concluded(edit.model, folded)
 }
 
+/// As [`prepare`], without what would copy weights: normalisations and factors of a Gemm stay where they are. Errors: as there.
+pub fn prepare_in_place(model: &Model) -> Result<Prepared, CompressError> {
+    let mut edit = folded(model)?;
+    fuse::idle(&mut edit)?;
+    concluded(edit.model, 0)
+}
+
 /// A rewritten graph, looked at anew.
 pub(crate) fn concluded(mut model: Model, folded: usize) -> Result<Prepared, CompressError> {
     let graph = model.graph_mut();

@@ -35,10 +35,34 @@ pub struct Report {
     pub chosen: Option<String>,
     /// Layers by what they lose alone, the worst first; empty where it was not asked.
     pub sensitivity: Vec<crate::Sensitivity>,
+    /// How times were taken.
+    pub timing: Turns,
+    /// Most memory; none where nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// What took how long, in order.
     pub phases: Vec<Phase>,
     /// Seconds that all of it took.
     pub seconds: f64,
+}
+
+/// How times of variants were taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Turns {
+    /// All in turns: a drift of the machine hits all alike.
+    Taken,
+    /// One variant after the other, since two of them do not fit in memory: a drift of the machine is in the figures.
+    OneByOne,
+}
+
+/// The most memory of the process that was resident at once, mapped files included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// While weights were quantised; none where the system does not tell.
+    pub quantising_bytes_max: Option<u64>,
+    /// All the time, with the model loaded by each engine.
+    pub bytes_max: u64,
 }
 
 /// A part of the work.

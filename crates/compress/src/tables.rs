@@ -18,11 +18,11 @@ const ELEMENTS_MIN: usize = 4096;
 pub(crate) fn quantise(edit: &mut Edit) -> Result<usize, CompressError> {
     let found = tables(edit);
     for (name, users) in &found {
-        let Some((shape, values)) = edit.floats(name) else { continue };
-        let integers = Integers::of(&shape, &values, 0, WeightBits::Eight, &[]);
-        let bytes = edit.constant(&format!("{name}.int8"), &integers.tensor()?);
+        let Some(table) = edit.float_tensor(name) else { continue };
+        let integers = Integers::of(table.shape(), &table.values()?, 0, WeightBits::Eight, &[]);
+        let bytes = edit.store(&format!("{name}.int8"), &integers.tensor()?)?;
         let scale = Tensor::from_vec([integers.scales.len(), 1], integers.scales)?;
-        let scale = edit.constant(&format!("{name}.scale"), &scale);
+        let scale = edit.store(&format!("{name}.scale"), &scale)?;
         for &user in users {
             lookup(edit, user, &bytes, &scale);
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{GraphError, beneath, proto::TensorProto};
 
@@ -69,6 +69,8 @@ pub(crate) struct ExternalFiles {
 struct Opened {
     root: Option<Arc<OwnedFd>>,
     files: HashMap<String, Bytes>,
+    /// What of `files` is mapped.
+    mappings: Vec<Arc<Mmap>>,
 }
 
 impl ExternalFiles {
@@ -78,7 +80,7 @@ impl ExternalFiles {
 
     /// Files in memory, by location, and no others.
     pub(crate) fn given(files: HashMap<String, Bytes>) -> Self {
-        Self { folder: None, open: Mutex::new(Opened { root: None, files }) }
+        Self { folder: None, open: Mutex::new(Opened { files, ..Opened::default() }) }
     }
 
     pub(crate) fn folder(&self) -> Option<&Path> {
@@ -122,20 +124,46 @@ impl ExternalFiles {
                 open.root.insert(Arc::new(fd)).clone()
             }
         };
-        let bytes = map(beneath::open(&root, location).map_err(|e| e.to_string())?)?;
+        let mapping = mapping(beneath::open(&root, location).map_err(|e| e.to_string())?)?;
+        let bytes = mapping.clone().map_or_else(Bytes::new, shared);
+        open.mappings.extend(mapping);
         open.files.insert(location.to_owned(), bytes.clone());
         Ok(bytes)
+    }
+
+    /// Lets go of the pages of what is mapped.
+    pub(crate) fn release(&self) {
+        let open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        for mapping in &open.mappings {
+            // SAFETY: the mapping is of a file, shared and only read: its pages come back with the file's content.
+            // A system that keeps them needs more memory, and that is all.
+            let _ = unsafe { mapping.unchecked_advise(UncheckedAdvice::DontNeed) };
+        }
     }
 }
 
 /// Maps a file; an empty one is no bytes.
 pub(crate) fn map(file: File) -> Result<Bytes, String> {
+    Ok(mapping(file)?.map_or_else(Bytes::new, shared))
+}
+
+/// None for an empty file.
+fn mapping(file: File) -> Result<Option<Arc<Mmap>>, String> {
     let length = file.metadata().map_err(|e| e.to_string())?.len();
     if length == 0 {
-        return Ok(Bytes::new());
+        return Ok(None);
     }
     // SAFETY: a mapping of a file that another process truncates raises SIGBUS; model files are immutable by contract,
     // and replaced by renaming, which leaves this mapping on the old content.
-    let mapping = unsafe { Mmap::map(&file) }.map_err(|e| e.to_string())?;
-    Ok(Bytes::from_owner(mapping))
+    Ok(Some(Arc::new(unsafe { Mmap::map(&file) }.map_err(|e| e.to_string())?)))
+}
+
+fn shared(mapping: Arc<Mmap>) -> Bytes {
+    struct Owner(Arc<Mmap>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    Bytes::from_owner(Owner(mapping))
 }

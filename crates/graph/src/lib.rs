@@ -2,6 +2,7 @@
 //!
 //! Every other room works on what this crate reads. It trusts no file, runs no graph and does no network I/O.
 
+mod append;
 pub mod beneath;
 mod check;
 mod codec;
@@ -23,6 +24,7 @@ mod tensor;
 pub mod walk;
 mod wire;
 
+pub use append::ExternalWriter;
 pub use check::{IR_VERSIONS, OPSETS, check};
 pub use codec::tensor_proto;
 pub use cost::{Cost, cost};

@@ -13,10 +13,11 @@ use prost::Message;
 
 use crate::{
     DataType, GraphError, Tensor,
+    append::ExternalWriter,
     codec::{self, is_external},
     external::{ExternalFiles, ExternalRef, map},
     limits::Limits,
-    proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_shape_proto::dimension, type_proto},
+    proto::{GraphProto, ModelProto, TensorProto, tensor_shape_proto::dimension, type_proto},
     walk, wire,
 };
 
@@ -261,56 +262,29 @@ impl Model {
 
     /// Writes the model with every tensor of at least `threshold` bytes in one file `NAME.data` beside it.
     pub fn write_external(&self, path: impl AsRef<Path>, threshold: usize) -> Result<(), GraphError> {
-        let path = path.as_ref();
         let mut inline = self.clone();
         inline.inline_external()?;
-        let name = format!("{}.data", path.file_name().unwrap_or_default().to_string_lossy());
-        let data_path = path.with_file_name(&name);
-        let staged = staged(&data_path);
-        let io = |action| move |source| GraphError::Io { action, path: data_path.clone(), source };
-        let mut file = File::create(&staged).map_err(io.clone()("write"))?;
-        let mut offset = 0u64;
-        let mut result = Ok(());
-        walk::tensors_mut(&mut inline.proto, &mut |tensor| {
-            if result.is_ok() {
-                result = move_out(tensor, threshold, &name, &mut file, &mut offset);
+        ExternalWriter::create(path.as_ref())?.finish(inline, threshold)
+    }
+
+    /// Bytes that the file would have with all external data within, whether a file may be that large or not.
+    pub fn whole_len(&self) -> u64 {
+        let mut length = self.proto.encoded_len() as u64;
+        walk::tensors(&self.proto, &mut |tensor| {
+            if is_external(tensor) {
+                length = length.saturating_add(codec::declared_bytes(tensor));
             }
         });
-        result.and_then(|()| file.sync_all()).map_err(io.clone()("write"))?;
-        fs::rename(&staged, path.with_file_name(&name)).map_err(io("write"))?;
-        inline.write(path)
+        length
+    }
+
+    /// Lets go of the memory that external data was read into: it comes from its files again where it is used again.
+    pub fn release_external(&self) {
+        self.external.iter().for_each(|files| files.release());
     }
 }
 
-/// Offsets of external data are multiples of a page, so that a reader can map each tensor.
-const EXTERNAL_ALIGN: u64 = 4096;
-
-fn move_out(
-    tensor: &mut TensorProto,
-    threshold: usize,
-    name: &str,
-    file: &mut File,
-    offset: &mut u64,
-) -> std::io::Result<()> {
-    let Ok(values) = codec::decode(tensor) else { return Ok(()) };
-    let Some(raw) = values.raw().filter(|raw| raw.len() >= threshold.max(1)) else { return Ok(()) };
-    let padding = offset.next_multiple_of(EXTERNAL_ALIGN) - *offset;
-    file.write_all(&vec![0; padding as usize])?;
-    file.write_all(raw)?;
-    *offset += padding;
-    codec::clear_values(tensor);
-    let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
-    tensor.external_data = vec![
-        entry("location", name.to_owned()),
-        entry("offset", offset.to_string()),
-        entry("length", raw.len().to_string()),
-    ];
-    tensor.data_location = Some(crate::proto::tensor_proto::DataLocation::External as i32);
-    *offset += raw.len() as u64;
-    Ok(())
-}
-
-fn staged(path: &Path) -> PathBuf {
+pub(crate) fn staged(path: &Path) -> PathBuf {
     let name = format!(".{}.{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id());
     path.with_file_name(name)
 }

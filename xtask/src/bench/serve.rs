@@ -18,6 +18,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         name: "cargo xtask bench serve",
         about: "What serving costs, next to other servers",
         bars: &BARS,
+        long: &[],
         models: &["identity16", "identity150528", "mobilenetv2", "resnet50_int8", "perceptron_4mb", "perceptron_100mb"],
     };
     run_bars(&benchmark, args)

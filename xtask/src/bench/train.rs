@@ -24,6 +24,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         name: "cargo xtask bench train",
         about: "What a training step costs, next to PyTorch",
         bars: &BARS,
+        long: &[],
         models: &[],
     };
     run_bars(&benchmark, args)

@@ -28,6 +28,7 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
         name: "cargo xtask bench trust",
         about: "What verifying every call costs",
         bars: &BARS,
+        long: &[],
         models: &["identity16", "mobilenetv2"],
     };
     run_bars(&benchmark, args)

@@ -347,7 +347,7 @@ impl Work<'_> {
     }
 
     /// Bytes of a layer's weights in the original.
-    fn bytes_before(&self, layer: &edgeward_compress::Layer) -> u64 {
+    pub fn bytes_before(&self, layer: &edgeward_compress::Layer) -> u64 {
         let own = layer.weights() as u64 * 4;
         self.layer_bytes.get(self.prepared.title(layer).as_ref()).copied().unwrap_or(own)
     }

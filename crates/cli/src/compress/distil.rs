@@ -59,6 +59,13 @@ pub struct LearnOptions {
     pub qat_rate: Option<f64>,
 }
 
+impl LearnOptions {
+    /// Whether a student is asked for.
+    pub fn wants_student(&self) -> bool {
+        self.student.is_some() || self.student_layers.is_some()
+    }
+}
+
 fn pair(text: &str) -> Result<Pair, String> {
     match text.split_once('=') {
         Some((student, teacher)) if !student.is_empty() && !teacher.is_empty() => {

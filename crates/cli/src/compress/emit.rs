@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use edgeward_compress::{
     choose::Figures,
-    report::{DataKind, Report, Variant, page},
+    report::{DataKind, Report, Turns, Variant, page},
 };
 
 use super::{judge::Verdict, timing::Timed};
@@ -23,7 +23,9 @@ const REPORT: &str = "report.json";
 
 /// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
 pub fn judged(variant: &mut Variant, timed: &Timed, verdict: &Verdict, (bytes, transfer_bytes): (u64, u64), drop: f64) {
-    let (Some(p50_ms), Some(per_second), Some(core_ms)) = (timed.p50_ms, timed.per_second, timed.core_ms) else { return };
+    let (Some(p50_ms), Some(per_second), Some(core_ms)) = (timed.p50_ms, timed.per_second, timed.core_ms) else {
+        return;
+    };
     variant.engine = Some(timed.engine.clone());
     variant.figures = Some(Figures { p50_ms, per_second, core_ms, bytes, transfer_bytes, drop });
     variant.metric = Some(verdict.metric);
@@ -50,6 +52,11 @@ pub fn write(report: &Report, staged: &Path, model: &Path, folder: &Path) -> Out
     for variant in &report.variants {
         let Some(file) = &variant.file else { continue };
         fs::copy(staged.join(file), made.path().join(file))?;
+        // Copies of the graph refer to the same data, which is too large to have twice.
+        let data = format!("{file}.data");
+        if staged.join(&data).is_file() {
+            fs::rename(staged.join(&data), made.path().join(&data))?;
+        }
         if report.chosen.as_ref() == Some(&variant.name) {
             fs::copy(staged.join(file), made.path().join("model.onnx"))?;
         }
@@ -68,7 +75,8 @@ pub fn write(report: &Report, staged: &Path, model: &Path, folder: &Path) -> Out
     Ok(())
 }
 
-fn parent(folder: &Path) -> PathBuf {
+/// The folder that a folder is in.
+pub fn parent(folder: &Path) -> PathBuf {
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
     parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
@@ -82,6 +90,14 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
         table(report)?;
         if report.data.kind != DataKind::Labelled {
             print::line(&format!("judged on {}", report.data.kind.text()))?;
+        }
+        if report.timing == Turns::OneByOne {
+            print::line("timed one after the other: what the machine did beside it is in the figures")?;
+        }
+        if let Some(memory) = report.memory {
+            let quantising =
+                memory.quantising_bytes_max.map(|bytes| format!(", while quantising {}", print::bytes(bytes)));
+            print::line(&format!("most memory {}{}", print::bytes(memory.bytes_max), quantising.unwrap_or_default()))?;
         }
         for variant in report.variants.iter().filter(|variant| variant.refused.is_some()) {
             print::line(&format!("{}: {}", variant.name, variant.refused.as_deref().unwrap_or_default()))?;
@@ -102,7 +118,8 @@ pub fn show(report: &Report, folder: &Path, context: &Context) -> Outcome {
 }
 
 fn table(report: &Report) -> Outcome {
-    let header = ["variant", "engine", "p50", "items/s", "cores", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
+    let header =
+        ["variant", "engine", "p50", "items/s", "cores", "file", "transfer", report.metric.as_str(), "top-1", "cosine"];
     // The metric may be the last column itself.
     let columns = if report.metric == "cosine" { header.len() - 1 } else { header.len() };
     let row = |variant: &Variant| {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::candidates::Candidate;
 use crate::{
+    engines,
     failure::{Failure, Outcome},
     whole,
 };
@@ -40,10 +41,8 @@ struct Noted {
 impl Kept {
     /// The folder for a result. What an interrupted run of the same command on the same files left in it is taken up; anything else
     /// is begun anew. `files` are those that the command does not name. An error where another compression works there.
-    pub fn open(output: &Path, model_sha256: String, files: &[&Path]) -> Result<Self, Failure> {
-        let mut name = output.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let folder = output.with_file_name(name);
+    pub fn open(output: &Path, model_sha256: String, files: &[PathBuf]) -> Result<Self, Failure> {
+        let folder = Self::folder_of(output);
         let shown = folder.display().to_string();
         fs::create_dir_all(&folder).with_context(|| format!("cannot write `{shown}`"))?;
         let lock = File::create(folder.join(LOCK)).with_context(|| format!("cannot write in `{shown}`"))?;
@@ -57,7 +56,15 @@ impl Kept {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
             whole::write(&kept.path(KEY), key.as_bytes())?;
         }
+        kept.sweep().with_context(|| format!("cannot tidy `{shown}`"))?;
         Ok(kept)
+    }
+
+    /// The folder for a result.
+    pub fn folder_of(output: &Path) -> PathBuf {
+        let mut name = output.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        output.with_file_name(name)
     }
 
     /// Where the file of this name is, or goes.
@@ -79,7 +86,8 @@ impl Kept {
     pub fn candidates(&self, group: &str) -> Option<Vec<Candidate>> {
         let candidate = |noted: Noted| {
             let path = self.path(&format!("{}.onnx", noted.name));
-            path.is_file().then_some(Candidate { name: noted.name, recipe: noted.recipe, path, layers: noted.layers })
+            let whole = engines::read_model(&path).is_ok_and(|model| model.check_external().is_ok());
+            whole.then_some(Candidate { name: noted.name, recipe: noted.recipe, path, layers: noted.layers })
         };
         self.noted::<Vec<Noted>>(group)?.into_iter().map(candidate).collect()
     }
@@ -111,6 +119,17 @@ impl Kept {
         let _ = fs::remove_dir_all(&self.folder);
     }
 
+    /// Removes what a process that was ended had begun to write: model files bear such names until they are whole.
+    fn sweep(&self) -> std::io::Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The lock stays.
     fn clear(&self) -> std::io::Result<()> {
         for entry in fs::read_dir(&self.folder)? {
@@ -126,10 +145,10 @@ impl Kept {
 }
 
 /// The command, and the state of every file and folder that it names: what another command, model or data made does not go on.
-fn key(model_sha256: &str, files: &[&Path], own: &Path) -> String {
+fn key(model_sha256: &str, files: &[PathBuf], own: &Path) -> String {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let mut states = Vec::new();
-    for path in words.iter().map(Path::new).chain(files.iter().copied()) {
+    for path in words.iter().map(Path::new).chain(files.iter().map(PathBuf::as_path)) {
         note_state(path, own, &mut states);
     }
     serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": states })
@@ -149,7 +168,8 @@ fn note_state(path: &Path, own: &Path, states: &mut Vec<(String, u64, String)>) 
     }
     let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
     // What a link leads to is looked at where it is a file; a folder could lead back.
-    let within = entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_symlink()) || entry.path().is_file());
+    let within =
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| !kind.is_symlink()) || entry.path().is_file());
     let mut within: Vec<PathBuf> = within.map(|entry| entry.path()).collect();
     within.sort();
     within.iter().for_each(|path| note_state(path, own, states));
@@ -166,7 +186,10 @@ mod tests {
         fs::create_dir_all(data.join("train/cats")).unwrap();
         fs::create_dir_all(&own).unwrap();
         fs::write(data.join("train/cats/1.png"), "one").unwrap();
-        let now = |files: &[&Path]| key("model", files, &own);
+        let now = |files: &[&Path]| {
+            let files: Vec<PathBuf> = files.iter().map(|path| path.to_path_buf()).collect();
+            key("model", &files, &own)
+        };
         let before = now(&[folder.path()]);
         assert_eq!(before, now(&[folder.path()]));
         fs::write(own.join("net.onnx"), "what is kept itself does not count").unwrap();

@@ -55,6 +55,13 @@ pub struct PruneOptions {
     importance: ImportanceName,
 }
 
+impl PruneOptions {
+    /// Whether anything is to be taken out.
+    pub fn wants_cuts(&self) -> bool {
+        !self.ratios.is_empty()
+    }
+}
+
 /// An importance by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ImportanceName {

@@ -20,6 +20,9 @@ use crate::{
 
 /// Items of one run when throughput is measured.
 const BATCH: usize = 8;
+/// Turns of a candidate that is timed alone, and seconds of each: of a large model a single run takes longer.
+const TURNS_ALONE: usize = 3;
+const SECONDS_ALONE: f64 = 0.25;
 /// Candidates that always go on.
 const LANES_MIN: usize = 4;
 /// How much slower than the last that goes on a candidate must be: what noise put behind goes on as well.
@@ -89,12 +92,7 @@ impl Timing<'_> {
             (self.each)(turn + 1, turns + 1, took.map(|took: Duration| took * (turns + 1 - turn) as u32))?;
             let began = Instant::now();
             for lane in lanes.iter_mut().filter(|lane| lane.goes_on) {
-                // The first turn settles caches and the processor's clock.
-                lane.slice(if turn == 0 { 0.0 } else { seconds });
-                if turn == 0 {
-                    lane.latency.clear();
-                    lane.throughput.clear();
-                }
+                lane.turn(turn, seconds);
             }
             took = (turn > 0).then(|| began.elapsed());
             if rungs.contains(&turn) {
@@ -104,21 +102,38 @@ impl Timing<'_> {
         Ok(lanes.into_iter().map(|lane| lane.timed(engine.name())).collect())
     }
 
+    /// Times one candidate alone, in a session that is given back if it works.
+    pub fn alone(
+        &self,
+        engine: &str,
+        candidate: &Candidate,
+        session: Box<dyn Session>,
+        first: Option<&Inputs>,
+    ) -> Result<(Timed, Option<Box<dyn Session>>), Failure> {
+        let mut lane = self.lane_of(session, candidate, first)?;
+        for turn in 0..=TURNS_ALONE {
+            (self.each)(turn + 1, TURNS_ALONE + 1, None)?;
+            lane.turn(turn, SECONDS_ALONE);
+        }
+        let timed = lane.timed(engine);
+        Ok((timed, lane.session.ok()))
+    }
+
     fn lane(&self, engine: &dyn Engine, candidate: &Candidate, first: Option<&Inputs>) -> Result<Lane, Failure> {
         let options = SessionOptions { threads: Some(self.threads), ..SessionOptions::default() };
-        let loaded = engine.load(&Source::File(candidate.path.clone()), &options);
-        let mut lane = Lane {
-            session: Err(String::new()),
-            inputs: Inputs::new(),
-            many: None,
-            latency: Vec::new(),
-            throughput: Vec::new(),
-            goes_on: true,
-        };
-        let session = match loaded {
-            Ok(session) => session,
-            Err(error) => return Ok(Lane { session: Err(error.message().to_owned()), ..lane }),
-        };
+        match engine.load(&Source::File(candidate.path.clone()), &options) {
+            Ok(session) => self.lane_of(session, candidate, first),
+            Err(error) => Ok(Lane { session: Err(error.message().to_owned()), ..Lane::new() }),
+        }
+    }
+
+    fn lane_of(
+        &self,
+        session: Box<dyn Session>,
+        candidate: &Candidate,
+        first: Option<&Inputs>,
+    ) -> Result<Lane, Failure> {
+        let mut lane = Lane::new();
         let takes_batches = self.shapes.is_empty() && inputs::takes_batches(session.inputs());
         // Real inputs where they come one by one: what is made up may be of a size that the model cannot take.
         lane.inputs = match first.map(|inputs| one(inputs, takes_batches)) {
@@ -168,6 +183,27 @@ fn repeated(inputs: &Inputs) -> Option<Inputs> {
 }
 
 impl Lane {
+    /// Nothing is loaded yet.
+    fn new() -> Self {
+        Self {
+            session: Err(String::new()),
+            inputs: Inputs::new(),
+            many: None,
+            latency: Vec::new(),
+            throughput: Vec::new(),
+            goes_on: true,
+        }
+    }
+
+    /// The first turn settles caches and the processor's clock.
+    fn turn(&mut self, turn: usize, seconds: f64) {
+        self.slice(if turn == 0 { 0.0 } else { seconds });
+        if turn == 0 {
+            self.latency.clear();
+            self.throughput.clear();
+        }
+    }
+
     fn slice(&mut self, seconds: f64) {
         let Ok(session) = &self.session else { return };
         let measure = |inputs: &Inputs, batch: usize| {
@@ -188,7 +224,7 @@ impl Lane {
         }
     }
 
-    fn timed(self, engine: &str) -> Timed {
+    fn timed(&self, engine: &str) -> Timed {
         let engine = engine.to_owned();
         match &self.session {
             Err(reason) => {

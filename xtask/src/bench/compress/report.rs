@@ -73,6 +73,11 @@ impl Compressed {
         best.map(|(_, variant)| variant).context("no engine runs such a variant")
     }
 
+    /// The most memory in bytes, by its key in the report.
+    pub fn memory(&self, key: &str) -> anyhow::Result<f64> {
+        number(&self.0["memory"], key)
+    }
+
     /// Seconds of all of it.
     pub fn seconds(&self) -> anyhow::Result<f64> {
         number(&self.0, "seconds")
