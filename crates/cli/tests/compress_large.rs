@@ -83,7 +83,8 @@ fn weights_go_into_files_of_their_own() {
     }
     // A release takes the data along.
     let packed = json(path, "release pack out --out release");
-    let size: u64 = packed["manifest"]["files"].as_array().unwrap().iter().map(|f| f["size"].as_u64().unwrap()).sum();
+    let all = packed["manifest"]["files"].as_object().unwrap();
+    let size: u64 = all.values().map(|file| file["size"].as_u64().unwrap()).sum();
     assert!(size > written.iter().map(|v| v["figures"]["bytes"].as_u64().unwrap()).sum::<u64>());
 }
 

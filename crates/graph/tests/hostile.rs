@@ -94,8 +94,14 @@ fn external_data_survives_a_round_trip() {
     for _ in 0..2 {
         let values: Vec<Tensor> = read.graph().initializer.iter().map(|t| read.tensor(t).unwrap()).collect();
         assert_eq!(values, [big.clone(), small.clone()]);
+        // What was let go comes from the file again.
+        read.release_external();
+        assert_eq!(values, [big.clone(), small.clone()]);
+        let apart = read.whole_len();
         read.inline_external().unwrap();
         assert!(read.external_locations().unwrap().is_empty());
+        let within = read.to_bytes().unwrap().len() as u64;
+        assert!(within <= apart && apart < within + 200, "{apart} {within}");
     }
 }
 

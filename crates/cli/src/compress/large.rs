@@ -148,8 +148,10 @@ fn room(output: &Path, prepared: &Prepared, wanted: &[Wanted]) -> Outcome {
     // What an interrupted run left there is taken up, or goes.
     let left = std::fs::read_dir(&partial).into_iter().flatten().filter_map(|entry| entry.ok()?.metadata().ok());
     let left: u64 = left.map(|about| about.len()).sum();
-    let folder = emit::parent(output);
-    let about = rustix::fs::statvfs(&folder).map_err(|error| {
+    let parent = emit::parent(output);
+    let exists = parent.ancestors().find(|folder| folder.is_dir());
+    let folder = exists.unwrap_or(Path::new("."));
+    let about = rustix::fs::statvfs(folder).map_err(|error| {
         Failure::input(format!("folder `{}` of the result cannot be used: {error}", folder.display()))
     })?;
     let free = about.f_bavail.saturating_mul(about.f_frsize);
@@ -213,14 +215,15 @@ impl<'a> Work<'a> {
     /// The variants' files, and the most memory while they were made; those of an interrupted run are taken.
     fn quantised_large(&self, wanted: &[Wanted]) -> Result<(Vec<Candidate>, Option<u64>), Failure> {
         let forgotten = measure::forget_peak();
-        let mut made = Vec::new();
+        let (mut made, mut anew) = (Vec::new(), false);
         for wanted in wanted {
             self.once(wanted.name, &mut made, |made| {
+                anew = true;
                 made.extend(self.quantise_large(wanted)?);
                 Ok(())
             })?;
         }
-        Ok((made, forgotten.and_then(|()| measure::peak_resident())))
+        Ok((made, forgotten.filter(|()| anew).and_then(|()| measure::peak_resident())))
     }
 
     fn quantise_large(&self, wanted: &Wanted) -> Result<Option<Candidate>, Failure> {
