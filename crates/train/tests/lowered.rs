@@ -160,6 +160,36 @@ fn a_private_step() {
     equal(&starter(&small).unwrap(), &StepSpec { private, ..adam() }, 5, &["SoftmaxGradient", "Adam"]);
 }
 
+/// As [`a_private_step`], with gradients of single examples that are made themselves (the first convolution, of many places) and others by
+/// their factors (the second).
+#[test]
+fn a_private_step_of_convolutions() {
+    let ints = |name: &str, values: &[i64]| AttributeProto::of_ints(name, values);
+    let forward = model(
+        vec![
+            node("Conv", &["x", "w1", "b1"], &["h1"], vec![ints("pads", &[0, 1, 2, 3])]),
+            node("Relu", &["h1"], &["h2"], vec![]),
+            node("Conv", &["h2", "w2", "b2"], &["h3"], vec![ints("strides", &[6, 7])]),
+            node("Relu", &["h3"], &["h4"], vec![]),
+            node("GlobalAveragePool", &["h4"], &["pool"], vec![]),
+            node("Flatten", &["pool"], &["flat"], vec![]),
+            node("Gemm", &["flat", "w3"], &["logits"], vec![]),
+        ],
+        vec![port("x", DataType::Float32, &["batch", "7", "15", "16"])],
+        vec![port("logits", DataType::Float32, &["batch", "2"])],
+        vec![
+            ("w1", noise(1, &[17, 7, 3, 2])),
+            ("b1", noise(2, &[17])),
+            ("w2", noise(3, &[24, 17, 3, 3])),
+            ("b2", noise(4, &[24])),
+            ("w3", noise(5, &[24, 2])),
+        ],
+    );
+    let private = Some(PrivateSpec { clip_norm: 0.5, expected_batch: 9.0 });
+    let kinds = ["Conv", "ConvWeightGradient", "ConvInputGradient", "ReluGradient"];
+    equal(&forward, &StepSpec { private, ..sgd() }, 9, &kinds);
+}
+
 /// Kernels, strides, paddings and dilations that starters lack, a bias, a value that is used twice and one that leaves the graph.
 #[test]
 fn uncommon_convolutions() {
