@@ -46,28 +46,18 @@ impl Removal {
 /// The least part of the target that a unit counts as.
 const COST_MIN: f64 = 1e-12;
 
-/// Multiply-adds that a processor core makes while it reads a weight from memory: some 80 to 10 thousand million a second. In a request
-/// of one item, layers of few places wait for their weights.
-const MULTIPLY_ADDS_OF_A_READ: f64 = 32.0;
-
 /// Takes the units that are worth the least for what they cost, until `part` of the target is gone or every group is at
 /// its floor. A unit's worth is its score as a part of its group's mean, over the root of what its group's units cost: a
-/// first layer of few weights is no place to save weights. Where multiply-adds are the target, reading weights costs as well (the
-/// roofline of Williams et al. 2009).
+/// first layer of few weights is no place to save weights.
 pub fn choose(plan: &Plan, scores: &Scores, selection: &Selection) -> Removal {
     let none = vec![Vec::new(); plan.groups.len()];
     let whole = cost(plan, &none, selection.target).max(f64::MIN_POSITIVE);
-    let price = |removed: &[Vec<usize>]| match selection.target {
-        Target::MultiplyAdds => work(plan, removed, MULTIPLY_ADDS_OF_A_READ),
-        Target::Parameters => cost(plan, removed, Target::Parameters),
-    };
-    let all = price(&none).max(f64::MIN_POSITIVE);
     let saving = |group: usize| {
         let mut one = none.clone();
         if let Some(units) = one.get_mut(group) {
             units.push(0);
         }
-        1.0 - price(&one) / all
+        1.0 - cost(plan, &one, selection.target) / whole
     };
     // The root, since the least costly units are often those of the first layers, which all others stand on.
     let costs: Vec<f64> = (0..plan.groups.len()).map(|group| saving(group).max(COST_MIN).sqrt()).collect();
@@ -141,34 +131,21 @@ fn kept(group: &Group, wanted: usize, selection: &Selection) -> usize {
 
 /// What is left of the target.
 fn cost(plan: &Plan, removed: &[Vec<usize>], target: Target) -> f64 {
-    match target {
-        Target::MultiplyAdds => work(plan, removed, 0.0),
-        Target::Parameters => {
-            let elements = left(plan, removed);
-            plan.sizes.keys().map(|tensor| elements(tensor)).sum()
-        }
-    }
-}
-
-/// Multiply-adds that are left, with what reading a weight counts as.
-fn work(plan: &Plan, removed: &[Vec<usize>], read: f64) -> f64 {
-    let elements = left(plan, removed);
-    plan.times.iter().map(|(tensor, times)| (times + read) * elements(tensor)).sum()
-}
-
-/// Tells how many elements of a tensor are left.
-fn left<'p>(plan: &'p Plan, removed: &[Vec<usize>]) -> impl Fn(&str) -> f64 + 'p {
     let mut gone: HashMap<(&str, usize), usize> = HashMap::new();
     for (group, units) in plan.groups.iter().zip(removed) {
         for member in units.iter().filter_map(|&unit| group.units.get(unit)).flat_map(|unit| &unit.members) {
             *gone.entry((&member.tensor, member.axis)).or_default() += member.indices.len();
         }
     }
-    move |tensor| {
+    let elements = |tensor: &str| -> f64 {
         let sizes = plan.sizes.get(tensor).map(Vec::as_slice).unwrap_or_default();
         let kept = |(axis, &size): (usize, &usize)| {
             size.saturating_sub(gone.get(&(tensor, axis)).copied().unwrap_or(0)) as f64
         };
         sizes.iter().enumerate().map(kept).product()
+    };
+    match target {
+        Target::MultiplyAdds => plan.times.iter().map(|(tensor, times)| times * elements(tensor)).sum(),
+        Target::Parameters => plan.sizes.keys().map(|tensor| elements(tensor)).sum(),
     }
 }
