@@ -132,6 +132,7 @@ struct Unpack<'a> {
 
 impl Unpack<'_> {
     /// Adds up the parts of one block of outputs: `dw` is [outputs, inputs, taps].
+    #[target_feature(enable = "avx512f")]
     fn block(&self, parts: std::ops::Range<usize>, output: usize, dw: &mut [f32]) {
         let Self { sums, split, taps, width, inputs } = *self;
         for input in 0..inputs {
