@@ -61,6 +61,16 @@ pub(super) fn assign(model: &mut Model, types: &Inferred) {
     model.graph_mut().initializer.extend(constants);
 }
 
+/// What an element-wise operator reads beside images.
+enum Operand {
+    /// An image of the result's shape.
+    Image,
+    /// One number for each image.
+    OfImage,
+    /// One number, or none.
+    Number,
+}
+
 struct Layout<'t> {
     types: &'t Inferred,
     nodes: Vec<NodeProto>,
@@ -288,36 +298,41 @@ impl Layout<'_> {
     fn elementwise(&mut self, from: &NodeProto) -> Option<()> {
         let y = from.output.first()?;
         image(self.types, y)?;
-        let shape = self.types.of(y).shape;
-        let same = |name: &String| self.types.of(name).shape == shape;
-        let number = |name: &String| {
-            let value = self.types.of(name);
-            name.is_empty() || (value.shape.is_some_and(|s| s.is_empty()) && value.dtype == Some(DataType::Float32))
-        };
-        let of_image = |name: &String| {
-            let value = self.types.of(name);
-            let sizes = value.shape.filter(|_| value.dtype == Some(DataType::Float32));
-            sizes.zip(shape.as_ref()).is_some_and(|(sizes, shape)| {
-                let ones = sizes.iter().skip(1).all(|size| *size == Dimension::Fixed(1));
-                sizes.len() == 4 && sizes.first() == shape.first() && ones
-            })
-        };
-        let fits = from.input.iter().all(|name| same(name) || number(name) || of_image(name));
-        if !fits || !from.input.iter().any(|name| self.is_blocked(name)) {
+        let shape = self.types.of(y).shape?;
+        let operands = from.input.iter().map(|name| self.operand(name, &shape)).collect::<Option<Vec<_>>>()?;
+        if !from.input.iter().any(|name| self.is_blocked(name)) {
             return None;
         }
-        let kinds: Vec<(bool, bool)> = from.input.iter().map(|name| (same(name), of_image(name))).collect();
         let mut inputs = Vec::new();
-        for (name, kind) in from.input.iter().zip(kinds) {
-            inputs.push(match kind {
-                (true, _) => self.block(name),
-                (false, true) => self.beside(name),
-                (false, false) => name.clone(),
+        for (name, operand) in from.input.iter().zip(operands) {
+            inputs.push(match operand {
+                Operand::Image => self.block(name),
+                Operand::OfImage => self.beside(name),
+                Operand::Number => name.clone(),
             });
         }
         let output = self.made(y);
         self.nodes.push(NodeProto { input: inputs, output: vec![output], ..from.clone() });
         Some(())
+    }
+
+    /// What an operand is to an image of this shape; none where it is something else.
+    fn operand(&self, name: &str, shape: &[Dimension]) -> Option<Operand> {
+        if name.is_empty() {
+            return Some(Operand::Number);
+        }
+        let value = self.types.of(name);
+        let own = value.shape?;
+        if own == shape {
+            return Some(Operand::Image);
+        }
+        let ones = || own.iter().skip(1).all(|size| *size == Dimension::Fixed(1));
+        match own.len() {
+            _ if value.dtype != Some(DataType::Float32) => None,
+            0 => Some(Operand::Number),
+            4 if own.first() == shape.first() && ones() => Some(Operand::OfImage),
+            _ => None,
+        }
     }
 
     /// One number for each image, [n, 1, 1, 1], as blocked images meet it.

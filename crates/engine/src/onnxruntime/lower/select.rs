@@ -190,10 +190,12 @@ impl Select<'_> {
     /// The gradients that each example has by the weight of a convolution in one group.
     fn example_gradients(&self, told: &NodeProto) -> Option<NodeProto> {
         let ([x, w, g], [dw]) = (told.input.as_slice(), told.output.as_slice()) else { return None };
+        if told.attr_int("group").unwrap_or(1) != 1 {
+            return None;
+        }
         let attributes = convolution_attributes(self.types, told, x, w)?;
         let mut attributes = weight_attributes(attributes, &self.types.of(w).fixed()?);
         attributes.push(AttributeProto::of_int("each_image", 1));
-        image(self.types, x).filter(|_| told.attr_int("group").unwrap_or(1) == 1)?;
         Some(node("ConvWeightGradient", &[x, g], &[dw], attributes))
     }
 
