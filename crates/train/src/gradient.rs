@@ -62,7 +62,7 @@ impl Sweep<'_> {
             }
             self.keep(&mut swept.gradients, node, &outputs);
             let wants = node.input.iter().map(|n| differentiable(n) && !self.deferred.contains(n)).collect();
-            let given = self.rule(emit, index, outputs.clone(), wants)?;
+            let given = self.rule(emit, index, &outputs, wants)?;
             for (input, gradient) in given {
                 open.entry(input).or_default().push(gradient);
             }
@@ -82,7 +82,7 @@ impl Sweep<'_> {
         &self,
         emit: &mut Emit,
         index: usize,
-        outputs: Vec<Option<String>>,
+        outputs: &[Option<String>],
         wants: Vec<bool>,
     ) -> Result<Vec<(String, String)>, TrainError> {
         let Some(node) = self.nodes.get(index) else { return Ok(Vec::new()) };
@@ -90,12 +90,12 @@ impl Sweep<'_> {
             return Ok(Vec::new());
         }
         let mut context =
-            Context { emit: &mut *emit, known: self.known, node, outputs: outputs.clone(), wants, given: Vec::new() };
+            Context { emit: &mut *emit, known: self.known, node, outputs: outputs.to_vec(), wants, given: Vec::new() };
         rules::gradient(&mut context)
             .map_err(|reason| TrainError::Unsupported { place: place(node, index), reason })?;
         let given = context.given;
         if rules::is_composite(node) {
-            tell(emit, node, &outputs, &given);
+            tell(emit, node, outputs, &given);
         }
         Ok(given)
     }

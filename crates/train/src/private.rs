@@ -209,9 +209,10 @@ impl Private<'_> {
             for (input, usage) in uses {
                 let Some(node) = self.nodes.get(usage.node) else { continue };
                 let outputs = node.output.iter().zip(&usage.outputs);
-                let outputs = outputs.map(|(y, g)| Some(self.scaled(emit, y, g.as_deref()?, factor))).collect();
+                let outputs: Vec<Option<String>> =
+                    outputs.map(|(y, g)| Some(self.scaled(emit, y, g.as_deref()?, factor))).collect();
                 let wants = (0..node.input.len()).map(|i| i == *input).collect();
-                all.extend(sweep.rule(emit, usage.node, outputs, wants)?);
+                all.extend(sweep.rule(emit, usage.node, &outputs, wants)?);
             }
         }
         Ok(all)

@@ -47,8 +47,7 @@ impl Factors {
 
     /// True where the gradients themselves take no more room than what they are made of.
     pub fn is_small_whole(&self) -> bool {
-        let (Some(steps), Some((m, n))) = (self.steps, self.sizes) else { return false };
-        m.saturating_mul(n) <= steps.saturating_mul(m.saturating_add(n))
+        self.sizes.is_some_and(|sizes| is_small_whole(self.steps, sizes))
     }
 
     /// The squared norms, by whichever way multiplies less: over pairs of steps, or the gradients themselves.
@@ -72,6 +71,11 @@ impl Factors {
         let product = emit.op("Mul", &[&a, &b]);
         emit.sum(&product, &[1, 2], Axes::Drop)
     }
+}
+
+/// True where m × n numbers are no more than steps of m and n.
+fn is_small_whole(steps: Option<i64>, (m, n): (i64, i64)) -> bool {
+    steps.is_some_and(|steps| m.saturating_mul(n) <= steps.saturating_mul(m.saturating_add(n)))
 }
 
 /// Rows g \[batch, steps, n\] that go to the rows `places` \[batch, steps\] of an embedding.
@@ -267,13 +271,12 @@ impl Reader<'_> {
             let all = self.emit.reshape(&all, &[0, width, -1]);
             let b = self.emit.transpose(&all, &[0, 2, 1]);
             let g = self.emit.reshape(self.g, &[0, outer, -1]);
-            let a = self.emit.transpose(&g, &[0, 2, 1]);
             let count = counted(steps.iter().copied());
-            let factors = Factors { a, b, steps: count, sizes: Some((outer, width)) };
-            if !factors.is_small_whole() {
-                return Ok(Part::Factors(factors));
+            if !is_small_whole(count, (outer, width)) {
+                let a = self.emit.transpose(&g, &[0, 2, 1]);
+                return Ok(Part::Factors(Factors { a, b, steps: count, sizes: Some((outer, width)) }));
             }
-            let whole = self.emit.op("MatMul", &[&g, &factors.b]);
+            let whole = self.emit.op("MatMul", &[&g, &b]);
             let shape: Vec<i64> = std::iter::once(0).chain(sizes.iter().map(|&size| size as i64)).collect();
             let whole = self.emit.reshape(&whole, &shape);
             self.emit.composite("ConvExampleGradients", &[&x, &w, self.g], &[&whole], self.node.attribute.clone());
