@@ -212,7 +212,7 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     if model.whole_len() > args.large.unwrap_or(WHOLE_BYTES_MAX) {
         return large::compress(args, context, &model, began);
     }
-    let kept = Kept::open(&output, crate::tune::hash(&args.model)?, &unnamed_files(args, context)?)?;
+    let kept = keep(args, &model, context)?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
@@ -227,27 +227,29 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     Ok(report)
 }
 
-/// Files that a compression is made of without being named by its command: the model's data, settings, and what these name.
-fn unnamed_files(args: &CompressArgs, context: &Context) -> Result<Vec<PathBuf>, Failure> {
+/// Opens what an interrupted run may have left. Beside the command's own words that is told by files which the command does not name: the
+/// model's data, settings, and what these name.
+fn keep(args: &CompressArgs, model: &Model, context: &Context) -> Result<Kept, Failure> {
     let (given, set) = (&args.data, &context.settings.train.data);
     let sets = [(&given.data, &set.data), (&given.val, &set.val), (&given.labels, &set.labels)];
     let sets = sets.into_iter().chain([(&given.tokenizer, &set.tokenizer)]);
     let named = sets.filter_map(|(given, set)| set.clone().filter(|_| given.is_none()));
     let settings = std::iter::once(PathBuf::from(crate::settings::DEFAULT_FILE));
-    Ok(files(&args.model)?.into_iter().skip(1).chain(settings).chain(named).collect())
+    let files: Vec<PathBuf> = data_files(&args.model, model)?.into_iter().chain(settings).chain(named).collect();
+    Kept::open(&args.output(), crate::tune::hash(&args.model)?, &files)
 }
 
-/// The model's file, then those of its external data.
-fn files(model: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let data = engines::read_model(model)?.external_locations().or_input()?;
-    let folder = model.parent().unwrap_or(Path::new(""));
-    Ok(std::iter::once(model.to_owned()).chain(data.iter().map(|location| folder.join(location))).collect())
+/// The files of a model's external data.
+fn data_files(path: &Path, model: &Model) -> Result<Vec<PathBuf>, Failure> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    Ok(model.external_locations().or_input()?.iter().map(|location| folder.join(location)).collect())
 }
 
 /// Bytes of a model's files, and in transfer.
-fn sizes(model: &Path, entropy: Entropy) -> Result<(u64, u64), Failure> {
+fn sizes(path: &Path, entropy: Entropy) -> Result<(u64, u64), Failure> {
     let (mut bytes, mut transfer) = (0, 0);
-    for path in files(model)? {
+    let data = data_files(path, &engines::read_model(path)?)?;
+    for path in std::iter::once(path.to_owned()).chain(data) {
         let mut file = std::fs::File::open(path)?;
         bytes += file.metadata()?.len();
         transfer += transfer_bytes(&mut file, entropy)?;
@@ -446,6 +448,12 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// How candidates are timed; `each` is told before each turn.
+    fn timing<'t>(&'t self, each: &'t dyn Fn(usize, usize, Option<Duration>) -> Outcome) -> Timing<'t> {
+        let Self { args, threads, .. } = self;
+        Timing { threads: *threads, quick: args.quick, shapes: &args.shapes, goal: args.goal.into(), each }
+    }
+
     fn time(&self, all: &[&Candidate]) -> Result<Vec<Vec<Timed>>, Failure> {
         let first = self.material.judge().next().transpose()?;
         let mut timed: Vec<Vec<Timed>> = all.iter().map(|_| Vec::new()).collect();
@@ -455,13 +463,7 @@ impl<'a> Work<'a> {
                 let left = left.map_or_else(String::new, |left| format!(", at most {} s left", left.as_secs() + 1));
                 self.show(&format!("timing on {}, turn {turn} of {turns}{left}", engine.name()))
             };
-            let timing = Timing {
-                threads: self.threads,
-                quick: self.args.quick,
-                shapes: &self.args.shapes,
-                goal: self.args.goal.into(),
-                each: &each,
-            };
+            let timing = self.timing(&each);
             let on_engine = timing.all(engine.as_ref(), all, first.as_ref().map(|example| &example.inputs))?;
             timed.iter_mut().zip(on_engine).for_each(|(all, one)| all.push(one));
         }

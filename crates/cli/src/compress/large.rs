@@ -23,8 +23,7 @@ use super::{
     emit,
     judge::{self, Reference, Verdict},
     kept::Kept,
-    timing::{Timed, Timing},
-    unnamed_files,
+    timing::Timed,
 };
 use crate::{
     Context, engines,
@@ -77,7 +76,7 @@ pub fn compress(args: &CompressArgs, context: &Context, model: &Model, began: In
     let prepared = prepare_in_place(model).or_input()?;
     let wanted = wanted(args);
     room(&output, &prepared, &wanted)?;
-    let kept = Kept::open(&output, crate::tune::hash(&args.model)?, &unnamed_files(args, context)?)?;
+    let kept = super::keep(args, model, context)?;
     let (work, original, first) = Work::begin_large(args, model, prepared, kept, context)?;
     let before = measure::peak_resident().unwrap_or(0);
     let (candidates, quantising) = work.quantised_large(&wanted)?;
@@ -274,13 +273,7 @@ impl<'a> Work<'a> {
         let each = |turn: usize, turns: usize, _| {
             self.show(&format!("timing {} on {engine}, turn {turn} of {turns}", candidate.name))
         };
-        let timing = Timing {
-            threads: self.threads,
-            quick: self.args.quick,
-            shapes: &self.args.shapes,
-            goal: self.args.goal.into(),
-            each: &each,
-        };
+        let timing = self.timing(&each);
         let (timed, session) = timing.alone(engine, candidate, session, first.as_ref().map(|first| &first.inputs))?;
         self.go_on(&format!("judging {} on {engine}", candidate.name))?;
         let judged = |session: Box<dyn Session>| {
