@@ -5,6 +5,8 @@ use std::{
     process::Command,
 };
 
+use anyhow::Context as _;
+
 use crate::{layers, parts, python, root, rules, steps, steps::Steps, tools};
 
 /// Options of `cargo xtask test`.
@@ -28,7 +30,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     if !args.no_lint {
         lint_steps(&mut steps, &root)?;
     }
-    let pythons = setup_steps(&mut steps, &root)?;
+    let pythons = setup_steps(&mut steps, &root, &args.cargo)?;
     steps.step("tests", || run_tests(&root, &pythons, args))?;
     steps.finish();
     Ok(())
@@ -45,16 +47,16 @@ pub fn lint() -> anyhow::Result<()> {
 /// What tests and benchmarks need and the machine lacks.
 pub fn setup() -> anyhow::Result<()> {
     let mut steps = Steps::new();
-    setup_steps(&mut steps, &root())?;
+    setup_steps(&mut steps, &root(), &[])?;
     steps.finish();
     Ok(())
 }
 
-fn setup_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<python::Pythons> {
+fn setup_steps(steps: &mut Steps, root: &Path, tests: &[String]) -> anyhow::Result<python::Pythons> {
     steps.step("programs", tools::ensure)?;
     steps.step("programs in Go", || tools::ensure_go(root))?;
     let pythons = steps.step("python environments", || python::ensure(root))?;
-    steps.step("build", || steps::run(cargo(root).args(["build", "--bin", "edgeward"])))?;
+    steps.step("build", || build(root, tests))?;
     steps.step("engines", || install_engines(root))?;
     Ok(pythons)
 }
@@ -70,9 +72,22 @@ fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
     })
 }
 
+/// The binary, with all tests where all are wanted: their features of shared dependencies are others than its own, which
+/// built apart would build a part of them, and of this workspace, twice.
+fn build(root: &Path, tests: &[String]) -> anyhow::Result<()> {
+    let arguments: &[&str] = if tests.is_empty() {
+        &["test", "--workspace", "--no-run", "--quiet"]
+    } else {
+        &["build", "--bin", "edgeward"]
+    };
+    steps::run(cargo(root).args(arguments))
+}
+
 fn install_engines(root: &Path) -> anyhow::Result<()> {
-    // Through cargo, which knows where the target folder is.
-    steps::run(cargo(root).args(["run", "--quiet", "--bin", "edgeward", "--", "engine", "install"]))
+    // Beside this program, which cargo built into the same target folder.
+    let own = std::env::current_exe().context("cannot tell where this program is")?;
+    let target = own.ancestors().nth(2).context("this program is in no target folder")?;
+    steps::run(Command::new(target.join("debug/edgeward")).args(["engine", "install"]).current_dir(root))
 }
 
 fn run_tests(root: &Path, pythons: &python::Pythons, args: &TestArgs) -> anyhow::Result<()> {
