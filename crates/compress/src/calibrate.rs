@@ -5,21 +5,31 @@
 use std::collections::{BTreeSet, HashMap};
 
 use edgeward_graph::Tensor;
+use rayon::prelude::*;
 
 use crate::{
     CompressError, Prepared,
     histogram::{Histogram, Method},
     observe::{self, Batches, Inputs, Load},
+    plan,
     range::Range,
 };
 
 /// What was observed.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
-    histograms: HashMap<String, Histogram>,
-    means: HashMap<String, Means>,
+    values: HashMap<String, Observed>,
     /// Batches that were run.
     pub batches: usize,
+}
+
+/// What was observed of one value.
+#[derive(Clone, Debug, Default)]
+struct Observed {
+    histogram: Histogram,
+    /// Where a layer reads it, the dimension that the layer's channels are along.
+    channels: Option<Channels>,
+    means: Means,
 }
 
 /// Sums, and greatest sizes, by channel.
@@ -37,30 +47,33 @@ pub type Ranges = HashMap<String, Range>;
 impl Statistics {
     /// The range of each value that has one.
     pub fn ranges(&self, method: Method) -> Ranges {
-        self.histograms.iter().filter_map(|(name, h)| Some((name.clone(), h.range(method)?))).collect()
+        self.values.iter().filter_map(|(name, of)| Some((name.clone(), of.histogram.range(method)?))).collect()
     }
 
     /// Mean of each input channel of the layers that read `value`.
     pub(crate) fn channel_means(&self, value: &str) -> Option<Vec<f64>> {
-        let means = self.means.get(value).filter(|means| means.count > 0.0)?;
+        let means = self.means(value)?;
         Some(means.sums.iter().map(|sum| sum / means.count).collect())
     }
 
     /// The greatest size of each input channel of the layers that read `value`.
     pub(crate) fn channel_most(&self, value: &str) -> Option<&[f32]> {
-        self.means.get(value).filter(|means| means.count > 0.0).map(|means| means.most.as_slice())
+        self.means(value).map(|means| means.most.as_slice())
+    }
+
+    fn means(&self, value: &str) -> Option<&Means> {
+        self.values.get(value).map(|of| &of.means).filter(|means| means.count > 0.0)
     }
 
     /// Bytes that histograms and means take.
     pub fn bytes(&self) -> usize {
-        let means =
-            self.means.values().map(|means| means.sums.len() * (size_of::<f64>() + size_of::<f32>())).sum::<usize>();
-        self.histograms.values().map(Histogram::bytes).sum::<usize>() + means
+        let means = |means: &Means| means.sums.len() * (size_of::<f64>() + size_of::<f32>());
+        self.values.values().map(|of| of.histogram.bytes() + means(&of.means)).sum()
     }
 }
 
 /// Dimension of a layer's input that its channels are along.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Channels {
     Second,
     Last,
@@ -75,16 +88,17 @@ pub fn calibrate(prepared: &Prepared, load: Load<'_>, batches: Batches<'_>) -> R
     let session = load(&observe::with_outputs(&prepared.model, &outputs))?;
     let wanted: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let channels = channels(prepared);
-    let mut statistics = Statistics::default();
+    let begun = |name: &String| {
+        let of = Observed { channels: channels.get(name.as_str()).copied(), ..Observed::default() };
+        (name.clone(), of)
+    };
+    let mut statistics = Statistics { values: watched.iter().map(begun).collect(), batches: 0 };
     for batch in batches {
         let batch: Inputs = batch?;
         let values = if wanted.is_empty() { Vec::new() } else { observe::run(session.as_ref(), &batch, &wanted)? };
         let made = wanted.iter().copied().zip(&values);
-        let inputs = batch.iter().filter(|(name, _)| watched.contains(name)).map(|(name, t)| (name.as_str(), t));
-        for (name, tensor) in made.chain(inputs) {
-            statistics.take(name, tensor, channels.get(name).copied());
-        }
-        statistics.batches += 1;
+        let made = made.chain(batch.iter().map(|(name, tensor)| (name.as_str(), tensor)));
+        statistics.take(&made.collect());
     }
     if statistics.batches == 0 {
         return Err(CompressError::Data("the data to calibrate with holds no examples".to_owned()));
@@ -93,42 +107,69 @@ pub fn calibrate(prepared: &Prepared, load: Load<'_>, batches: Batches<'_>) -> R
 }
 
 impl Statistics {
-    fn take(&mut self, name: &str, tensor: &Tensor, channels: Option<Channels>) {
+    /// Takes in the values of one run, on all cores.
+    fn take(&mut self, made: &HashMap<&str, &Tensor>) {
+        let seen = self.values.iter_mut().filter_map(|(name, of)| Some((of, *made.get(name.as_str())?)));
+        let seen: Vec<(&mut Observed, &Tensor)> = seen.collect();
+        seen.into_par_iter().with_max_len(1).for_each(|(of, tensor)| of.take(tensor));
+        self.batches += 1;
+    }
+}
+
+impl Observed {
+    fn take(&mut self, tensor: &Tensor) {
         let Ok(values) = tensor.values::<f32>() else { return };
-        self.histograms.entry(name.to_owned()).or_default().add(&values);
-        let Some(channels) = channels else { return };
+        self.histogram.add(&values);
+        let Some(channels) = self.channels else { return };
         let shape = tensor.shape();
         let (count, inner) = match channels {
             Channels::Second => (shape.get(1).copied().unwrap_or(1), shape.iter().skip(2).product::<usize>()),
             Channels::Last => (shape.last().copied().unwrap_or(1), 1),
         };
         let (count, inner) = (count.max(1), inner.max(1));
-        let means = self.means.entry(name.to_owned()).or_default();
+        let means = &mut self.means;
         means.sums.resize(count, 0.0);
         means.most.resize(count, 0.0);
         // Run by run of one channel: a division for each number would take longer than the model.
         for example in values.chunks(count * inner) {
             let channels = means.sums.iter_mut().zip(&mut means.most);
             for ((sum, most), run) in channels.zip(example.chunks(inner)) {
-                *sum += run.iter().map(|value| f64::from(*value)).sum::<f64>();
-                *most = run.iter().fold(*most, |most, value| most.max(value.abs()));
+                let (all, size) = sum_and_most(run);
+                *sum += all;
+                *most = most.max(size);
             }
         }
         means.count += values.len() as f64 / count as f64;
     }
 }
 
-/// Every value of binary32 that a node reads or makes and that has elements: which are quantised is decided later.
+/// The sum of numbers, and their greatest size, 16 at a time.
+fn sum_and_most(values: &[f32]) -> (f64, f32) {
+    let (mut sums, mut most) = ([0f64; 16], [0f32; 16]);
+    for chunk in values.chunks(16) {
+        for ((sum, most), value) in sums.iter_mut().zip(&mut most).zip(chunk) {
+            *sum += f64::from(*value);
+            *most = if value.abs() > *most { value.abs() } else { *most };
+        }
+    }
+    (sums.iter().sum(), most.into_iter().fold(0.0, f32::max))
+}
+
+/// Every value of binary32 that a node reads or makes and that has elements: which are quantised is decided later. What only a Relu
+/// or a Clip from 0 reads is left out: where it is quantised, it is with their range.
 fn watched(prepared: &Prepared) -> BTreeSet<String> {
     let graph = prepared.model.graph();
     let constants: BTreeSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
-    let touches = |op: &str| crate::plan::quantisable(op);
-    let nodes = graph.node.iter().filter(|node| touches(node.op_type()));
+    let links = prepared.links();
+    let clipped: BTreeSet<&str> = (0..graph.node.len())
+        .filter(|&index| plan::clip_behind(prepared, &links, index).is_some())
+        .filter_map(|index| graph.node.get(index)?.output.first().map(String::as_str))
+        .collect();
+    let nodes = graph.node.iter().filter(|node| plan::quantisable(node.op_type()));
     let names = nodes.flat_map(|node| node.input.iter().chain(&node.output));
-    names
-        .filter(|name| !name.is_empty() && !constants.contains(name.as_str()) && prepared.is_float(name))
-        .cloned()
-        .collect()
+    let counts =
+        |name: &&String| !name.is_empty() && !constants.contains(name.as_str()) && !clipped.contains(name.as_str());
+    names.filter(counts).filter(|name| prepared.is_float(name)).cloned().collect()
 }
 
 fn channels(prepared: &Prepared) -> HashMap<&str, Channels> {

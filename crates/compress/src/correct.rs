@@ -23,12 +23,15 @@ pub(crate) fn mean_error(
         return None;
     }
     let mut errors = vec![0.0; channels];
-    for (at, (before, after)) in before.iter().zip(after).enumerate() {
-        let (row, column) = (at / inner / columns, at / inner % columns);
-        let (output, input) =
-            if axis == 0 { (row, row / (channels / groups) * columns + column) } else { (column, row) };
-        if let (Some(error), Some(mean)) = (errors.get_mut(output), means.get(input)) {
-            *error += (f64::from(*after) - f64::from(*before)) * mean;
+    let whole = columns.max(1) * inner;
+    for (row, (before, after)) in before.chunks(whole).zip(after.chunks(whole)).enumerate() {
+        let first = if axis == 0 { row / (channels / groups) * columns } else { 0 };
+        for (column, (before, after)) in before.chunks(inner).zip(after.chunks(inner)).enumerate() {
+            let (output, input) = if axis == 0 { (row, first + column) } else { (column, row) };
+            if let (Some(error), Some(mean)) = (errors.get_mut(output), means.get(input)) {
+                let sum: f64 = before.iter().zip(after).map(|(a, b)| f64::from(*b) - f64::from(*a)).sum();
+                *error += sum * mean;
+            }
         }
     }
     Some(errors)

@@ -51,6 +51,23 @@ fn clips(op: &str) -> bool {
     matches!(op, "Relu" | "Clip")
 }
 
+/// The Relu, or Clip from 0, that alone reads what node `index` makes.
+pub(crate) fn clip_behind(prepared: &Prepared, links: &Links<'_>, index: usize) -> Option<usize> {
+    let graph = prepared.model.graph();
+    let output = graph.node.get(index)?.output.first()?;
+    let &[user] = links.consumers(output) else { return None };
+    let clip = graph.node.get(user).filter(|node| node.is_standard() && clips(node.op_type()))?;
+    let lower = clip.op_type() == "Relu" || clip.input.get(1).is_some_and(|name| is_zero(prepared, name));
+    let is_result = graph.output.iter().any(|result| result.name() == output);
+    (lower && !is_result).then_some(user)
+}
+
+fn is_zero(prepared: &Prepared, name: &str) -> bool {
+    let tensor = prepared.model.graph().initializer.iter().find(|tensor| tensor.name() == name);
+    let value = tensor.and_then(|tensor| prepared.model.tensor(tensor).ok());
+    value.is_some_and(|value| value.values::<f32>().is_ok_and(|values| values.as_ref() == [0.0]))
+}
+
 /// Operators whose values calibration looks at.
 pub(crate) fn quantisable(op: &str) -> bool {
     multiplies(op) || moves(op) || computes(op) || clips(op)
@@ -81,7 +98,6 @@ struct Planner<'a> {
     form: Form,
     links: Links<'a>,
     constants: HashSet<&'a str>,
-    outputs: HashSet<&'a str>,
     /// Nodes on integers.
     chosen: HashSet<usize>,
     plan: Plan,
@@ -96,7 +112,6 @@ impl<'a> Planner<'a> {
             form,
             links: prepared.links(),
             constants: graph.initializer.iter().map(|tensor| tensor.name()).collect(),
-            outputs: graph.output.iter().map(|output| output.name()).collect(),
             chosen: HashSet::new(),
             plan: Plan::default(),
         }
@@ -135,21 +150,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The Relu, or Clip from 0, that alone reads what node `index` makes: the lower end of the quantised range does it.
+    /// What [`clip_behind`] a node the lower end of the quantised range does.
     fn clip_after(&self, index: usize) -> Option<usize> {
-        let output = self.node(index)?.output.first()?;
-        let &[user] = self.links.consumers(output) else { return None };
-        let clip = self.node(user).filter(|node| node.is_standard() && clips(node.op_type()))?;
-        let made = clip.output.first()?;
-        let from_zero = self.ranges.get(made).is_some_and(|range| range.low == 0.0);
-        let lower = clip.op_type() == "Relu" || clip.input.get(1).is_some_and(|name| self.is_zero(name));
-        (from_zero && lower && !self.outputs.contains(output.as_str())).then_some(user)
-    }
-
-    fn is_zero(&self, name: &str) -> bool {
-        let tensor = self.prepared.model.graph().initializer.iter().find(|tensor| tensor.name() == name);
-        let value = tensor.and_then(|tensor| self.prepared.model.tensor(tensor).ok());
-        value.is_some_and(|value| value.values::<f32>().is_ok_and(|values| values.as_ref() == [0.0]))
+        let clip = clip_behind(self.prepared, &self.links, index)?;
+        let range = self.ranges.get(self.node(clip)?.output.first()?)?;
+        (range.low == 0.0).then_some(clip)
     }
 
     /// The value that a chosen node's result is quantised as.
@@ -168,7 +173,7 @@ impl<'a> Planner<'a> {
         let mut open: Vec<usize> = Vec::new();
         for (index, node) in self.prepared.model.graph().node.iter().enumerate() {
             let chosen = self.chosen.contains(&index);
-            if !chosen && !self.may_join(node, &reached) {
+            if !chosen && !self.may_join(index, &reached) {
                 continue;
             }
             if !chosen {
@@ -188,7 +193,8 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn may_join(&self, node: &NodeProto, reached: &HashSet<&str>) -> bool {
+    fn may_join(&self, index: usize, reached: &HashSet<&str>) -> bool {
+        let Some(node) = self.node(index) else { return false };
         let op = node.op_type();
         let nearest = op != "Resize" || node.attr_text("mode").unwrap_or("nearest") == "nearest";
         let inputs = data_inputs(node);
@@ -198,7 +204,7 @@ impl<'a> Planner<'a> {
             && nearest
             && inputs.iter().all(ready)
             && inputs.iter().any(|name| reached.contains(name.as_str()))
-            && node.output.iter().all(|name| self.has_range(name))
+            && (node.output.iter().all(|name| self.has_range(name)) || self.result_range(index).is_some())
     }
 
     fn is_read_as_integers(&self, index: usize) -> bool {

@@ -56,9 +56,9 @@ impl Integers {
         let channels = shape.get(axis).copied().unwrap_or(1).max(1);
         let inner = shape.iter().skip(axis + 1).product::<usize>().max(1);
         let mut most = vec![0f32; channels];
-        for (at, value) in values.iter().enumerate() {
-            if let Some(most) = most.get_mut(at / inner % channels) {
-                *most = most.max(value.abs());
+        for (at, run) in values.chunks(inner).enumerate() {
+            if let Some(most) = most.get_mut(at % channels) {
+                *most = run.iter().fold(*most, |most, value| most.max(value.abs()));
             }
         }
         let scale = |(channel, most): (usize, &f32)| {
@@ -73,22 +73,20 @@ impl Integers {
 
     /// Quantises along `axis` in given steps, one for each channel and none of them 0.
     pub fn in_steps(shape: &[usize], values: &[f32], axis: usize, bits: WeightBits, scales: Vec<f32>) -> Self {
-        let channels = scales.len().max(1);
         let inner = shape.iter().skip(axis + 1).product::<usize>().max(1);
-        let integer = |(at, value): (usize, &f32)| {
-            let scale = scales.get(at / inner % channels).copied().unwrap_or(1.0);
-            (value / scale).round_ties_even().clamp(-bits.most(), bits.most()) as i8
-        };
-        let values = values.iter().enumerate().map(integer).collect();
-        Self { values, scales, shape: shape.to_vec(), axis }
+        let mut integers = Vec::with_capacity(values.len());
+        for (run, scale) in values.chunks(inner).zip(scales.iter().cycle()) {
+            let integer = |value: &f32| nearest((value / scale).clamp(-bits.most(), bits.most())) as i8;
+            integers.extend(run.iter().map(integer));
+        }
+        Self { values: integers, scales, shape: shape.to_vec(), axis }
     }
 
     /// What the integers stand for.
     pub fn floats(&self) -> Vec<f32> {
-        let channels = self.scales.len().max(1);
         let inner = self.shape.iter().skip(self.axis + 1).product::<usize>().max(1);
-        let scale = |at: usize| self.scales.get(at / inner % channels).copied().unwrap_or(1.0);
-        self.values.iter().enumerate().map(|(at, &value)| f32::from(value) * scale(at)).collect()
+        let runs = self.values.chunks(inner).zip(self.scales.iter().cycle());
+        runs.flat_map(|(run, scale)| run.iter().map(move |&value| f32::from(value) * scale)).collect()
     }
 
     /// The integers as a tensor.
@@ -100,6 +98,13 @@ impl Integers {
     pub fn scale_tensor(&self) -> Result<Tensor, CompressError> {
         Ok(Tensor::from_vec([self.scales.len()], self.scales.clone())?)
     }
+}
+
+/// A number of less than 2²² rounded to the nearest, ties to even, without the call that it is on processors of the oldest kind:
+/// beside 1.5 · 2²³ there is no room for a fraction.
+fn nearest(value: f32) -> f32 {
+    const NO_FRACTION: f32 = 12_582_912.0;
+    (value + NO_FRACTION) - NO_FRACTION
 }
 
 #[cfg(test)]
@@ -115,6 +120,15 @@ mod tests {
         assert_eq!(columns.values, [1, -63, 1, 63, 0, -63]);
         for (is, was) in rows.floats().iter().zip(values) {
             assert!((is - was).abs() <= 100.0 / 127.0 / 2.0, "{is} {was}");
+        }
+    }
+
+    #[test]
+    fn halves_go_to_the_even_neighbour() {
+        for quarters in -600..=600 {
+            let value = quarters as f32 / 4.0;
+            assert_eq!(nearest(value), value.round_ties_even());
+            assert_eq!(nearest(value * 0.999), (value * 0.999).round_ties_even());
         }
     }
 

@@ -134,7 +134,7 @@ impl Work<'_> {
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Floats))?;
             let text = "weights of MatMul and Gemm as bytes, activations by the range of each run";
             let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
-            made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised))?);
+            made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised)?)?);
         }
         if self.prepared.model.graph().node.iter().any(|node| node.is_standard() && node.op_type() == "LSTM") {
             let (spec, bits) = (spec(Convolutions::Floats), WeightBits::of_this_machine());
@@ -147,7 +147,7 @@ impl Work<'_> {
                     text,
                     &quantised.model,
                     |layer| if layer.op == "Conv" { 4.0 } else { 1.0 },
-                    self.noise(&quantised),
+                    self.noise(&quantised)?,
                 )?);
             }
         }
@@ -155,7 +155,7 @@ impl Work<'_> {
         if has(true) && !self.args.quick {
             let quantised = quantise_dynamic(&self.prepared, &spec(Convolutions::Quantised))?;
             let text = "all weights as bytes, activations by the range of each run";
-            made.push(self.keep("int8-dynamic-conv", text, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+            made.push(self.keep("int8-dynamic-conv", text, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ impl Work<'_> {
         let spec = StaticSpec { weights, ..self.spec(Form::Chains, &BTreeSet::new()) };
         let quantised = quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
         if quantised.layers > 0 {
-            made.push(self.keep(name, recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+            made.push(self.keep(name, recipe, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
         }
         Ok(())
     }
@@ -295,7 +295,7 @@ impl Work<'_> {
         let quantised = self.quantised(calibrated, form, keep)?;
         if quantised.layers > 0 {
             let bytes = |layer: &edgeward_compress::Layer| if keep.contains(&layer.name) { 4.0 } else { 1.0 };
-            made.push(self.keep(name, recipe, &quantised.model, bytes, self.noise(&quantised))?);
+            made.push(self.keep(name, recipe, &quantised.model, bytes, self.noise(&quantised)?)?);
         }
         Ok(())
     }
@@ -340,10 +340,13 @@ impl Work<'_> {
     }
 
     /// Noise of each layer; nothing where the engine does not give a layer's result.
-    pub fn noise(&self, quantised: &Quantised) -> BTreeMap<String, f64> {
+    pub fn noise(&self, quantised: &Quantised) -> Result<BTreeMap<String, f64>, Failure> {
+        // A part of its own: what is quantised is ready before.
+        self.go_on("noise of each layer")?;
         let load = |model: &Model| self.load(model);
         let mut batches = self.material.calibrate(LAYER_EXAMPLES);
-        noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches).unwrap_or_default()
+        let found = noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches);
+        Ok(found.unwrap_or_default())
     }
 
     /// Bytes of a layer's weights in the original.

@@ -56,7 +56,7 @@ impl Work<'_> {
             let (ranges, statistics) = (&learnt.ranges, &calibrated.statistics);
             let quantised = quantise_static_in_steps(&learnt.prepared, ranges, statistics, &spec(form), &learnt.steps)?;
             let recipe = format!("weights as {bits}, activations as bytes, trained for it for {epochs} epochs");
-            made.push(self.keep(name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+            made.push(self.keep(name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
         }
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Work<'_> {
         let recipe =
             format!("weights of MatMul and Gemm as 4 bits in blocks of {BLOCK}, trained for it for {epochs} epochs");
         let half = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 0.5 };
-        made.push(self.keep(name, &recipe, &quantised.model, half, self.noise(&quantised))?);
+        made.push(self.keep(name, &recipe, &quantised.model, half, self.noise(&quantised)?)?);
         Ok(())
     }
 

@@ -92,7 +92,7 @@ impl Work<'_> {
             let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
             let quantised = quantise_static_in_steps(before.prepared, ranges, statistics, &spec, before.steps)?;
             let recipe = format!("{}, {text}, ranges by {}", before.text, calibrated.method());
-            made.push(self.keep(&name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised))?);
+            made.push(self.keep(&name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
         }
         Ok(())
     }
@@ -105,7 +105,7 @@ impl Work<'_> {
         }
         let recipe =
             "weights and chains of activations as bytes, in operators of their own instead of pairs (QOperator)";
-        made.push(self.keep("int8-qoperator", recipe, &operators.model, |_| 1.0, self.noise(&operators))?);
+        made.push(self.keep("int8-qoperator", recipe, &operators.model, |_| 1.0, self.noise(&operators)?)?);
         Ok(())
     }
 }

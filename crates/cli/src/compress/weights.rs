@@ -104,7 +104,7 @@ impl Work<'_> {
     ) -> Result<Candidate, Failure> {
         let size = if bits == BlockBits::Four { 0.5 } else { 1.0 };
         let bytes = |layer: &Layer| if layer.op == "Conv" { 4.0 } else { size };
-        let noise: BTreeMap<String, f64> = self.noise(quantised);
+        let noise: BTreeMap<String, f64> = self.noise(quantised)?;
         self.keep(name, recipe, &quantised.model, bytes, noise)
     }
 }

@@ -60,7 +60,7 @@ fn measured(edgeward: &Edgeward, effort: Effort, folder: &Path) -> anyhow::Resul
     ];
     for name in ["int8-dynamic", "int8-weights", "int4-weights"] {
         let Some(variant) = report.named(name).filter(|variant| variant.bytes().is_ok()) else { continue };
-        let seconds = report.seconds_of(&format!("quantising: {name}"), &format!("quantising: {name}"))?;
+        let seconds = report.seconds_of(|part| part == format!("quantising: {name}"))?;
         let row = Row::information("big", format!("{name}: time to quantise"), seconds, "s");
         let (size, drop) = (variant.bytes()? / 1e9, variant.drop()?);
         rows.push(row.against(format!("{size:.2} GB, cosine {:.4}; {}", 1.0 - drop, variant.shown())));

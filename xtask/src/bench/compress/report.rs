@@ -83,15 +83,13 @@ impl Compressed {
         number(&self.0, "seconds")
     }
 
-    /// Seconds from the beginning of one part of the work to the end of a later one.
-    pub fn seconds_of(&self, first: &str, last: &str) -> anyhow::Result<f64> {
+    /// Seconds of all parts of the work that `wanted` says, by what they are called. Errors: none is.
+    pub fn seconds_of(&self, wanted: impl Fn(&str) -> bool) -> anyhow::Result<f64> {
         let all = self.0["phases"].as_array().context("the report has no `phases`")?;
-        let place = |what: &str| {
-            let place = all.iter().position(|phase| phase["what"] == what);
-            place.with_context(|| format!("the report has no phase `{what}`"))
-        };
-        let between = all.get(place(first)?..=place(last)?).unwrap_or_default();
-        between.iter().map(|phase| number(phase, "seconds")).sum()
+        let wanted = all.iter().filter(|phase| phase["what"].as_str().is_some_and(&wanted));
+        let seconds: Vec<f64> = wanted.map(|phase| number(phase, "seconds")).collect::<anyhow::Result<_>>()?;
+        anyhow::ensure!(!seconds.is_empty(), "the report has no such part of the work");
+        Ok(seconds.iter().sum())
     }
 }
 
