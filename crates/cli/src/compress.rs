@@ -57,7 +57,7 @@ use crate::{
 
 /// Options of `compress`.
 #[derive(clap::Args)]
-#[command(group(ArgGroup::new("training").args(["ratios", "student", "student_layers"]).multiple(true)))]
+#[command(group(ArgGroup::new("training").args(["ratios", "blocks", "student", "student_layers"]).multiple(true)))]
 pub struct CompressArgs {
     /// ONNX file
     model: PathBuf,

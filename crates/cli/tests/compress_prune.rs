@@ -107,6 +107,26 @@ fn every_importance_prunes() {
 }
 
 #[test]
+fn whole_blocks_go_before_channels() {
+    let folder = folder();
+    let path = folder.path();
+    let words = format!("compress net.onnx {DATA} --prune-blocks 1 --prune 0.6 --epochs 2 --quick -o out --json");
+    let output = edgeward(path, &words);
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
+    let (shorter, narrower) = (variant(&report, "pruned-blocks-1"), variant(&report, "pruned-60"));
+    for variant in [shorter, narrower] {
+        let recipe = variant["recipe"].as_str().unwrap();
+        assert!(recipe.starts_with("without the blocks ") && recipe.contains("trained on"), "{recipe}");
+    }
+    let layers = |variant: &Value| variant["layers"].as_array().unwrap().len();
+    assert!(layers(shorter) < layers(variant(&report, "int8")));
+    assert_eq!(layers(shorter), layers(narrower));
+    assert!(left(narrower) < left(shorter), "{} {}", left(narrower), left(shorter));
+    assert!(shorter["metric"].as_f64().unwrap() > 0.6, "{shorter}");
+}
+
+#[test]
 fn without_labels_nothing_is_trained_on() {
     let folder = folder();
     let path = folder.path();
@@ -125,6 +145,8 @@ fn wrong_words_are_told() {
     for (words, expected) in [
         ("--prune 1.5", "expected more than 0 and less than 1"),
         ("--prune 0.3,no", "`no` is no number"),
+        ("--prune-blocks 0", "0"),
+        ("--prune-blocks 9 --quick", "the graph has 3 blocks"),
         ("--epochs 3", "--prune"),
         ("--prune 0.3 --quick --importance taylor", "needs labels"),
     ] {

@@ -2,12 +2,13 @@
 //! tied to them, so that the graph really shrinks.
 //!
 //! [`ready`] makes a model ready, [`plan`] finds the groups of channels that can go, [`importance`](crate::prune::magnitude)
-//! scores them, [`choose`] says which go, [`apply`] takes them out. Groups of what depends on each other are those of Fang
+//! scores them, [`choose`] says which go, [`apply`] takes them out; [`blocks`] are what goes as a whole. Groups of what depends on each other are those of Fang
 //! et al. 2023, "DepGraph: Towards Any Structural Pruning", found here by channel instead of by layer: a set of indices
 //! of tensors that only go together. Training after it is for callers.
 
 mod activation;
 mod apply;
+mod blocks;
 mod choose;
 mod flow;
 mod importance;
@@ -18,7 +19,7 @@ mod ties;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use edgeward_graph::{Inferred, Model};
+use edgeward_graph::{Inferred, Model, proto::GraphProto};
 
 use self::{
     flow::{Flow, Source},
@@ -28,6 +29,7 @@ use crate::{CompressError, fuse, prepare::folded};
 
 pub use activation::activations;
 pub use apply::apply;
+pub use blocks::{Block, blocks, influence, without};
 pub use choose::{Removal, Selection, Target, choose};
 pub use importance::{Norm, Scores, magnitude, normalisation};
 pub use taylor::{gradients, taylor};
@@ -156,7 +158,7 @@ fn groups(flow: &mut Flow<'_>) -> Vec<Group> {
         let members = places.into_iter().map(member).collect();
         by_places.entry(key).or_default().push(Unit { members, label });
     }
-    let title = |node: &usize| title(flow, *node);
+    let title = |node: &usize| title(model.graph(), *node);
     let group = |((nodes, _), mut units): ((Vec<usize>, Vec<Place>), Vec<Unit>)| {
         units.sort_by_key(|unit| unit.members.first().and_then(|member| member.indices.first().copied()));
         Group { layers: nodes.iter().map(title).collect(), units }
@@ -172,8 +174,8 @@ fn labels(flow: &Flow<'_>, tensor: &str, axis: usize) -> Vec<Label> {
 }
 
 /// What a layer is called: its node's name, else what it makes.
-fn title(flow: &Flow<'_>, node: usize) -> String {
-    let Some(node) = flow.model.graph().node.get(node) else { return String::new() };
+fn title(graph: &GraphProto, node: usize) -> String {
+    let Some(node) = graph.node.get(node) else { return String::new() };
     let name = if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() };
     name.to_owned()
 }
@@ -184,7 +186,7 @@ fn left(flow: &mut Flow<'_>, groups: &[Group]) -> Vec<Left> {
         groups.iter().filter(|group| group.units.len() > 1).flat_map(|group| &group.layers).collect();
     let mut left = Vec::new();
     for source in flow.sources.clone() {
-        let layer = title(flow, source.node);
+        let layer = title(flow.model.graph(), source.node);
         if prunable.contains(&layer) {
             continue;
         }
@@ -207,5 +209,10 @@ impl Plan {
     /// Units of all groups.
     pub fn units(&self) -> usize {
         self.groups.iter().map(|group| group.units.len()).sum()
+    }
+
+    /// All that the model has of the target: multiply-adds of a run, open sizes counted as 1, or elements.
+    pub fn cost(&self, target: Target) -> f64 {
+        choose::cost(self, &[], target)
     }
 }

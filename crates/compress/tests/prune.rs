@@ -8,8 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use edgeward_compress::prune::{
-    Norm, Plan, Removal, Selection, Target, activations, apply, choose, gradients, magnitude, normalisation, plan,
-    ready, taylor,
+    Norm, Plan, Removal, Selection, Target, activations, apply, blocks, choose, gradients, influence, magnitude,
+    normalisation, plan, ready, taylor, without,
 };
 use edgeward_engine::{SessionOptions, Source};
 use edgeward_graph::{
@@ -317,14 +317,56 @@ fn targets_floors_and_multiples_are_kept() {
     assert_eq!(kept, [2, 4]);
 }
 
+/// The starter of a kind, as small as it can be told apart.
+fn small(kind: Kind) -> Model {
+    let input = if kind == Kind::Transformer { vec![12] } else { vec![3, 16, 16] };
+    let wanted = Starter { kind, input, classes: 4, width: None, depth: None, vocabulary: 50, dropout: 0.0, seed: 1 };
+    ready(&starter(&wanted).unwrap()).unwrap()
+}
+
+/// `model` with zeros for all initialisers that `shorter` lacks.
+fn silenced(model: &Model, shorter: &Model) -> Model {
+    let kept: Vec<&str> = shorter.graph().initializer.iter().map(|tensor| tensor.name()).collect();
+    let mut silenced = model.clone();
+    for at in 0..model.graph().initializer.len() {
+        let proto = &model.graph().initializer[at];
+        let tensor = model.tensor(proto).unwrap();
+        if !kept.contains(&proto.name()) && tensor.dtype() == DataType::Float32 {
+            let zeros = vec![0f32; tensor.shape().iter().product()];
+            silenced.graph_mut().initializer[at] =
+                tensor_proto(proto.name(), &Tensor::from_vec(tensor.shape(), zeros).unwrap());
+        }
+    }
+    silenced
+}
+
+#[test]
+fn a_model_without_a_block_is_one_whose_block_adds_nothing() {
+    for kind in Kind::ALL {
+        let (model, name) = (small(kind), kind.name());
+        let all = blocks(&model).unwrap();
+        assert_eq!(all.is_empty(), kind == Kind::Mlp, "{name}: {all:?}");
+        let work = |model: &Model| plan(model).unwrap().cost(Target::MultiplyAdds);
+        for block in &all {
+            let shorter = without(&model, block).unwrap();
+            assert!(work(&shorter) < work(&model), "{name}: {block:?}");
+            same(&silenced(&model, &shorter), &shorter, name);
+        }
+        let Some(block) = all.last() else { continue };
+        let silent = silenced(&model, &without(&model, block).unwrap());
+        let engine = engines().remove(0);
+        let load = |model: &Model| load(engine.as_ref(), model);
+        let turned = influence(&silent, &all, &load, &mut std::iter::once(Ok(inputs(&silent)))).unwrap();
+        let (last, others) = turned.split_last().unwrap();
+        assert!(last.abs() < 1e-9 && others.iter().all(|turn| *turn > 1e-6), "{name}: {turned:?}");
+        assert!(influence(&silent, &all, &load, &mut std::iter::empty()).is_err());
+    }
+}
+
 #[test]
 fn pruned_starters_train_on() {
     for kind in Kind::ALL {
-        let text = kind == Kind::Transformer;
-        let input = if text { vec![12] } else { vec![3, 16, 16] };
-        let wanted =
-            Starter { kind, input, classes: 4, width: None, depth: None, vocabulary: 50, dropout: 0.0, seed: 1 };
-        let model = ready(&starter(&wanted).unwrap()).unwrap();
+        let model = small(kind);
         let (plan, removal) = chosen(&model, 0.3);
         let left: Vec<String> = plan.left.iter().map(|left| format!("{}: {}", left.layer, left.reason)).collect();
         println!(

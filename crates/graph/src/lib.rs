@@ -36,7 +36,7 @@ pub use footprint::{Footprint, OpenSize, footprint, open_sizes, quickly_told};
 pub use infer::{Given, GivenValues, Inferred, ValueType, annotate, infer, infer_run};
 pub use limits::Limits;
 pub use model::{Dimension, Model, Port};
-pub use rewrite::Links;
+pub use rewrite::{Links, uses};
 pub use stats::{Stats, stats};
 pub use tensor::{Element, Tensor, TensorError, element_count};
 

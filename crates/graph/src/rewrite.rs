@@ -51,7 +51,7 @@ impl<'a> Links<'a> {
 }
 
 /// Values that a node uses, those that its subgraphs take from around them included.
-pub(crate) fn uses(node: &NodeProto) -> Vec<&str> {
+pub fn uses(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).filter(|n| !n.is_empty()).collect();
     for graph in node.attribute.iter().flat_map(walk::subgraphs) {
         captured(graph, &mut names);

@@ -8,13 +8,14 @@ use edgeward_compress::{
     observe::Inputs,
     prepare,
     prune::{
-        Norm, Plan, Scores, Selection, Target, activations, apply, choose, gradients, magnitude, normalisation, plan,
-        ready, taylor,
+        Norm, Plan, Scores, Selection, Target, activations, apply, blocks, choose, gradients, influence, magnitude,
+        normalisation, plan, ready, taylor, without,
     },
     report::DataKind,
 };
 use edgeward_graph::Model;
 use edgeward_train::{build, trainer::Settings};
+use serde::{Deserialize, Serialize};
 
 use super::{GoalName, Work, candidates::Candidate, training::Lesson};
 use crate::{
@@ -50,6 +51,10 @@ pub struct PruneOptions {
     /// weights; several ratios between commas
     #[arg(long = "prune", value_name = "RATIO,…", value_delimiter = ',', value_parser = ratio)]
     ratios: Vec<f64>,
+    /// Also take out so many whole blocks, those that change least what goes past them; several counts between commas. With `--prune` channels
+    /// are cut of what is left
+    #[arg(long = "prune-blocks", value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    blocks: Vec<u32>,
     /// What says how much a channel matters
     #[arg(long, value_name = "NAME", default_value = "magnitude", requires = "ratios")]
     importance: ImportanceName,
@@ -58,7 +63,17 @@ pub struct PruneOptions {
 impl PruneOptions {
     /// Whether anything is to be taken out.
     pub fn wants_cuts(&self) -> bool {
-        !self.ratios.is_empty()
+        !self.ratios.is_empty() || !self.blocks.is_empty()
+    }
+
+    /// What is made on the way down, in order.
+    fn stops(&self) -> Vec<Stop> {
+        let (mut ratios, mut blocks) = (self.ratios.clone(), self.blocks.clone());
+        ratios.sort_by(f64::total_cmp);
+        ratios.dedup();
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks.into_iter().map(Stop::Blocks).chain(ratios.into_iter().map(Stop::Ratio)).collect()
     }
 }
 
@@ -82,11 +97,38 @@ fn ratio(text: &str) -> Result<f64, String> {
     if value > 0.0 && value < 1.0 { Ok(value) } else { Err("expected more than 0 and less than 1".to_owned()) }
 }
 
+/// Where a model on its way down is trained and judged.
+#[derive(Clone, Copy)]
+enum Stop {
+    /// So many of the original's blocks are gone.
+    Blocks(u32),
+    /// This part of the target is gone.
+    Ratio(f64),
+}
+
+impl Stop {
+    /// The variant's name.
+    fn name(self) -> String {
+        match self {
+            Self::Blocks(count) => format!("pruned-blocks-{count}"),
+            Self::Ratio(ratio) => format!("pruned-{:02.0}", ratio * 100.0),
+        }
+    }
+}
+
 /// A model on its way down.
 struct Shrinking {
     model: Model,
+    so_far: SoFar,
+}
+
+/// How far down a model is.
+#[derive(Clone, Serialize, Deserialize)]
+struct SoFar {
     /// The part of the target that is left of the original's.
     left: f64,
+    /// Layers of each block that is gone.
+    blocks: Vec<Vec<String>>,
 }
 
 /// What models are trained on with.
@@ -96,25 +138,24 @@ struct Tuning {
 }
 
 impl Work<'_> {
-    /// Makes the candidates of all ratios, each from the one before.
+    /// Makes all pruned candidates, each from the one before.
     pub fn pruned(&mut self, model: &Model, context: &Context, made: &mut Vec<Candidate>) -> Outcome {
-        let options = &self.args.pruning;
-        let mut ratios = options.ratios.clone();
-        ratios.sort_by(f64::total_cmp);
-        ratios.dedup();
-        if ratios.is_empty() {
+        let stops = self.args.pruning.stops();
+        if stops.is_empty() {
             return Ok(());
         }
         self.go_on("looking for what can be pruned")?;
-        let mut shrinking = Shrinking { model: ready(model).or_input()?, left: 1.0 };
+        let so_far = SoFar { left: 1.0, blocks: Vec::new() };
+        let mut shrinking = Shrinking { model: ready(model).or_input()?, so_far };
         let first = plan(&shrinking.model)?;
         self.tell(&first);
-        if first.groups.is_empty() {
+        self.blocks_suffice(&shrinking.model)?;
+        if first.groups.is_empty() && self.args.pruning.blocks.is_empty() {
             return Ok(());
         }
         let tuning = self.tuning(&shrinking.model, context)?;
-        for ratio in ratios {
-            let name = format!("pruned-{:02.0}", ratio * 100.0);
+        for stop in stops {
+            let name = stop.name();
             if let Some(kept) = self.kept_shrinking(&name)
                 && let Some(noted) = self.taken(&name)
             {
@@ -122,18 +163,15 @@ impl Work<'_> {
                 shrinking = kept;
                 continue;
             }
-            match self.shrink(&mut shrinking, ratio, tuning.as_ref()) {
+            match self.shrink(&mut shrinking, stop, tuning.as_ref()) {
                 // The other candidates are worth their work.
                 Err(Failure::Work(error)) if !interrupt::came() => {
-                    self.bar.suspend(|| print::note!("no pruning by {:.0} %: {error:#}", ratio * 100.0));
+                    self.bar.suspend(|| print::note!("no `{name}`: {error:#}"));
                     return Ok(());
                 }
                 other => other?,
             }
-            let tuned = if tuning.is_some() && self.epochs() > 0 { "trained on" } else { "not trained on" };
-            let percent = shrinking.left * 100.0;
-            let recipe =
-                format!("channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of());
+            let recipe = self.recipe(&shrinking.so_far, tuning.is_some());
             let (before, first) = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
             let kept = self.keep_pruned(&name, &recipe, made);
             self.prepared = before;
@@ -144,16 +182,36 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Notes what the next ratio goes on from.
+    /// An error where more blocks are to go than there are.
+    fn blocks_suffice(&self, model: &Model) -> Outcome {
+        let Some(most) = self.args.pruning.blocks.iter().max() else { return Ok(()) };
+        match blocks(model)?.len() {
+            0 => Err(Failure::input("`--prune-blocks`: the graph adds no layers to what goes past them")),
+            all if all < *most as usize => {
+                Err(Failure::input(format!("`--prune-blocks {most}`: the graph has {all} blocks that could go")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn recipe(&self, so_far: &SoFar, tuned: bool) -> String {
+        let tuned = if tuned && self.epochs() > 0 { "trained on" } else { "not trained on" };
+        let gone: Vec<String> = so_far.blocks.iter().map(|layers| layers.join(" + ")).collect();
+        let gone = if gone.is_empty() { String::new() } else { format!("without the blocks {}; ", gone.join(", ")) };
+        let percent = so_far.left * 100.0;
+        format!("{gone}channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of())
+    }
+
+    /// Notes what the next stop goes on from.
     fn keep_shrinking(&self, name: &str, shrinking: &Shrinking) -> Outcome {
         shrinking.model.write(self.kept.path(&format!("{name}.shrinking")))?;
-        self.kept.note(&format!("{name}.left"), &shrinking.left)
+        self.kept.note(&format!("{name}.left"), &shrinking.so_far)
     }
 
     fn kept_shrinking(&self, name: &str) -> Option<Shrinking> {
-        let left = self.kept.noted(&format!("{name}.left"))?;
+        let so_far = self.kept.noted(&format!("{name}.left"))?;
         let model = engines::read_model(&self.kept.path(&format!("{name}.shrinking"))).ok()?;
-        Some(Shrinking { model, left })
+        Some(Shrinking { model, so_far })
     }
 
     /// Times through the data for each ratio.
@@ -191,10 +249,44 @@ impl Work<'_> {
         });
     }
 
-    /// Cuts in steps, and trains on after each.
-    fn shrink(&self, shrinking: &mut Shrinking, ratio: f64, tuning: Option<&Tuning>) -> Outcome {
+    fn shrink(&self, shrinking: &mut Shrinking, stop: Stop, tuning: Option<&Tuning>) -> Outcome {
+        match stop {
+            Stop::Blocks(count) => self.shorten(shrinking, count as usize, tuning),
+            Stop::Ratio(ratio) => self.narrow(shrinking, ratio, tuning),
+        }
+    }
+
+    /// Takes out one block after the other, each time the one that turns its stream the least in what is left, and trains on.
+    fn shorten(&self, shrinking: &mut Shrinking, count: usize, tuning: Option<&Tuning>) -> Outcome {
+        let load = |model: &Model| self.load(model);
+        while shrinking.so_far.blocks.len() < count {
+            self.go_on(&format!(
+                "looking for block {} of {count} that matters least",
+                shrinking.so_far.blocks.len() + 1
+            ))?;
+            let (model, all) = (&shrinking.model, blocks(&shrinking.model)?);
+            let turned = influence(model, &all, &load, &mut self.material.calibrate(EXAMPLES))?;
+            let least = all.iter().zip(&turned).min_by(|(_, a), (_, b)| a.total_cmp(b));
+            let (block, _) = least.ok_or_else(|| {
+                CompressError::Data(format!("only {} blocks could go", shrinking.so_far.blocks.len()))
+            })?;
+            let shorter = without(model, block)?;
+            let part = plan(&shorter)?.cost(self.target()) / plan(model)?.cost(self.target()).max(f64::MIN_POSITIVE);
+            shrinking.so_far.blocks.push(block.layers.clone());
+            shrinking.so_far.left *= part;
+            shrinking.model = shorter;
+        }
+        if let Some(tuning) = tuning.filter(|_| self.epochs() > 0) {
+            let text = format!("without {count} blocks");
+            shrinking.model = self.tune(&shrinking.model, tuning, self.epochs(), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts channels in steps, and trains on after each.
+    fn narrow(&self, shrinking: &mut Shrinking, ratio: f64, tuning: Option<&Tuning>) -> Outcome {
         let epochs = cuts(if tuning.is_some() { self.epochs() } else { 0 });
-        let (from, to) = (shrinking.left, 1.0 - ratio);
+        let (from, to) = (shrinking.so_far.left, 1.0 - ratio);
         for (cut, &epochs_now) in epochs.iter().enumerate() {
             let (cut, all) = (cut + 1, epochs.len());
             self.go_on(&format!("pruning by {:.0} %: cut {cut} of {all}", ratio * 100.0))?;
@@ -213,14 +305,15 @@ impl Work<'_> {
         let model = &shrinking.model;
         let plan = plan(model)?;
         let scores = self.scores(model, &plan, tuning)?;
-        let part = (1.0 - goal / shrinking.left).max(0.0);
+        let part = (1.0 - goal / shrinking.so_far.left).max(0.0);
         // No group loses much more of its channels than the whole shall lose, unless the goal is not reached so.
         let even = Selection { target: self.target(), part, floor: (1.0 - 2.0 * part).max(FLOOR), multiple: MULTIPLE };
         let mut removal = choose(&plan, &scores, &even);
         if removal.left > 1.0 - part {
             removal = choose(&plan, &scores, &Selection { floor: FLOOR, ..even });
         }
-        *shrinking = Shrinking { model: apply(model, &plan, &removal)?, left: shrinking.left * removal.left };
+        shrinking.model = apply(model, &plan, &removal)?;
+        shrinking.so_far.left *= removal.left;
         Ok(())
     }
 

@@ -43,24 +43,21 @@ impl Removal {
     }
 }
 
-/// The least part of the target that a unit counts as.
+/// The least part of the target that a group counts as.
 const COST_MIN: f64 = 1e-12;
+/// How much a group's cost counts beside its scores. The least costly groups are often the first layers, which all others stand
+/// on; but by cost alone the few groups that cost the most would be cut to their floors.
+const COST_POWER: f64 = 0.25;
 
 /// Takes the units that are worth the least for what they cost, until `part` of the target is gone or every group is at
-/// its floor. A unit's worth is its score as a part of its group's mean, over the root of what its group's units cost: a
-/// first layer of few weights is no place to save weights.
+/// its floor. A unit's worth is its score as a part of its group's mean, over a small power of what its whole
+/// group costs: a first layer of few weights is no place to save weights, and groups that cost the same are cut alike, be they of few
+/// costly units or of many cheap ones.
 pub fn choose(plan: &Plan, scores: &Scores, selection: &Selection) -> Removal {
-    let none = vec![Vec::new(); plan.groups.len()];
-    let whole = cost(plan, &none, selection.target).max(f64::MIN_POSITIVE);
-    let saving = |group: usize| {
-        let mut one = none.clone();
-        if let Some(units) = one.get_mut(group) {
-            units.push(0);
-        }
-        1.0 - cost(plan, &one, selection.target) / whole
-    };
-    // The root, since the least costly units are often those of the first layers, which all others stand on.
-    let costs: Vec<f64> = (0..plan.groups.len()).map(|group| saving(group).max(COST_MIN).sqrt()).collect();
+    let whole = plan.cost(selection.target).max(f64::MIN_POSITIVE);
+    let costs: Vec<f64> = (0..plan.groups.len())
+        .map(|group| (1.0 - cost(plan, &emptied(plan, group), selection.target) / whole).max(COST_MIN).powf(COST_POWER))
+        .collect();
     let order = order(scores, &costs);
     let removal = |first: usize| {
         let units = removed(plan, order.get(..first).unwrap_or_default(), selection);
@@ -78,6 +75,12 @@ pub fn choose(plan: &Plan, scores: &Scores, selection: &Selection) -> Removal {
         }
     }
     removal(low)
+}
+
+/// Every unit of one group.
+fn emptied(plan: &Plan, group: usize) -> Vec<Vec<usize>> {
+    let all = |(at, each): (usize, &Group)| if at == group { (0..each.units.len()).collect() } else { Vec::new() };
+    plan.groups.iter().enumerate().map(all).collect()
 }
 
 /// Group and unit of all units, the least worth for its cost first.
@@ -130,7 +133,7 @@ fn kept(group: &Group, wanted: usize, selection: &Selection) -> usize {
 }
 
 /// What is left of the target.
-fn cost(plan: &Plan, removed: &[Vec<usize>], target: Target) -> f64 {
+pub(super) fn cost(plan: &Plan, removed: &[Vec<usize>], target: Target) -> f64 {
     let mut gone: HashMap<(&str, usize), usize> = HashMap::new();
     for (group, units) in plan.groups.iter().zip(removed) {
         for member in units.iter().filter_map(|&unit| group.units.get(unit)).flat_map(|unit| &unit.members) {
