@@ -104,7 +104,7 @@ fn nothing_learns(args: &CompressArgs) -> Outcome {
     let asked = [
         ("--student", args.learn.wants_student()),
         ("--qat", args.learn.qat.is_some()),
-        ("--prune", args.pruning.wants_cuts()),
+        ("--prune, --prune-blocks", args.pruning.wants_cuts()),
     ];
     let Some((option, _)) = asked.into_iter().find(|(_, asked)| *asked) else { return Ok(()) };
     let model = args.model.display();
