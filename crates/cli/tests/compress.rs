@@ -5,6 +5,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use binary::{edgeward, json, others_open, text};
@@ -26,15 +27,21 @@ fn rows(path: &Path, count: usize) {
     fs::write(path, lines).unwrap();
 }
 
-/// A folder with `rows.csv` and `net.onnx`, trained for a moment; large enough that weights are what the file is.
+/// A folder with `rows.csv` and `net.onnx`, trained once and for a moment; large enough that weights are what the file is.
 fn folder() -> tempfile::TempDir {
+    static TRAINED: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let trained = TRAINED.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        rows(&folder.path().join("rows.csv"), 400);
+        json(folder.path(), "train new mlp --input 8 --classes 2 --width 512 -o start.onnx");
+        let how = "--epochs 2 --batch 20 --rate 0.003 --engine rten";
+        json(folder.path(), &format!("train start.onnx --data rows.csv -o net.onnx {how}"));
+        folder
+    });
     let folder = tempfile::tempdir().unwrap();
-    rows(&folder.path().join("rows.csv"), 400);
-    json(folder.path(), "train new mlp --input 8 --classes 2 --width 512 -o start.onnx");
-    json(
-        folder.path(),
-        "train start.onnx --data rows.csv -o net.onnx --epochs 2 --batch 20 --rate 0.003 --engine rten",
-    );
+    for name in ["rows.csv", "net.onnx"] {
+        fs::copy(trained.path().join(name), folder.path().join(name)).unwrap();
+    }
     folder
 }
 

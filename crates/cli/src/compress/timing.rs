@@ -23,6 +23,9 @@ const BATCH: usize = 8;
 /// Turns of a candidate that is timed alone, and seconds of each: of a large model a single run takes longer.
 const TURNS_ALONE: usize = 3;
 const SECONDS_ALONE: f64 = 0.25;
+/// A slice ends after so many runs, but not before it took this part of its time: what is fast is known sooner.
+const RUNS_ENOUGH: f64 = 500.0;
+const SLICE_MIN: f64 = 0.2;
 /// Candidates that always go on.
 const LANES_MIN: usize = 4;
 /// How much slower than the last that goes on a candidate must be: what noise put behind goes on as well.
@@ -72,6 +75,8 @@ struct Lane {
     many: Option<Inputs>,
     latency: Vec<Summary>,
     throughput: Vec<Summary>,
+    /// Milliseconds of a run, one item and many, by the first turn.
+    about_ms: (f64, f64),
     /// False where it is too slow to be worth more turns.
     goes_on: bool,
 }
@@ -191,6 +196,7 @@ impl Lane {
             many: None,
             latency: Vec::new(),
             throughput: Vec::new(),
+            about_ms: (0.0, 0.0),
             goes_on: true,
         }
     }
@@ -199,20 +205,21 @@ impl Lane {
     fn turn(&mut self, turn: usize, seconds: f64) {
         self.slice(if turn == 0 { 0.0 } else { seconds });
         if turn == 0 {
-            self.latency.clear();
-            self.throughput.clear();
+            let about = |of: &mut Vec<Summary>| of.drain(..).next().map_or(0.0, |summary| summary.p50_ms);
+            self.about_ms = (about(&mut self.latency), about(&mut self.throughput));
         }
     }
 
     fn slice(&mut self, seconds: f64) {
         let Ok(session) = &self.session else { return };
-        let measure = |inputs: &Inputs, batch: usize| {
+        let measure = |inputs: &Inputs, batch: usize, about_ms: f64| {
             let named = inputs::borrowed(inputs);
-            let budget = Duration::from_secs_f64(seconds);
+            let enough = about_ms * RUNS_ENOUGH / 1e3;
+            let budget = Duration::from_secs_f64(enough.clamp(seconds * SLICE_MIN, seconds));
             measure::measure(&Load { sessions: &[session.as_ref()], inputs: &named, batch, budget, min_runs: 2 })
         };
-        let result = measure(&self.inputs, 1).and_then(|latency| {
-            let many = self.many.as_ref().map(|many| measure(many, BATCH)).transpose()?;
+        let result = measure(&self.inputs, 1, self.about_ms.0).and_then(|latency| {
+            let many = self.many.as_ref().map(|many| measure(many, BATCH, self.about_ms.1)).transpose()?;
             Ok((many.unwrap_or_else(|| latency.clone()), latency))
         });
         match result {
