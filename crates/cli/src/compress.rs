@@ -1,11 +1,13 @@
 //! `edgeward compress`: a model made smaller and faster, measured against its original, or nothing.
 //!
 //! Decides nothing itself: the rewrites and what is better are `edgeward-compress`; `compress/candidates.rs` says what is
-//! tried, `compress/prune.rs` what is tried with fewer channels, `compress/judge.rs` how good it is, `compress/timing.rs`
+//! tried, `compress/prune.rs` what is tried with fewer channels, `compress/judge.rs` how good it is (boxes: `compress/detected.rs`), `compress/timing.rs`
 //! how fast, `compress/emit.rs` what is written, `compress/large.rs` what is other where two of a model fit nowhere.
 
+mod annotations;
 mod candidates;
 mod data;
+mod detected;
 mod distil;
 mod emit;
 mod judge;
@@ -30,7 +32,7 @@ use std::{
 use anyhow::anyhow;
 use clap::ArgGroup;
 use edgeward_compress::{
-    CompressError, Entropy, Layer, Prepared, Sensitivity, WHOLE_BYTES_MAX,
+    BoxForm, CompressError, Entropy, Layer, Prepared, Sensitivity, WHOLE_BYTES_MAX,
     choose::{self, Goal, Limits},
     prepare,
     report::{Data, DataKind, Machine, Phase, Report, Turns, Variant},
@@ -63,9 +65,16 @@ pub struct CompressArgs {
     model: PathBuf,
     #[command(flatten)]
     data: DataOptions,
-    /// What may not drop [default: accuracy with labels, else cosine]
+    /// What may not drop [default: accuracy with labels, map with `--annotations` or `--boxes`, else cosine]
     #[arg(long, value_name = "NAME")]
     metric: Option<MetricName>,
+    /// Boxes that a detector shall find in the examples of `--data`, in pixels of the model's input: JSON of COCO's instances, its `images` in the
+    /// order of the examples [default: the boxes that the original finds]
+    #[arg(long, value_name = "FILE")]
+    annotations: Option<PathBuf>,
+    /// How a detector puts out boxes [default: told from its outputs]
+    #[arg(long, value_name = "FORM")]
+    boxes: Option<FormName>,
     /// How much the metric may drop
     #[arg(long, default_value_t = 0.01, value_name = "PART", value_parser = drop_max)]
     max_drop: f64,
@@ -127,11 +136,13 @@ enum MetricName {
     Auc,
     /// Cosine of the angle to what the original says, the least of all outputs
     Cosine,
+    /// Mean average precision of boxes (COCO), beside `--annotations` or those that the original finds
+    Map,
 }
 
 impl MetricName {
     fn needs_labels(self) -> bool {
-        self != Self::Cosine
+        !matches!(self, Self::Cosine | Self::Map)
     }
 
     fn name(self) -> &'static str {
@@ -140,6 +151,31 @@ impl MetricName {
             Self::F1 => "f1",
             Self::Auc => "auc",
             Self::Cosine => "cosine",
+            Self::Map => "map",
+        }
+    }
+}
+
+/// A form of a detector's outputs by name.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FormName {
+    /// One output [n, cells, 5 + classes]: raw offsets, a cell for each 8, 16 and 32 pixels
+    Yolox,
+    /// One output [n, 4 + classes, cells]: centres and sizes in pixels (Ultralytics from version 8 on)
+    Yolo,
+    /// Boxes [n, cells, 4] as corners, scores [n, cells, classes]
+    Ssd,
+    /// Boxes [k, 4] as corners, labels [k], scores [k] of one image, after suppression (torchvision)
+    Found,
+}
+
+impl From<FormName> for BoxForm {
+    fn from(name: FormName) -> Self {
+        match name {
+            FormName::Yolox => Self::Yolox,
+            FormName::Yolo => Self::Yolo,
+            FormName::Ssd => Self::Ssd,
+            FormName::Found => Self::Found,
         }
     }
 }
@@ -266,7 +302,16 @@ impl CompressArgs {
     /// What variants are held to on data of this kind.
     fn metric_on(&self, kind: DataKind) -> Result<MetricName, Failure> {
         let labelled = kind == DataKind::Labelled;
-        let metric = self.metric.unwrap_or(if labelled { MetricName::Accuracy } else { MetricName::Cosine });
+        let boxes = self.annotations.as_ref().map(|_| "--annotations").or(self.boxes.map(|_| "--boxes"));
+        let metric = self.metric.unwrap_or(match (boxes, labelled) {
+            (Some(_), _) => MetricName::Map,
+            (None, true) => MetricName::Accuracy,
+            (None, false) => MetricName::Cosine,
+        });
+        if let Some(option) = boxes.filter(|_| metric != MetricName::Map) {
+            let text = format!("`{option}` goes with `--metric map`, not with `{}`", metric.name());
+            return Err(Failure::input(text));
+        }
         if metric.needs_labels() && !labelled {
             let text = format!("metric `{}` needs labels; name labelled data with `--data PATH`", metric.name());
             return Err(Failure::input(text));
@@ -425,7 +470,7 @@ impl<'a> Work<'a> {
             model: self.args.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             model_sha256: self.kept.model_sha256().to_owned(),
             machine: machine(self.threads),
-            data: Data { kind: self.material.kind, examples, calibrated: self.material.calibrated },
+            data: Data { kind: self.judged_on(), examples, calibrated: self.material.calibrated },
             metric: self.metric.name().to_owned(),
             goal,
             limits,
@@ -437,6 +482,14 @@ impl<'a> Work<'a> {
             memory: None,
             phases: self.phases(),
             seconds: began.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Labels say nothing of boxes: these are then held against the original's.
+    fn judged_on(&self) -> DataKind {
+        match self.material.kind {
+            DataKind::Labelled if self.metric == MetricName::Map => DataKind::Given,
+            kind => kind,
         }
     }
 

@@ -69,7 +69,8 @@ impl Compared {
     }
 }
 
-fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
+/// As numbers; none where the elements are no floats.
+pub(crate) fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
     Some(match tensor.dtype() {
         DataType::Float32 => tensor.values::<f32>().ok()?.iter().map(|&v| f64::from(v)).collect(),
         DataType::Float64 => tensor.values::<f64>().ok()?.to_vec(),

@@ -11,9 +11,12 @@ pub mod prune;
 pub mod report;
 
 mod adaround;
+mod average_precision;
+mod boxes;
 mod calibrate;
 mod compare;
 mod correct;
+mod detector;
 mod distil;
 mod dynamic;
 mod edit;
@@ -42,8 +45,11 @@ mod upgrade;
 mod weights;
 
 pub use adaround::{adaround, adaround_cost};
+pub use average_precision::{Matched, Truth};
+pub use boxes::{Detection, Rect, Suppression};
 pub use calibrate::{Ranges, Statistics, calibrate};
 pub use compare::{Agreement, Compared, noise};
+pub use detector::{BoxForm, Detector, Run};
 pub use distil::{DistilSpec, Joined, Labels, Pair, Scores, Shortened, join, pairs_by_order, shorten};
 pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic};
 pub use equalise::{Rescaled, equalise};

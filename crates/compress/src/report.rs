@@ -102,6 +102,8 @@ pub struct Data {
 pub enum DataKind {
     /// Examples with what the model shall say of them.
     Labelled,
+    /// Photos with the boxes that a detector shall find in them.
+    Annotated,
     /// Inputs alone: variants are held against what the original says.
     Given,
     /// Made-up inputs: variants are held against what the original says of numbers that mean nothing.
@@ -113,6 +115,7 @@ impl DataKind {
     pub fn text(self) -> &'static str {
         match self {
             Self::Labelled => "labelled examples",
+            Self::Annotated => "photos with annotated boxes",
             Self::Given => "given inputs without labels: agreement with the original, not accuracy",
             Self::Synthesised => {
                 "made-up inputs: agreement with the original on numbers that mean nothing, not accuracy"

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use edgeward_compress::{CompressError, observe::Inputs, report::DataKind};
+use edgeward_compress::{BoxForm, CompressError, Detector, observe::Inputs, report::DataKind};
 use edgeward_engine::TensorInfo;
 use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
 use edgeward_train::{
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-use super::CompressArgs;
+use super::{CompressArgs, annotations::Annotations};
 
 /// Examples of one run, where the model takes as many as one likes.
 const BATCH: usize = 8;
@@ -45,13 +45,25 @@ pub struct Material {
     pub kind: DataKind,
     /// Examples that ranges are observed on, at most.
     pub calibrated: usize,
+    /// How boxes are put out, where the command says it.
+    pub form: Option<BoxForm>,
+    /// Boxes that are to be found.
+    pub annotations: Option<Annotations>,
     judged: usize,
     source: Source,
 }
 
 enum Source {
     Labelled { calibrate: Loader, judge: Loader, learn: Learn, batch: usize, fixed: bool },
-    Held(Vec<(Inputs, usize)>),
+    Held(Held),
+}
+
+/// Inputs in memory.
+struct Held {
+    /// Of each run, with the examples in them.
+    runs: Vec<(Inputs, usize)>,
+    /// Examples of the file; those of a last batch that is not full are in no run.
+    rows: usize,
 }
 
 /// What training is fed with.
@@ -74,23 +86,47 @@ impl Material {
     ) -> Result<Self, Failure> {
         let calibrated = args.calibration.unwrap_or(if args.quick { 64 } else { 256 }) as usize;
         let judged = if args.quick { 512 } else { usize::MAX };
-        let material = |kind, source| Self { kind, calibrated, judged, source };
+        let form = args.boxes.map(BoxForm::from);
+        let material = |kind, source| Self { kind, calibrated, form, annotations: None, judged, source };
+        let annotated = args.annotations.as_deref().map(Annotations::read).transpose()?;
         let Some(path) = &options.data else {
+            if let Some(annotations) = annotated {
+                return Err(unfit(&annotations, "made-up inputs"));
+            }
             let wanted = inputs::Wanted { shapes: args.shapes.clone(), batch: Some(1) };
             let made = (0..SYNTHESISED).map(|number| Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1)));
-            return Ok(material(DataKind::Synthesised, Source::Held(made.collect::<Result<_, Failure>>()?)));
+            let held = Held { runs: made.collect::<Result<_, Failure>>()?, rows: SYNTHESISED };
+            return Ok(material(DataKind::Synthesised, Source::Held(held)));
         };
-        if let Some(given) = given(path, infos)? {
-            return Ok(material(DataKind::Given, Source::Held(given)));
+        let given = given(path, infos)?;
+        match (given, annotated) {
+            (Some(given), None) => Ok(material(DataKind::Given, Source::Held(given))),
+            (Some(given), annotations) => {
+                Ok(Self { annotations, ..material(DataKind::Annotated, Source::Held(given)) })
+            }
+            (None, None) => Ok(material(DataKind::Labelled, labelled(args, options, model)?)),
+            (None, Some(annotations)) => {
+                // A file of inputs that cannot be read is told as such.
+                file::read(path, infos)?;
+                Err(unfit(&annotations, &format!("`{}`", path.display())))
+            }
         }
-        Ok(material(DataKind::Labelled, labelled(args, options, model)?))
+    }
+
+    /// Images that a file of inputs holds for a detector; none where the data is something else.
+    pub fn images(&self, detector: &Detector) -> Option<usize> {
+        match &self.source {
+            Source::Held(held) if detector.form() == BoxForm::Found => Some(held.runs.len()),
+            Source::Held(held) => Some(held.rows),
+            Source::Labelled { .. } => None,
+        }
     }
 
     /// What ranges are observed on.
     pub fn calibrate(&self, examples: usize) -> impl Iterator<Item = Result<Inputs, CompressError>> + '_ {
         let all: Examples<'_> = match &self.source {
             Source::Labelled { calibrate, batch, fixed, .. } => through(calibrate, *batch, *fixed),
-            Source::Held(held) => Box::new(held.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
+            Source::Held(held) => Box::new(held.runs.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
         };
         limited(all, examples.min(self.calibrated)).map(|example| Ok(example?.inputs))
     }
@@ -101,7 +137,8 @@ impl Material {
         let learn = match &self.source {
             Source::Labelled { learn, .. } => learn,
             Source::Held(all) => {
-                held = Learn { dataset: Arc::new(columns(all)?), normalise: None, fixed: fixed_batch(&step.data) };
+                held =
+                    Learn { dataset: Arc::new(columns(&all.runs)?), normalise: None, fixed: fixed_batch(&step.data) };
                 &held
             }
         };
@@ -120,10 +157,23 @@ impl Material {
     pub fn judge(&self) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
         let all: Examples<'_> = match &self.source {
             Source::Labelled { judge, batch, fixed, .. } => through(judge, *batch, *fixed),
-            Source::Held(held) => Box::new(held.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
+            Source::Held(held) => Box::new(held.runs.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
         };
         limited(all, self.judged)
     }
+}
+
+impl Held {
+    fn one(inputs: Inputs) -> Self {
+        Self { runs: vec![(inputs, 1)], rows: 1 }
+    }
+}
+
+fn unfit(annotations: &Annotations, data: &str) -> Failure {
+    Failure::input(format!(
+        "annotations `{}` need the photos that they tell of, not {data}; name the model's inputs with `--data FILE.npz`",
+        annotations.path().display()
+    ))
 }
 
 fn example(inputs: &Inputs, rows: usize) -> Example {
@@ -181,7 +231,7 @@ fn fixed_batch(ports: &[Port]) -> Option<usize> {
 }
 
 /// Inputs alone; none for a file that holds something else.
-fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Vec<(Inputs, usize)>>, Failure> {
+fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Held>, Failure> {
     let known = path.extension().is_some_and(|ending| ending == "npz" || ending == "json");
     let Some(all) = known.then(|| file::read(path, infos).ok()).flatten() else { return Ok(None) };
     if all.len() != infos.len() {
@@ -195,9 +245,9 @@ fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Vec<(Inputs, usize)
         _ => None,
     });
     let same = rows.as_ref().and_then(|rows| rows.first().copied().filter(|first| rows.iter().all(|r| r == first)));
-    let (Some(rows), size) = (same, size.unwrap_or(1)) else { return Ok(Some(vec![(all, 1)])) };
+    let (Some(rows), size) = (same, size.unwrap_or(1)) else { return Ok(Some(Held::one(all))) };
     if size == 0 || rows < size {
-        return Ok(Some(vec![(all, 1)]));
+        return Ok(Some(Held::one(all)));
     }
     let parts = |tensor: &Tensor| {
         let count = rows / size;
@@ -210,7 +260,7 @@ fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Vec<(Inputs, usize)
         let inputs = split.iter().filter_map(|(name, parts)| Some(((*name).clone(), parts.get(at)?.clone())));
         (inputs.collect(), size)
     };
-    Ok(Some((0..rows / size).map(batch).collect()))
+    Ok(Some(Held { runs: (0..rows / size).map(batch).collect(), rows }))
 }
 
 fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result<Source, Failure> {

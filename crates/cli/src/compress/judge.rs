@@ -1,8 +1,8 @@
-//! How good a variant is: by labels, or by what the original says.
+//! How good a variant is: by labels, by boxes (`detected.rs`), or by what the original says.
 
 use anyhow::Context as _;
 use edgeward_compress::{
-    Agreement, Compared, CompressError,
+    Agreement, Compared, CompressError, Detection, Run,
     interval::{Interval, bootstrap, wilson},
     observe,
 };
@@ -13,6 +13,7 @@ use edgeward_train::metrics::{Classified, Figures, Scores, guess};
 use super::{
     MetricName,
     data::{Example, Material},
+    detected::Boxes,
 };
 use crate::{
     failure::{Failure, OrInput as _},
@@ -20,8 +21,8 @@ use crate::{
 };
 
 /// Draws of a bootstrap.
-const DRAWS: usize = 200;
-/// Results of the original that are kept at most; judging ends with the batch that goes beyond.
+pub const DRAWS: usize = 200;
+/// Results of the original that are kept at most; judging ends with the batch that goes beyond, unless it needs boxes alone.
 const KEPT_BYTES: usize = 1 << 30;
 
 /// What the original says, batch by batch.
@@ -31,6 +32,8 @@ pub struct Reference {
     outputs: Vec<Vec<Tensor>>,
     /// What its first output is, where there are labels.
     scores: Option<Scores>,
+    /// What boxes are held against, where they are judged.
+    boxes: Option<Boxes>,
 }
 
 /// A variant's metric.
@@ -50,6 +53,8 @@ struct Said {
     first: Vec<f32>,
     labels: Vec<u32>,
     compared: Compared,
+    /// Boxes of each image.
+    found: Vec<Vec<Detection>>,
 }
 
 /// Runs the original, keeps what it says, and judges it.
@@ -64,14 +69,21 @@ pub fn original(
     };
     let (mut kept, mut said) = (0, Said::default());
     for example in material.judge() {
+        let goes_on = kept <= KEPT_BYTES;
+        if !goes_on && metric != MetricName::Map {
+            break;
+        }
         let example = example.or_input()?;
         let outputs = run(session, &reference.names, &example.inputs);
         let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
-        kept += outputs.iter().map(Tensor::byte_len).sum::<usize>();
-        said.take(&outputs, &outputs, &example).or_input()?;
-        reference.outputs.push(outputs);
-        if kept > KEPT_BYTES {
-            break;
+        if reference.boxes.is_none() {
+            let run = Run { names: &reference.names, outputs: &outputs, inputs: &example.inputs };
+            reference.boxes = Boxes::new(metric, material, &run)?;
+        }
+        said.take(goes_on.then_some(outputs.as_slice()), &outputs, &example, reference.boxes.as_ref()).or_input()?;
+        if goes_on {
+            kept += outputs.iter().map(Tensor::byte_len).sum::<usize>();
+            reference.outputs.push(outputs);
         }
     }
     if reference.outputs.is_empty() {
@@ -80,6 +92,9 @@ pub fn original(
     if metric.needs_labels() {
         let columns = said.first.len() / said.labels.len().max(1);
         reference.scores = Some(guess(&said.first, columns));
+    }
+    if let Some(boxes) = &mut reference.boxes {
+        boxes.settle(&said.found, material)?;
     }
     let verdict = verdict(&said, &reference, metric)?;
     Ok((reference, verdict))
@@ -101,18 +116,36 @@ fn run(session: &dyn Session, names: &[String], inputs: &observe::Inputs) -> Res
 }
 
 fn said(session: &dyn Session, material: &Material, reference: &Reference) -> Result<Said, CompressError> {
-    let mut said = Said::default();
-    for (example, expected) in material.judge().zip(&reference.outputs) {
+    let (mut said, mut kept) = (Said::default(), reference.outputs.iter());
+    for example in material.judge() {
+        let expected = kept.next();
+        if expected.is_none() && reference.boxes.is_none() {
+            break;
+        }
         let example = example?;
-        said.take(expected, &run(session, &reference.names, &example.inputs)?, &example)?;
+        let outputs = run(session, &reference.names, &example.inputs)?;
+        said.take(expected.map(Vec::as_slice), &outputs, &example, reference.boxes.as_ref())?;
     }
     Ok(said)
 }
 
 impl Said {
-    fn take(&mut self, expected: &[Tensor], outputs: &[Tensor], example: &Example) -> Result<(), CompressError> {
-        self.compared.add(expected, outputs, example.rows);
-        if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
+    /// Takes in a run; `expected` is what the original said, where that was kept.
+    fn take(
+        &mut self,
+        expected: Option<&[Tensor]>,
+        outputs: &[Tensor],
+        example: &Example,
+        boxes: Option<&Boxes>,
+    ) -> Result<(), CompressError> {
+        let detector = boxes.map(Boxes::detector);
+        let rows = detector.map_or(example.rows, |detector| detector.images(example.rows));
+        if let Some(expected) = expected {
+            self.compared.add(expected, outputs, rows);
+        }
+        if let Some(detector) = detector {
+            self.found.extend(detector.detections(outputs, rows)?);
+        } else if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
             self.first.extend(first.values::<f32>()?.iter());
             self.labels.extend(&example.labels);
         }
@@ -123,6 +156,10 @@ impl Said {
 fn verdict(said: &Said, reference: &Reference, metric: MetricName) -> Result<Verdict, Failure> {
     let agreement = said.compared.agreement();
     let examples = agreement.examples;
+    if let Some(boxes) = &reference.boxes {
+        let (metric, interval) = boxes.judged(&said.found);
+        return Ok(Verdict { metric, interval, agreement, examples: said.found.len() });
+    }
     let Some(scores) = reference.scores else {
         let cosines = &said.compared.cosines;
         let mean = |rows: &[usize]| {

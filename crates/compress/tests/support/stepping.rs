@@ -65,13 +65,18 @@ pub fn constants(model: &Model) -> Value {
 
 /// What `script` of this folder makes of `input`; none, said aloud, where Python or PyTorch is missing.
 pub fn python(script: &str, input: &Value) -> Option<Value> {
+    python_with("torch", script, input)
+}
+
+/// The same of a script that needs another package.
+pub fn python_with(package: &str, script: &str, input: &Value) -> Option<Value> {
     let Some(python) = std::env::var_os("EDGEWARD_TEST_PYTHON") else {
         println!("skipped: EDGEWARD_TEST_PYTHON is not set (`cargo xtask test` sets it)");
         return None;
     };
-    let there = Command::new(&python).args(["-c", "import torch"]).stderr(Stdio::null()).status();
+    let there = Command::new(&python).args(["-c", &format!("import {package}")]).stderr(Stdio::null()).status();
     if !there.is_ok_and(|status| status.success()) {
-        println!("skipped: the Python of EDGEWARD_TEST_PYTHON lacks torch");
+        println!("skipped: the Python of EDGEWARD_TEST_PYTHON lacks {package}");
         return None;
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(script);
