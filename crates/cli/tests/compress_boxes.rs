@@ -107,7 +107,8 @@ fn without_annotations_variants_are_held_against_what_the_original_finds() {
     let report = report(folder.path(), "--engine rten --metric map");
     let data = &report["data"];
     assert_eq!((&report["metric"], &data["kind"], &data["examples"]), (&"map".into(), &"given".into(), &2.into()));
-    assert_eq!(report["original"]["metric"], 1.0);
+    // By definition, but for the rounding of a mean.
+    assert!((report["original"]["metric"].as_f64().unwrap() - 1.0).abs() < 1e-12, "{report}");
     holds(&report);
 }
 

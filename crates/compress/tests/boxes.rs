@@ -227,7 +227,7 @@ fn faces_of_a_real_detector_have_a_background() {
     let data = std::env::var_os("EDGEWARD_DATA").map(std::path::PathBuf::from);
     let data = data.unwrap_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"));
     let path = data.join("onnx/ultraface_rfb_320.onnx");
-    let Ok(model) = edgeward_graph::Model::read(&path) else {
+    let Ok(model) = edgeward_graph::Model::read(&path, &edgeward_graph::Limits::default()) else {
         return println!("skipped: no model `{}`", path.display());
     };
     let inputs = vec![("input".to_owned(), floats(&[1, 3, 240, 320], support::numbers(3, 3 * 240 * 320)))];
