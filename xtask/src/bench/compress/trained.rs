@@ -177,7 +177,7 @@ pub fn text_models(edgeward: &Edgeward, _: Effort) -> anyhow::Result<Vec<Row>> {
     let (file, _) = TRANSFORMER.train(edgeward, "text")?;
     let student = edgeward.work.join("student.onnx");
     STUDENT.begin(edgeward, &student)?;
-    let arguments = format!("--metric f1 --student {} --epochs 10 --qat 2", student.display());
+    let arguments = format!("--metric f1 --student {} --epochs 5 --qat 1", student.display());
     let report = compress(edgeward, &TRANSFORMER, &text(&file), &arguments)?;
     rows("text", &report, &SENTIMENT, ("int4-weights", "int4-weights-qat"))
 }
