@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use edgeward_graph::{
-    DataType, ExternalWriter, Model, Tensor,
+    DataType, ExternalWriter, Model, Tensor, check,
     proto::{AttributeProto, NodeProto, TensorProto},
     tensor_proto, walk,
 };
@@ -114,6 +114,16 @@ impl Edit {
         if let Some(input) = node.input.get_mut(slot) {
             name.clone_into(input);
         }
+    }
+}
+
+/// `model` without what no output needs any more and without types that were noted before; checked. Errors: the first defect.
+pub(crate) fn finished(mut model: Model) -> Result<Model, CompressError> {
+    model.graph_mut().value_info.clear();
+    model.graph_mut().drop_dead_nodes();
+    match check(&model).err().and_then(|errors| errors.into_iter().next()) {
+        Some(error) => Err(error.into()),
+        None => Ok(model),
     }
 }
 

@@ -7,13 +7,16 @@
 use std::collections::HashMap;
 
 use edgeward_graph::{
-    Model, check,
+    Model,
     proto::{GraphProto, NodeProto},
 };
 use prost::Message as _;
 
 use super::Pair;
-use crate::{CompressError, edit::node};
+use crate::{
+    CompressError,
+    edit::{finished, node},
+};
 
 /// A student made of a part of its teacher's layers.
 #[derive(Clone, Debug)]
@@ -47,13 +50,7 @@ pub fn shorten(teacher: &Model, count: usize) -> Result<Shortened, CompressError
     let pairs = chain.pairs(model.graph(), &kept);
     let (layers, shorter) = (chain.count, chain.keep(model.graph(), &kept));
     *model.graph_mut() = shorter;
-    model.graph_mut().drop_dead_nodes();
-    if let Err(errors) = check(&model)
-        && let Some(error) = errors.into_iter().next()
-    {
-        return Err(error.into());
-    }
-    Ok(Shortened { model, kept, layers, pairs })
+    Ok(Shortened { model: finished(model)?, kept, layers, pairs })
 }
 
 /// What a student's layers stand for, by their order: the i-th of n does what the teacher did up to its `(i + 1) / n`-th
@@ -231,7 +228,6 @@ impl Chain {
                 shorter.node.push(node("Identity", format!("{name}.kept"), &[other], &[name], Vec::new()));
             }
         }
-        shorter.value_info.clear();
         shorter
     }
 }

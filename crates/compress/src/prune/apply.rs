@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::BytesMut;
 use edgeward_graph::{
-    DataType, Dimension, Inferred, Model, Tensor, check, infer,
+    DataType, Dimension, Inferred, Model, Tensor, infer,
     proto::{AttributeProto, NodeProto},
     tensor_proto,
 };
@@ -13,7 +13,10 @@ use super::{
     Plan, Removal,
     ties::{Axis, Label},
 };
-use crate::{CompressError, edit::Edit};
+use crate::{
+    CompressError,
+    edit::{Edit, finished},
+};
 
 /// `model` without the units of `removal`; `plan` is the model's own. Errors: a graph that does not come out as it should,
 /// which is then not what the plan took it for.
@@ -27,14 +30,7 @@ pub fn apply(model: &Model, plan: &Plan, removal: &Removal) -> Result<Model, Com
     for index in 0..edit.model.graph().node.len() {
         cut.node(&mut edit, index)?;
     }
-    let mut model = edit.model;
-    model.graph_mut().value_info.clear();
-    model.graph_mut().drop_dead_nodes();
-    if let Err(mut errors) = check(&model)
-        && !errors.is_empty()
-    {
-        return Err(errors.swap_remove(0).into());
-    }
+    let model = finished(edit.model)?;
     cut.agrees(&infer(&model, &BTreeMap::new())?)?;
     Ok(model)
 }

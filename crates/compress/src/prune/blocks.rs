@@ -6,12 +6,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use edgeward_graph::{DataType, Inferred, Links, Model, check, infer, proto::GraphProto};
+use edgeward_graph::{
+    DataType, Inferred, Links, Model, infer,
+    proto::{GraphProto, NodeProto},
+};
 
 use super::title;
 use crate::{
     CompressError,
-    edit::{Edit, node},
+    edit::{Edit, finished, node},
     observe::{self, Batches, Load},
 };
 
@@ -31,12 +34,14 @@ pub struct Block {
 /// two such branches the one with fewer weights goes past. Errors: a graph that contradicts itself.
 pub fn blocks(model: &Model) -> Result<Vec<Block>, CompressError> {
     let graph = model.graph();
-    let search = Search {
+    let mut search = Search {
         graph,
         links: Links::of(graph),
         inferred: infer(model, &BTreeMap::new())?,
         edit: Edit::new(model.clone()),
+        needed: HashSet::new(),
     };
+    search.needed = search.live(&search.results(), None);
     Ok((0..graph.node.len()).filter_map(|index| search.block(index)).collect())
 }
 
@@ -82,14 +87,7 @@ pub fn without(model: &Model, block: &Block) -> Result<Model, CompressError> {
         let (name, output) = (sum.name().to_owned(), sum.output.first().cloned().unwrap_or_default());
         *sum = node("Identity", name, &[&block.stays], &[&output], Vec::new());
     }
-    model.graph_mut().value_info.clear();
-    model.graph_mut().drop_dead_nodes();
-    if let Err(mut errors) = check(&model)
-        && !errors.is_empty()
-    {
-        return Err(errors.swap_remove(0).into());
-    }
-    Ok(model)
+    finished(model)
 }
 
 struct Search<'m> {
@@ -97,9 +95,11 @@ struct Search<'m> {
     links: Links<'m>,
     inferred: Inferred,
     edit: Edit,
+    /// Values that the outputs need.
+    needed: HashSet<&'m str>,
 }
 
-impl Search<'_> {
+impl<'m> Search<'m> {
     /// The block that ends with this node.
     fn block(&self, sum: usize) -> Option<Block> {
         let node = self.graph.node.get(sum).filter(|node| node.is_standard() && node.op_type() == "Add")?;
@@ -114,17 +114,15 @@ impl Search<'_> {
     }
 
     /// The block that goes where `stays` goes on alone, with the number of its weights; none where that leaves no layer out, or an input of the graph.
-    fn without(&self, sum: usize, stays: &str) -> Option<(usize, Block)> {
-        let outputs: Vec<&str> = self.graph.output.iter().map(|output| output.name()).collect();
-        let (before, after) = (self.live(&outputs, None), self.live(&outputs, Some((sum, stays))));
+    fn without(&self, sum: usize, stays: &'m str) -> Option<(usize, Block)> {
+        let left = self.live(&self.results(), Some((sum, stays)));
         let given = |live: &HashSet<&str>| self.graph.input.iter().filter(|input| live.contains(input.name())).count();
-        if given(&before) != given(&after) {
+        if given(&self.needed) != given(&left) {
             return None;
         }
-        let gone = |node: &&edgeward_graph::proto::NodeProto| {
-            node.output.iter().any(|name| before.contains(name.as_str()) && !after.contains(name.as_str()))
-        };
-        let gone: Vec<_> = self.graph.node.iter().enumerate().filter(|(_, node)| gone(node)).collect();
+        let goes = |name: &String| self.needed.contains(name.as_str()) && !left.contains(name.as_str());
+        let nodes = self.graph.node.iter().enumerate();
+        let gone: Vec<(usize, &NodeProto)> = nodes.filter(|(_, node)| node.output.iter().any(goes)).collect();
         let past = self.live(&[stays], None);
         let read = gone.iter().flat_map(|(_, node)| &node.input);
         if !read.into_iter().any(|name| past.contains(name.as_str()) && !self.edit.is_constant(name)) {
@@ -132,9 +130,8 @@ impl Search<'_> {
         }
         let (mut weights, mut layers) = (0, Vec::new());
         for (index, node) in gone {
-            let sizes = || node.input.get(1).and_then(|name| self.edit.float_tensor(name));
             if matches!(node.op_type(), "Conv" | "Gemm" | "MatMul")
-                && let Some(tensor) = sizes()
+                && let Some(tensor) = node.input.get(1).and_then(|name| self.edit.float_tensor(name))
             {
                 weights += tensor.shape().iter().product::<usize>();
                 layers.push(title(self.graph, index));
@@ -143,8 +140,13 @@ impl Search<'_> {
         (!layers.is_empty()).then(|| (weights, Block { layers, sum, stays: stays.to_owned() }))
     }
 
+    /// Names of the outputs.
+    fn results(&self) -> Vec<&'m str> {
+        self.graph.output.iter().map(|output| output.name()).collect()
+    }
+
     /// Values that these ones need. `instead`: a node's output needs this one value alone.
-    fn live<'s>(&'s self, wanted: &[&'s str], instead: Option<(usize, &'s str)>) -> HashSet<&'s str> {
+    fn live(&self, wanted: &[&'m str], instead: Option<(usize, &'m str)>) -> HashSet<&'m str> {
         let (mut live, mut open) = (HashSet::new(), wanted.to_vec());
         while let Some(name) = open.pop() {
             if !live.insert(name) {
