@@ -23,6 +23,9 @@ pub struct TestArgs {
     cargo: Vec<String>,
 }
 
+/// What builds the binary alone.
+const BINARY: &[&str] = &["build", "--bin", "edgeward"];
+
 /// Every check and every test.
 pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     let root = root();
@@ -30,7 +33,10 @@ pub fn run(args: &TestArgs) -> anyhow::Result<()> {
     if !args.no_lint {
         lint_steps(&mut steps, &root)?;
     }
-    let pythons = setup_steps(&mut steps, &root, &args.cargo)?;
+    // With all tests at once where all are wanted: their features of shared dependencies are others than the binary's own, which
+    // built apart would build a part of them, and of this workspace, twice.
+    let build = if args.cargo.is_empty() { &["test", "--workspace", "--no-run", "--quiet"][..] } else { BINARY };
+    let pythons = setup_steps(&mut steps, &root, build)?;
     steps.step("tests", || run_tests(&root, &pythons, args))?;
     steps.finish();
     Ok(())
@@ -47,16 +53,17 @@ pub fn lint() -> anyhow::Result<()> {
 /// What tests and benchmarks need and the machine lacks.
 pub fn setup() -> anyhow::Result<()> {
     let mut steps = Steps::new();
-    setup_steps(&mut steps, &root(), &[])?;
+    setup_steps(&mut steps, &root(), BINARY)?;
     steps.finish();
     Ok(())
 }
 
-fn setup_steps(steps: &mut Steps, root: &Path, tests: &[String]) -> anyhow::Result<python::Pythons> {
+/// `build`: arguments of cargo that build the binary.
+fn setup_steps(steps: &mut Steps, root: &Path, build: &[&str]) -> anyhow::Result<python::Pythons> {
     steps.step("programs", tools::ensure)?;
     steps.step("programs in Go", || tools::ensure_go(root))?;
     let pythons = steps.step("python environments", || python::ensure(root))?;
-    steps.step("build", || build(root, tests))?;
+    steps.step("build", || steps::run(cargo(root).args(build)))?;
     steps.step("engines", || install_engines(root))?;
     Ok(pythons)
 }
@@ -70,17 +77,6 @@ fn lint_steps(steps: &mut Steps, root: &Path) -> anyhow::Result<()> {
         clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings", "-W", "clippy::too_many_lines"]);
         steps::run(&mut clippy)
     })
-}
-
-/// The binary, with all tests where all are wanted: their features of shared dependencies are others than its own, which
-/// built apart would build a part of them, and of this workspace, twice.
-fn build(root: &Path, tests: &[String]) -> anyhow::Result<()> {
-    let arguments: &[&str] = if tests.is_empty() {
-        &["test", "--workspace", "--no-run", "--quiet"]
-    } else {
-        &["build", "--bin", "edgeward"]
-    };
-    steps::run(cargo(root).args(arguments))
 }
 
 fn install_engines(root: &Path) -> anyhow::Result<()> {
