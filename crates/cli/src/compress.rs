@@ -299,6 +299,11 @@ impl CompressArgs {
         self.output.clone().unwrap_or_else(|| engines::beside(&self.model, "compressed"))
     }
 
+    /// The first option that asks for something which learns from the data.
+    fn anything_learns(&self) -> Option<&'static str> {
+        self.learn.asks_to_learn().or_else(|| self.pruning.asks_to_cut())
+    }
+
     /// What variants are held to on data of this kind.
     fn metric_on(&self, kind: DataKind) -> Result<MetricName, Failure> {
         let labelled = kind == DataKind::Labelled;
@@ -356,8 +361,7 @@ impl<'a> Work<'a> {
         let threads = threads(args);
         let registry = engines::registry(&context.settings.engine);
         let (engines, session) = able(&registry, args, threads)?;
-        let options = args.data.or(&context.settings.train.data);
-        let material = Material::open(args, &options, model, session.inputs())?;
+        let material = Material::open(args, &context.settings.train, model, session.inputs())?;
         let metric = args.metric_on(material.kind)?;
         bar.set_message("judging the original");
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;

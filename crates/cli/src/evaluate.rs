@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::Context as _;
 use edgeward_graph::{DataType, Dimension, Model, Port};
 use edgeward_train::{
-    data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Tokenisation, Wanted, open, tokenise},
+    data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Tokenisation, Wanted, tokenise},
     metrics::Metric,
     trainer::{Judged, Task, evaluate},
 };
@@ -31,7 +31,7 @@ pub struct EvaluateArgs {
     engine: EngineArgs,
     #[command(flatten)]
     data: DataOptions,
-    /// Part of the data [default: test, else val, else all there is]
+    /// Part of the data [default: what `--val` or `--val-fraction` say, else test, else val, else all there is]
     #[arg(long, value_name = "PART")]
     split: Option<Part>,
     /// Figure to print alone (repeat) [default: all]
@@ -66,7 +66,8 @@ pub fn run(args: &EvaluateArgs, context: &Context) -> Outcome {
     let model = engines::read_model(&args.model)?;
     let recipe = Recipe::read(&model);
     let options = args.data.or(&context.settings.train.data);
-    let dataset = dataset(args, &options, &model, &recipe)?;
+    let seed = context.settings.train.seed.unwrap_or(0);
+    let dataset = dataset(args, &options, seed, &model, &recipe)?;
     let task = match args.task {
         Some(TaskName::Classes) => Task::Classes,
         Some(TaskName::Quantities) => Task::Quantities,
@@ -92,19 +93,18 @@ pub fn run(args: &EvaluateArgs, context: &Context) -> Outcome {
 fn dataset(
     args: &EvaluateArgs,
     options: &DataOptions,
+    seed: u64,
     model: &Model,
     recipe: &Recipe,
 ) -> Result<Arc<dyn Dataset>, Failure> {
-    let path = material::path(options)?;
-    let Splits { train, val, test } =
-        open(path, &material::open_options(options, recipe.classes.clone())).or_input()?;
+    let Splits { train, val, test } = material::parts(options, recipe.classes.clone(), seed)?;
     let part = match args.split {
         Some(Part::Train) => train,
         Some(Part::Val) => val,
         Some(Part::Test) => test,
         None => test.or(val).or(train),
     };
-    let missing = || Failure::input(format!("`{}` has no such part", path.display()));
+    let missing = || Failure::input("the data has no such part");
     let dataset = part.ok_or_else(missing)?;
     if !material::has_text(dataset.as_ref()) {
         return Ok(dataset);

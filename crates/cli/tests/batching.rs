@@ -59,9 +59,7 @@ fn await_pending(server: &Server, wanted: impl Fn(u64) -> bool) {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
         line.unwrap_or(u64::MAX)
     };
-    while !wanted(pending()) {
-        thread::yield_now();
-    }
+    support::until("the number of requests that wait", || wanted(pending()));
 }
 
 #[test]
@@ -205,23 +203,18 @@ fn a_batch_whose_callers_are_all_gone_ends() {
     let log = models.path().with_extension("log");
     let server = Server::start_logging_details(&[models.path()], &["--threads", "1"], &log);
     let call = |size| send(&server.http, "POST", INFER, "", &request(size, 1, ""));
+    let logged = |text: &str| fs::read_to_string(&log).unwrap().contains(text);
     let first = call(1);
-    await_pending(&server, |pending| pending == 1);
+    support::until("the first run", || logged(r#""requests":1"#));
     let (second, third) = (call(1), call(1));
     await_pending(&server, |pending| pending == 3);
     // The first run ends, the batch of the two others begins, and nobody is left who waits for it.
     drop(first);
-    while !fs::read_to_string(&log).unwrap().contains(r#""requests":2"#) {
-        thread::yield_now();
-    }
+    support::until("the batch of two", || logged(r#""requests":2"#));
     drop(second);
     await_pending(&server, |pending| pending == 1);
-    assert!(!fs::read_to_string(&log).unwrap().contains("all its callers have gone"), "one still waits");
+    assert!(!logged("all its callers have gone"), "one still waits");
     drop(third);
-    let began = std::time::Instant::now();
-    while !fs::read_to_string(&log).unwrap().contains("a batch ends early: all its callers have gone") {
-        assert!(began.elapsed().as_secs() < 100, "the batch runs on");
-        thread::yield_now();
-    }
+    support::until("the early end of a batch", || logged("a batch ends early: all its callers have gone"));
     fs::remove_file(log).unwrap();
 }

@@ -134,7 +134,12 @@ fn an_interrupted_run_goes_on() {
 #[test]
 fn what_needs_the_model_several_times_is_refused() {
     let Some(folder) = folder() else { return };
-    for (words, named) in [("--student-layers 1", "--student"), ("--qat 1", "--qat"), ("--prune 0.5", "--prune")] {
+    for (words, named) in [
+        ("--student-layers 1", "`--student-layers`"),
+        ("--qat 1", "`--qat`"),
+        ("--prune 0.5", "`--prune`"),
+        ("--prune-blocks 1", "`--prune-blocks`"),
+    ] {
         let output = edgeward(folder.path(), &format!("{WORDS} {words}"));
         assert_eq!(output.status.code(), Some(2), "{words}: {}", text(&output));
         assert!(text(&output).contains(named) && text(&output).contains("too large"), "{}", text(&output));

@@ -128,9 +128,7 @@ fn who_disconnects_ends_the_run() {
     let waiting = support::send(&server.http, "POST", "/v2/models/m/infer", headers, body.as_bytes());
     let pending = |count: u32| {
         let wanted = format!("nv_inference_pending_request_count{{model=\"m\",version=\"1\"}} {count}");
-        while !support::ask(&server.metrics, "GET", "/metrics", "", b"").2.contains(&wanted) {
-            std::thread::yield_now();
-        }
+        support::until(&wanted, || support::ask(&server.metrics, "GET", "/metrics", "", b"").2.contains(&wanted));
     };
     pending(1);
     drop(waiting);
@@ -243,16 +241,12 @@ fn readiness_goes_with_the_engine_and_comes_back_by_itself() {
     let before = prlimit(Some(pid), Resource::As, Rlimit { current: Some(limit), maximum: None }).unwrap();
     let (status, body) = infer(&server, "m", &inputs);
     assert_eq!(status, 500, "{body}");
-    while ready(&server) {
-        std::thread::yield_now();
-    }
+    support::until("the end of readiness", || !ready(&server));
     let (status, _) = server.ask("GET", "/v2/models/m/ready", "", b"");
     assert_ne!(status, 200);
     prlimit(Some(pid), Resource::As, before).unwrap();
     // No request has to come along.
-    while !ready(&server) {
-        std::thread::yield_now();
-    }
+    support::until("readiness", || ready(&server));
     assert_eq!(infer(&server, "m", &inputs).0, 200);
 }
 

@@ -12,12 +12,10 @@ use std::{
 };
 
 use edgeward_graph::DataType;
-use support::Server;
+use support::{PATIENCE, Server};
 
 const BODY: &str =
     r#"{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
-/// Only an end to a test that hangs; nothing is measured by it.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server with the model `m`, `settings` as its `edgeward.toml`, and a grace time that no test waits for.
 fn start(settings: &str) -> Server {
@@ -157,9 +155,7 @@ fn one_connection_too_many_is_told_so() {
     assert_eq!(ask(&mut open[0]).map(|a| a.0), Some(200), "those that are open go on");
     drop(open.pop());
     // The server sees the end when it sees it; until then it refuses.
-    while ask(&mut connect(&server.http)).is_none_or(|a| a.0 != 200) {
-        std::thread::yield_now();
-    }
+    support::until("a free place", || ask(&mut connect(&server.http)).is_some_and(|a| a.0 == 200));
 }
 
 /// The lowest number that the next file of a process may have.
@@ -193,9 +189,8 @@ fn where_no_file_is_free_those_that_are_open_go_on_and_the_others_come_later() {
     for stream in &mut waiting {
         stream.write_all(&request()).unwrap();
     }
-    while !fs::read_to_string(&log).unwrap().contains("cannot accept a connection") {
-        std::thread::yield_now();
-    }
+    let told = "cannot accept a connection";
+    support::until(told, || fs::read_to_string(&log).unwrap().contains(told));
     for stream in &mut open {
         assert_eq!(ask(stream).map(|a| a.0), Some(200), "a connection that is open goes on");
     }
@@ -395,9 +390,7 @@ fn start_with_details(settings: &str) -> (Server, tempfile::TempDir) {
 /// Waits until the server has cut so many connections since it started.
 fn await_cut(files: &tempfile::TempDir, count: usize) {
     let log = || fs::read_to_string(files.path().join("log")).unwrap();
-    while log().matches("its peer takes no answers").count() < count {
-        std::thread::yield_now();
-    }
+    support::until("the cut", || log().matches("its peer takes no answers").count() >= count);
 }
 
 /// Asks for an answer of 64 MiB, of which no byte is read.
@@ -461,12 +454,8 @@ fn peers_that_take_no_answers_do_not_hold_a_server_that_stops() {
     let (mut server, files) = start_with_details("[serve]\nunread_seconds_max = 500\n");
     let _stuck = (ask_for_much(&server.http), ask_without_a_window(&server.http), ask_without_a_window(&server.grpc));
     serves(&server);
-    while !support::ask(&server.metrics, "GET", "/metrics", "", b"")
-        .2
-        .contains("request_success{model=\"m\",version=\"1\"} 2\n")
-    {
-        std::thread::yield_now();
-    }
+    let answered = "request_success{model=\"m\",version=\"1\"} 2\n";
+    support::until(answered, || support::ask(&server.metrics, "GET", "/metrics", "", b"").2.contains(answered));
     let id = rustix::process::Pid::from_child(&server.child);
     rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
     assert!(server.child.wait().unwrap().success(), "long before the grace time of ten minutes");

@@ -21,16 +21,13 @@ fn it_is_there_while_every_model_serves_and_not_before_or_after() {
     fs::write(&ready, "what an earlier server left").unwrap();
     let server =
         Server::start_logging(&[&models], &["--engine", "rten", "--ready-file", ready.to_str().unwrap()], &log);
-    while !fs::read_to_string(&log).unwrap().contains("not ready: the ready file is written once every model") {
-        std::thread::yield_now();
-    }
+    let told = "not ready: the ready file is written once every model";
+    support::until(told, || fs::read_to_string(&log).unwrap().contains(told));
     assert_eq!(server.ask("GET", "/v2/health/ready", "", b"").0, 503);
     assert!(!ready.exists(), "{}", fs::read_to_string(&ready).unwrap());
     support::identity(DataType::Float32).write(models.join("bad.onnx")).unwrap();
     assert_eq!(server.ask("POST", "/v2/repository/models/bad/load", "", b"").0, 200);
-    while !ready.exists() {
-        std::thread::yield_now();
-    }
+    support::until("the ready file", || ready.exists());
     let addresses: Value = serde_json::from_slice(&fs::read(&ready).unwrap()).unwrap();
     assert_eq!((&addresses["http"], &addresses["grpc"]), (&server.http.clone().into(), &server.grpc.clone().into()));
     assert!(server.terminate().success());

@@ -396,13 +396,10 @@ fn base64(bytes: &[u8]) -> String {
 
 /// Waits until the index says this about a model.
 fn await_index(server: &Server, model: &str, lines: &[&str]) {
-    loop {
+    support::until(&format!("{lines:?} of `{model}`"), || {
         let found = index(server, model);
-        if found.len() == lines.len() && found.iter().zip(lines).all(|(found, line)| found.starts_with(line)) {
-            return;
-        }
-        thread::yield_now();
-    }
+        found.len() == lines.len() && found.iter().zip(lines).all(|(found, line)| found.starts_with(line))
+    });
 }
 
 #[test]
@@ -472,9 +469,7 @@ fn the_data_that_a_plain_file_names_is_followed() {
     let server = serve(models.path(), &["--watch"]);
     assert_eq!(factor(&server, "scaled"), 2.0);
     put_weight(models.path(), 9.0);
-    while factor(&server, "scaled") != 9.0 {
-        thread::yield_now();
-    }
+    support::until("the new factor", || factor(&server, "scaled") == 9.0);
     assert_eq!(index(&server, "scaled"), ["1 READY "]);
 }
 
@@ -582,9 +577,7 @@ fn no_request_fails_while_versions_change() {
     let (stop, before) = (AtomicBool::new(false), runs(&server, "double"));
     thread::scope(|scope| {
         let callers: Vec<_> = (0..4).map(|_| scope.spawn(|| ask_http(&server.http, &stop, 404))).collect();
-        while runs(&server, "double") < before + 20 {
-            thread::yield_now();
-        }
+        support::until("20 runs", || runs(&server, "double") >= before + 20);
         assert_eq!(change(&server, "double", "unload", &json!({})).0, 200);
         // Each ends at its first refusal, 503 or 404; before it all were answered.
         assert!(callers.into_iter().map(|caller| caller.join().unwrap()).sum::<u64>() >= 20);

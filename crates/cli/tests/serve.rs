@@ -255,9 +255,7 @@ fn a_second_signal_ends_a_drain_that_waits() {
     };
     signal(&server);
     // The first signal has been taken once the listener is closed.
-    while TcpStream::connect(&server.http).is_ok() {
-        std::thread::yield_now();
-    }
+    support::until("the end of the listener", || TcpStream::connect(&server.http).is_err());
     assert!(server.child.try_wait().unwrap().is_none(), "the server did not wait for the request");
     signal(&server);
     assert_eq!(server.child.wait().unwrap().code(), Some(1));

@@ -114,13 +114,6 @@ fn ready(server: &Server) -> bool {
     server.ask("GET", "/v2/health/ready", "", b"").0 == 200
 }
 
-/// Waits until something is so; the test's own time limit ends it where it never is.
-fn until(is: impl Fn() -> bool) {
-    while !is() {
-        std::thread::yield_now();
-    }
-}
-
 fn get(server: &Server, path: &str) -> Value {
     serde_json::from_str(&server.ask("GET", path, "", b"").1).unwrap()
 }
@@ -272,14 +265,14 @@ fn a_newer_release_takes_over_and_a_bad_or_older_one_does_not() {
     let server = home.serve("models", &["--watch"]);
     assert_eq!(answer(&server, "chest"), Some(1.0));
     fs::rename(home.at("chest-2"), home.at("models/chest-2")).unwrap();
-    until(|| entry(&server, "chest")["version"] == "2");
+    support::until("version 2", || entry(&server, "chest")["version"] == "2");
     assert_eq!(answer(&server, "chest"), Some(2.0));
 
     // One that was changed, however new: the one before goes on, and is said to.
     fs::write(home.at("chest-3/variants/m/model.onnx"), b"x").unwrap();
     fs::rename(home.at("chest-3"), home.at("models/chest-3")).unwrap();
     let serves_on = |reason: &str| {
-        until(|| entry(&server, "chest")["reason"].as_str().unwrap().contains(reason));
+        support::until("the reason", || entry(&server, "chest")["reason"].as_str().unwrap().contains(reason));
         let told = entry(&server, "chest");
         assert!(told["state"] == "READY" && told["version"] == "2", "{told}");
         assert!(ready(&server) && answer(&server, "chest") == Some(2.0));
@@ -287,12 +280,12 @@ fn a_newer_release_takes_over_and_a_bad_or_older_one_does_not() {
     serves_on("the last load failed, and this serves on: model `chest`: release `");
     // A manifest that is cut while it is served does not take the model away.
     fs::remove_dir_all(home.at("models/chest-3")).unwrap();
-    until(|| entry(&server, "chest")["reason"] == "");
+    support::until("a version without a reason", || entry(&server, "chest")["reason"] == "");
     let manifest = fs::read(home.at("models/chest-2/edgeward.json")).unwrap();
     fs::write(home.at("models/chest-2/edgeward.json"), b"").unwrap();
     serves_on("`edgeward.json`");
     fs::write(home.at("models/chest-2/edgeward.json"), manifest).unwrap();
-    until(|| entry(&server, "chest")["reason"] == "");
+    support::until("a version without a reason", || entry(&server, "chest")["reason"] == "");
     // Nor does the older one take the place of the newer.
     fs::remove_dir_all(home.at("models/chest-2")).unwrap();
     serves_on("release 1 of `chest` is older than 2");
@@ -315,7 +308,7 @@ fn a_newer_release_takes_over_and_a_bad_or_older_one_does_not() {
     for folder in ["chest-1", "other-2", "chest-4"] {
         fs::rename(home.at("models").join(folder), home.at(&format!("away-{folder}"))).unwrap();
     }
-    until(|| answer(&server, "chest").is_none());
+    support::until("another answer", || answer(&server, "chest").is_none());
     assert!(ready(&server));
 }
 
@@ -342,7 +335,7 @@ fn a_floor_that_cannot_be_read_or_written_lets_nothing_in() {
     assert!(answer(&server, "chest").is_none());
     fs::remove_dir(home.at("floor.json.lock")).unwrap();
     // Tried again by itself.
-    until(|| answer(&server, "chest") == Some(1.0));
+    support::until("another answer", || answer(&server, "chest") == Some(1.0));
     drop(server);
     // Written, and the server gone before it served: the same release comes up again.
     drop(home.serve("r", &[]));
@@ -527,7 +520,7 @@ fn releases_come_from_a_place_that_they_were_pushed_to() {
     assert_eq!((answer(&server, "chest"), answer(&server, "lungs")), (Some(1.0), Some(5.0)));
     assert!(ready(&server));
     json(home.path(), "release push chest-2 place");
-    until(|| answer(&server, "chest") == Some(2.0));
+    support::until("another answer", || answer(&server, "chest") == Some(2.0));
     let kept = || {
         let places = fs::read_dir(&cache).unwrap().map(|place| place.unwrap().path());
         let folders = places.flat_map(|place| fs::read_dir(place).unwrap().map(|entry| entry.unwrap().file_name()));
@@ -536,7 +529,7 @@ fn releases_come_from_a_place_that_they_were_pushed_to() {
         names.sort();
         names.iter().map(|name| name.split('-').next().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    until(|| kept() == ["chest", "lungs"]);
+    support::until("what is kept", || kept() == ["chest", "lungs"]);
     // Sealed there is sealed here.
     let graph = fs::read(home.at("lungs-sealed/variants/m/model.onnx")).unwrap();
     let found = Command::new("find").arg(&cache).args(["-name", "model.onnx"]).output().unwrap();

@@ -7,7 +7,6 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::mpsc::{Receiver, Sender, channel},
-    time::{Duration, Instant},
 };
 
 use edgeward_serve::proto::{
@@ -23,7 +22,7 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use serde_json::{Value, json};
-use support::{Server, repository};
+use support::{PATIENCE, Server, awaited, repository};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
@@ -31,21 +30,6 @@ mod support;
 
 const INFER: &str = "/v2/models/ident/infer";
 const GOOD: &[u8] = br#"{"id":"a\"1","inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
-/// After this a test gives up: what it waits for does not come.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Looks again until there is something.
-fn awaited<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(began.elapsed() < PATIENCE, "{what} does not come");
-        std::thread::yield_now();
-    }
-}
-
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

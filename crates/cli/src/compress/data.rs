@@ -8,17 +8,17 @@ use edgeward_engine::TensorInfo;
 use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
 use edgeward_train::{
     Step,
-    data::{Columns, Dataset, Fit, Loader, Plan, Role, Sampling, Splits, Tokenisation, Wanted, open, tokenise},
+    data::{Columns, Dataset, Fit, Loader, Plan, Role, Sampling, Splits, Tokenisation, Wanted, tokenise},
 };
 
 use crate::{
     engines,
-    failure::{Failure, OrInput as _},
+    failure::{Failure, OrInput as _, Outcome},
     inputs::{self, file},
     train::{
         fitted,
         material::{self, Recipe},
-        options::DataOptions,
+        options::{DataOptions, TrainOptions},
     },
 };
 
@@ -69,6 +69,7 @@ struct Held {
 /// What training is fed with.
 struct Learn {
     dataset: Arc<dyn Dataset>,
+    tokenisation: Option<Tokenisation>,
     normalise: Option<(Vec<f32>, Vec<f32>)>,
     /// The batch that the model fixes.
     fixed: Option<usize>,
@@ -77,13 +78,9 @@ struct Learn {
 type Examples<'a> = Box<dyn Iterator<Item = Result<Example, CompressError>> + 'a>;
 
 impl Material {
-    /// Opens what the arguments name.
-    pub fn open(
-        args: &CompressArgs,
-        options: &DataOptions,
-        model: &Model,
-        infos: &[TensorInfo],
-    ) -> Result<Self, Failure> {
+    /// Opens what the arguments name, and where they say nothing the settings.
+    pub fn open(args: &CompressArgs, set: &TrainOptions, model: &Model, infos: &[TensorInfo]) -> Result<Self, Failure> {
+        let (options, seed) = (&args.data.or(&set.data), set.seed.unwrap_or(0));
         let calibrated = args.calibration.unwrap_or(if args.quick { 64 } else { 256 }) as usize;
         let judged = if args.quick { 512 } else { usize::MAX };
         let form = args.boxes.map(BoxForm::from);
@@ -93,18 +90,22 @@ impl Material {
             if let Some(annotations) = annotated {
                 return Err(unfit(&annotations, "made-up inputs"));
             }
+            labels_are_apart(&args.data, "made-up inputs")?;
             let wanted = inputs::Wanted { shapes: args.shapes.clone(), batch: Some(1) };
             let made = (0..SYNTHESISED).map(|number| Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1)));
             let held = Held { runs: made.collect::<Result<_, Failure>>()?, rows: SYNTHESISED };
             return Ok(material(DataKind::Synthesised, Source::Held(held)));
         };
         let given = given(path, infos)?;
+        if given.is_some() {
+            labels_are_apart(&args.data, &format!("the inputs alone that `{}` holds", path.display()))?;
+        }
         match (given, annotated) {
             (Some(given), None) => Ok(material(DataKind::Given, Source::Held(given))),
             (Some(given), annotations) => {
                 Ok(Self { annotations, ..material(DataKind::Annotated, Source::Held(given)) })
             }
-            (None, None) => Ok(material(DataKind::Labelled, labelled(args, options, model)?)),
+            (None, None) => Ok(material(DataKind::Labelled, labelled(args, options, model, seed)?)),
             (None, Some(annotations)) => {
                 // A file of inputs that cannot be read is told as such.
                 file::read(path, infos)?;
@@ -137,8 +138,12 @@ impl Material {
         let learn = match &self.source {
             Source::Labelled { learn, .. } => learn,
             Source::Held(all) => {
-                held =
-                    Learn { dataset: Arc::new(columns(&all.runs)?), normalise: None, fixed: fixed_batch(&step.data) };
+                held = Learn {
+                    dataset: Arc::new(columns(&all.runs)?),
+                    tokenisation: None,
+                    normalise: None,
+                    fixed: fixed_batch(&step.data),
+                };
                 &held
             }
         };
@@ -151,6 +156,12 @@ impl Material {
         let batch = learn.fixed.unwrap_or_else(|| batch.min(learn.dataset.len())).max(1);
         let fit = fitted(Fit::new(learn.dataset.clone(), wanted))?;
         Ok(Loader::to_learn(fit, Plan { batch, sampling: Sampling::Shuffled, seed }))
+    }
+
+    /// The labelled examples to learn from; the part that judges stays out.
+    pub fn labelled(&self) -> Option<material::Material> {
+        let Source::Labelled { learn, .. } = &self.source else { return None };
+        Some(material::Material { train: learn.dataset.clone(), val: None, tokenisation: learn.tokenisation.clone() })
     }
 
     /// What variants are judged on.
@@ -167,6 +178,14 @@ impl Held {
     fn one(inputs: Inputs) -> Self {
         Self { runs: vec![(inputs, 1)], rows: 1 }
     }
+}
+
+/// Refuses parts of labelled data where `data` is none.
+fn labels_are_apart(options: &DataOptions, data: &str) -> Outcome {
+    let named = options.val.as_ref().map(|_| "--val").or(options.val_fraction.map(|_| "--val-fraction"));
+    named.map_or(Ok(()), |option| {
+        Err(Failure::input(format!("`{option}` goes with labelled data, not with {data}; leave it out")))
+    })
 }
 
 fn unfit(annotations: &Annotations, data: &str) -> Failure {
@@ -263,20 +282,31 @@ fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Held>, Failure> {
     Ok(Some(Held { runs: (0..rows / size).map(batch).collect(), rows }))
 }
 
-fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result<Source, Failure> {
+fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64) -> Result<Source, Failure> {
     let recipe = Recipe::read(model);
-    let path = material::path(options)?;
-    let Splits { train, val, test } =
-        open(path, &material::open_options(options, recipe.classes.clone())).or_input()?;
+    let mut splits = material::parts(options, recipe.classes.clone(), seed)?;
+    if let (Splits { train: Some(train), val: None, test: None }, None) = (&splits, options.val_fraction) {
+        // What learnt from an example says nothing of others by it.
+        if args.anything_learns().is_some() {
+            splits = material::held_out(train.clone(), material::VAL_FRACTION, seed)?;
+        }
+    }
+    let Splits { train, val, test } = splits;
     let judge = test.or(val).or_else(|| train.clone());
-    let judge = judge.ok_or_else(|| Failure::input(format!("`{}` holds no examples", path.display())))?;
+    let judge = judge.ok_or_else(|| Failure::input("the data holds no examples"))?;
     let calibrate = train.unwrap_or_else(|| judge.clone());
     let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
     let ports = model.inputs();
     let fixed = fixed_batch(&ports);
     let batch = fixed.unwrap_or(BATCH).max(1);
-    let (calibrate, judge) = (tokenised(calibrate, args, options, model)?, tokenised(judge, args, options, model)?);
-    let learn = Learn { dataset: calibrate.clone(), normalise: normalise.clone(), fixed };
+    let tokenisation = tokenisation(judge.as_ref(), args, options, model)?;
+    let tokenised = |dataset: Arc<dyn Dataset>| -> Result<Arc<dyn Dataset>, Failure> {
+        let Some(tokenisation) = &tokenisation else { return Ok(dataset) };
+        Ok(Arc::new(tokenise(dataset.as_ref(), tokenisation).or_input()?))
+    };
+    let (calibrate, judge) = (tokenised(calibrate)?, tokenised(judge)?);
+    let learn =
+        Learn { dataset: calibrate.clone(), tokenisation: tokenisation.clone(), normalise: normalise.clone(), fixed };
     let fit = |dataset: Arc<dyn Dataset>| -> Result<Fit, Failure> {
         let target = Port {
             name: "target".to_owned(),
@@ -297,18 +327,17 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model) -> Result
     })
 }
 
-fn tokenised(
-    dataset: Arc<dyn Dataset>,
+/// What makes numbers of texts, where there are any.
+fn tokenisation(
+    dataset: &dyn Dataset,
     args: &CompressArgs,
     options: &DataOptions,
     model: &Model,
-) -> Result<Arc<dyn Dataset>, Failure> {
-    if !material::has_text(dataset.as_ref()) {
-        return Ok(dataset);
+) -> Result<Option<Tokenisation>, Failure> {
+    if !material::has_text(dataset) {
+        return Ok(None);
     }
     let tokenizer = options.tokenizer.clone().unwrap_or_else(|| engines::beside(&args.model, "tokenizer.json"));
-    let tokenisation = Tokenisation::read(&tokenizer, material::tokens(model, options)?);
-    let tokenisation =
-        tokenisation.context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()?;
-    Ok(Arc::new(tokenise(dataset.as_ref(), &tokenisation).or_input()?))
+    let read = Tokenisation::read(&tokenizer, material::tokens(model, options)?);
+    read.map(Some).context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()
 }

@@ -60,9 +60,10 @@ pub struct LearnOptions {
 }
 
 impl LearnOptions {
-    /// Whether a student is asked for.
-    pub fn wants_student(&self) -> bool {
-        self.student.is_some() || self.student_layers.is_some()
+    /// The first option that has something learn from the data.
+    pub fn asks_to_learn(&self) -> Option<&'static str> {
+        let student = self.student.as_ref().map(|_| "--student").or(self.student_layers.map(|_| "--student-layers"));
+        student.or(self.qat.map(|_| "--qat"))
     }
 }
 
@@ -102,8 +103,7 @@ pub struct Course<'a> {
 impl Work<'_> {
     fn check_learning(&self) -> Result<(), Failure> {
         let options = &self.args.learn;
-        let learns = options.student.is_some() || options.student_layers.is_some() || options.qat.is_some();
-        if learns && self.material.kind == DataKind::Synthesised {
+        if options.asks_to_learn().is_some() && self.material.kind == DataKind::Synthesised {
             return Err(Failure::input("nothing can be learnt from made-up inputs; name data with `--data PATH`"));
         }
         for (name, rate) in [("rate", self.args.rate), ("qat-rate", options.qat_rate)] {

@@ -101,12 +101,7 @@ pub fn compress(args: &CompressArgs, context: &Context, model: &Model, began: In
 
 /// What learns has a second copy of the model in memory, and states of its weights.
 fn nothing_learns(args: &CompressArgs) -> Outcome {
-    let asked = [
-        ("--student", args.learn.wants_student()),
-        ("--qat", args.learn.qat.is_some()),
-        ("--prune, --prune-blocks", args.pruning.wants_cuts()),
-    ];
-    let Some((option, _)) = asked.into_iter().find(|(_, asked)| *asked) else { return Ok(()) };
+    let Some(option) = args.anything_learns() else { return Ok(()) };
     let model = args.model.display();
     Err(Failure::input(format!(
         "`{option}` needs `{model}` in memory several times, which is too large; leave the option out"
@@ -174,8 +169,7 @@ impl<'a> Work<'a> {
         context: &Context,
     ) -> Result<(Self, Verdict, Variant), Failure> {
         let (engine, session, others) = first_engine(args, context)?;
-        let options = args.data.or(&context.settings.train.data);
-        let material = Material::open(args, &options, model, session.inputs())?;
+        let material = Material::open(args, &context.settings.train, model, session.inputs())?;
         let metric = args.metric_on(material.kind)?;
         let mut work = Self {
             args,

@@ -11,7 +11,6 @@ use edgeward_compress::{
         Norm, Plan, Scores, Selection, Target, activations, apply, blocks, choose, gradients, influence, magnitude,
         normalisation, plan, ready, taylor, without,
     },
-    report::DataKind,
 };
 use edgeward_graph::Model;
 use edgeward_train::{build, trainer::Settings};
@@ -61,9 +60,10 @@ pub struct PruneOptions {
 }
 
 impl PruneOptions {
-    /// Whether anything is to be taken out.
-    pub fn wants_cuts(&self) -> bool {
-        !self.ratios.is_empty() || !self.blocks.is_empty()
+    /// The first option that takes something out.
+    pub fn asks_to_cut(&self) -> Option<&'static str> {
+        let ratios = (!self.ratios.is_empty()).then_some("--prune");
+        ratios.or((!self.blocks.is_empty()).then_some("--prune-blocks"))
     }
 
     /// What is made on the way down, in order.
@@ -349,21 +349,16 @@ impl Work<'_> {
 
     /// What to train with; none, with a word about it, where there are no labels or no gradients.
     fn tuning(&self, model: &Model, context: &Context) -> Result<Option<Tuning>, Failure> {
-        if self.material.kind != DataKind::Labelled {
+        let Some(material) = self.material.labelled() else {
             self.bar.suspend(|| print::note!("pruned variants are not trained on: that needs labelled data"));
             return Ok(None);
-        }
+        };
         let mut options = context.settings.train.clone();
         options.data = self.args.data.or(&options.data);
-        // All of the part to learn from; the part that judges stays out.
-        (options.data.val, options.data.val_fraction) = (None, Some(0.0));
         options.rate = self.args.rate.or(options.rate);
         let recipe = Recipe::read(model);
         options.data.mean = options.data.mean.or(recipe.mean);
         options.data.std = options.data.std.or(recipe.std);
-        let tokenizer = engines::beside(&self.args.model, "tokenizer.json");
-        options.data.tokenizer = options.data.tokenizer.or_else(|| tokenizer.is_file().then_some(tokenizer));
-        let material = Material::open(model, &options)?;
         let planned = Planned::new(&options, model, &material)?;
         let step = build(model, &planned.spec).map_err(Failure::from);
         match step.and_then(|step| self.trains(&step).map(drop)) {

@@ -16,7 +16,7 @@ use super::{
 use crate::failure::Failure;
 
 /// Part for judging where the data has none of its own.
-const VAL_FRACTION: f64 = 0.1;
+pub const VAL_FRACTION: f64 = 0.1;
 /// Pieces of a vocabulary where the model does not say how many it takes.
 const VOCABULARY: usize = 8000;
 
@@ -53,26 +53,38 @@ pub fn path(options: &DataOptions) -> Result<&PathBuf, Failure> {
         .ok_or_else(|| Failure::input("no data; name it with `--data PATH` or `path` in `[train.data]`"))
 }
 
+/// The parts of the data that options name: what `--val` and `--val-fraction` say goes before the parts that the data has.
+pub fn parts(options: &DataOptions, classes: Option<Vec<String>>, seed: u64) -> Result<Splits, Failure> {
+    let splits = open(path(options)?, &open_options(options, classes.clone())).map_err(wrong)?;
+    let no_train = || Failure::input("the data has no part to learn from");
+    match (&options.val, options.val_fraction) {
+        (Some(path), _) => {
+            let known = classes.or_else(|| splits.train.as_ref()?.classes().map(<[String]>::to_vec));
+            let held = open(path, &OpenOptions { labels: None, ..open_options(options, known) }).map_err(wrong)?;
+            Ok(Splits { train: splits.train, val: held.val.or(held.train).or(held.test), test: None })
+        }
+        (None, Some(0.0)) => Ok(Splits { val: None, test: None, ..splits }),
+        (None, Some(fraction)) => held_out(splits.train.ok_or_else(no_train)?, fraction, seed),
+        (None, None) => Ok(splits),
+    }
+}
+
+/// A part of what there is to learn from, each class with its share, held out to judge by.
+pub fn held_out(train: Arc<dyn Dataset>, fraction: f64, seed: u64) -> Result<Splits, Failure> {
+    let (train, val) = split_fraction(train, fraction, seed).map_err(wrong)?;
+    Ok(Splits { train: Some(train), val: Some(val), test: None })
+}
+
 impl Material {
     /// Opens what the options name.
     pub fn open(model: &Model, options: &TrainOptions) -> Result<Self, Failure> {
-        let data = &options.data;
-        let Splits { train, val, .. } = open(path(data)?, &open_options(data, None)).map_err(wrong)?;
-        let train = train.ok_or_else(|| Failure::input("the data has no part to learn from"))?;
-        let (train, val) = match (&data.val, val) {
-            (Some(path), _) => {
-                let known = open_options(data, train.classes().map(<[String]>::to_vec));
-                let splits = open(path, &OpenOptions { labels: None, ..known }).map_err(wrong)?;
-                (train, splits.val.or(splits.train).or(splits.test))
-            }
-            (None, Some(val)) if data.val_fraction.is_none() => (train, Some(val)),
-            _ if data.val_fraction == Some(0.0) => (train, None),
-            _ => {
-                let fraction = data.val_fraction.unwrap_or(VAL_FRACTION);
-                let (train, val) = split_fraction(train, fraction, options.seed.unwrap_or(0)).map_err(wrong)?;
-                (train, Some(val))
-            }
-        };
+        let (data, seed) = (&options.data, options.seed.unwrap_or(0));
+        let mut splits = parts(data, None, seed)?;
+        if let (Some(train), None, None) = (&splits.train, &splits.val, data.val_fraction) {
+            splits = held_out(train.clone(), VAL_FRACTION, seed)?;
+        }
+        let train = splits.train.ok_or_else(|| Failure::input("the data has no part to learn from"))?;
+        let val = splits.val;
         let tokenisation =
             if has_text(train.as_ref()) { Some(tokenisation(model, data, train.as_ref())?) } else { None };
         let Some(tokenisation) = tokenisation else { return Ok(Self { train, val, tokenisation: None }) };

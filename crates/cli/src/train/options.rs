@@ -161,8 +161,10 @@ impl TrainOptions {
 }
 
 impl DataOptions {
-    /// These, and where they say nothing the file's.
+    /// These, and where they say nothing the file's. What the file says of parts is said of its own data.
     pub fn or(&self, file: &Self) -> Self {
+        let other = Self { val: None, val_fraction: None, ..file.clone() };
+        let file = if self.data.is_some() { &other } else { file };
         or!(self, file; data val val_fraction labels target text header tokenizer vocabulary tokens mean std)
     }
 }

@@ -11,6 +11,8 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use edgeward_graph::{
@@ -127,6 +129,27 @@ pub fn repository() -> tempfile::TempDir {
         identity(dtype).write(version.join("model.onnx")).unwrap();
     }
     folder
+}
+
+/// After this a test gives up: what it waits for does not come.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Looks again until there is something, which others bring about.
+pub fn awaited<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what} does not come");
+        // Only to leave the processor to those who bring it about.
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Looks again until something is so, which others bring about.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    awaited(what, || holds().then_some(()));
 }
 
 /// A running server, ended when dropped.
@@ -267,7 +290,7 @@ pub fn ask(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) 
 pub fn gzip(bytes: Vec<u8>) -> Vec<u8> {
     let mut child = Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || input.write_all(&bytes));
+    let writer = thread::spawn(move || input.write_all(&bytes));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap().unwrap();
     output.stdout

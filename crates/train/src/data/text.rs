@@ -27,6 +27,7 @@ const START: &str = "[CLS]";
 const END: &str = "[SEP]";
 
 /// A tokenizer that cuts and pads every text to one length.
+#[derive(Clone)]
 pub struct Tokenisation {
     tokenizer: Tokenizer,
     length: usize,
