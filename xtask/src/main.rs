@@ -7,6 +7,7 @@ mod fuzz;
 mod go;
 mod layers;
 mod parts;
+mod programs;
 mod python;
 mod rules;
 mod steps;
@@ -50,6 +51,13 @@ fn main() -> anyhow::Result<()> {
         Task::Bench { args } => bench::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
     }
+}
+
+/// Cargo, at the root of the workspace.
+fn cargo(root: &Path) -> std::process::Command {
+    let mut command = std::process::Command::new("cargo");
+    command.current_dir(root);
+    command
 }
 
 /// The root of the workspace.

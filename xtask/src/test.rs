@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{layers, parts, python, root, rules, steps, steps::Steps, tools};
+use crate::{cargo, layers, parts, programs, python, root, rules, steps, steps::Steps, tools};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -87,32 +87,20 @@ fn install_engines(root: &Path) -> anyhow::Result<()> {
 }
 
 fn run_tests(root: &Path, pythons: &python::Pythons, args: &TestArgs) -> anyhow::Result<()> {
-    let mut command = cargo(root);
-    command.arg("test");
+    let mut environment = parts::ensure(root, args.all_parts)?;
+    environment.push(("EDGEWARD_TEST_PYTHON", pythons.main.clone()));
+    environment.push(("EDGEWARD_TEST_PYTHON_KSERVE", pythons.kserve.clone()));
+    environment.push(("EDGEWARD_ALL_ENGINES", "1".into()));
+    environment.extend(args.all_parts.then(|| ("EDGEWARD_ALL_PARTS", "1".into())));
+    environment.extend(data(root).map(|folder| ("EDGEWARD_DATA", folder)));
     if args.cargo.is_empty() {
-        command.arg("--workspace");
-    } else {
-        command.args(&args.cargo);
+        return programs::run(root, &environment);
     }
-    if args.all_parts {
-        command.env("EDGEWARD_ALL_PARTS", "1");
-    }
-    command.env("EDGEWARD_TEST_PYTHON", &pythons.main).env("EDGEWARD_TEST_PYTHON_KSERVE", &pythons.kserve);
-    command.env("EDGEWARD_ALL_ENGINES", "1").envs(parts::ensure(root, args.all_parts)?);
-    if let Some(data) = data(root) {
-        command.env("EDGEWARD_DATA", data);
-    }
-    steps::run(&mut command)
+    steps::run(cargo(root).arg("test").args(&args.cargo).envs(environment))
 }
 
 /// Folder of real data: what `EDGEWARD_DATA` says, else the one that lies beside the workspace.
 pub fn data(root: &Path) -> Option<PathBuf> {
     let named = std::env::var_os("EDGEWARD_DATA").map(PathBuf::from);
     named.or_else(|| root.join("../shared/data").canonicalize().ok()).filter(|folder| folder.is_dir())
-}
-
-fn cargo(root: &Path) -> Command {
-    let mut command = Command::new("cargo");
-    command.current_dir(root);
-    command
 }
