@@ -54,7 +54,7 @@ pub struct Material {
 }
 
 enum Source {
-    Labelled { calibrate: Loader, judge: Loader, learn: Learn, batch: usize, fixed: bool },
+    Labelled { calibrate: Loader, judge: Loader, learn: Box<Learn>, batch: usize, fixed: bool },
     Held(Held),
 }
 
@@ -321,7 +321,7 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64
     Ok(Source::Labelled {
         calibrate: Loader::to_judge(fit(calibrate)?, plan(Sampling::Shuffled)),
         judge: Loader::to_judge(fit(judge)?, plan(Sampling::Sequential)),
-        learn,
+        learn: Box::new(learn),
         batch,
         fixed: fixed.is_some(),
     })
