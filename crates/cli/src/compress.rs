@@ -250,6 +250,7 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     }
     let kept = keep(args, &model, context)?;
     let (mut work, original) = Work::begin(args, &model, kept, context)?;
+    work.check_pruning(&model)?;
     let student = work.student(&model)?;
     let (mut candidates, sensitivity) = work.candidates(&original)?;
     work.pruned(&model, context, &mut candidates)?;

@@ -110,11 +110,15 @@ fn every_importance_prunes() {
 fn whole_blocks_go_before_channels() {
     let folder = folder();
     let path = folder.path();
-    let words = format!("compress net.onnx {DATA} --prune-blocks 1 --prune 0.6 --epochs 2 --quick -o out --json");
+    let words =
+        format!("compress net.onnx {DATA} --prune-blocks 1 --prune 0.01,0.604 --epochs 2 --quick -o out --json");
     let output = edgeward(path, &words);
     assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
-    let (shorter, narrower) = (variant(&report, "pruned-blocks-1"), variant(&report, "pruned-60"));
+    let (shorter, narrower) = (variant(&report, "pruned-blocks-1"), variant(&report, "pruned-60.4"));
+    assert!(!shorter["recipe"].as_str().unwrap().contains("channels"), "{shorter}");
+    // What the blocks took is enough for the one, and the other's name is its own.
+    assert!(text(&output).contains("no `pruned-01`: "), "{}", text(&output));
     for variant in [shorter, narrower] {
         let recipe = variant["recipe"].as_str().unwrap();
         assert!(recipe.starts_with("without the blocks ") && recipe.contains("trained on"), "{recipe}");

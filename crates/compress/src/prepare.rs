@@ -83,12 +83,13 @@ pub(crate) fn folded(model: &Model) -> Result<Edit, CompressError> {
     Ok(Edit::new(model))
 }
 
-/// Profiles and reports tell nodes by their names.
+/// Profiles and reports tell nodes by their names. A node without one is called by what it makes, in whatever is cut from the model as well.
 fn name_nodes(model: &mut Model) {
     let mut seen = HashSet::new();
     for (index, node) in model.graph_mut().node.iter_mut().enumerate() {
         if node.name().is_empty() || seen.contains(node.name()) {
-            node.name = Some(format!("{}_{index}", node.op_type()));
+            let made = node.output.first().filter(|made| !made.is_empty() && !seen.contains(*made));
+            node.name = Some(made.cloned().unwrap_or_else(|| format!("{}_{index}", node.op_type())));
         }
         seen.insert(node.name().to_owned());
     }

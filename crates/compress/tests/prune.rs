@@ -236,6 +236,19 @@ fn parts_and_slices_follow() {
 }
 
 #[test]
+fn a_slice_keeps_one_type_for_its_numbers() {
+    let mut b = Builder::new(&[0, 3, 6, 6]);
+    b.drawn("w0", &[12, 3, 3, 3], 1).drawn("w1", &[4, 6, 1, 1], 2);
+    for (name, value) in [("from", 6i32), ("to", 12), ("axis", 1), ("step", 1)] {
+        b.graph.initializer.push(tensor_proto(name, &Tensor::from_vec([1], vec![value]).unwrap()));
+    }
+    b.node("Conv", &["x", "w0"], "c", padded()).node("Slice", &["c", "from", "to", "axis", "step"], "s", vec![]);
+    b.node("Relu", &["s"], "r", vec![]).node("Conv", &["r", "w1"], "y", vec![]);
+    let (_, pruned) = holds(&b.model(&[("y", &[0, 4, 6, 6])]), &[1, 3, 6, 6], 0.4);
+    assert!(sizes(&pruned, "w0")[0] < 12);
+}
+
+#[test]
 fn what_cannot_be_pruned_is_named() {
     let mut b = Builder::new(&[0, 3, 6, 6]);
     b.drawn("w0", &[8, 3, 3, 3], 1).drawn("w1", &[8, 8, 1, 1], 2).drawn("w2", &[4, 8, 1, 1], 3);
@@ -338,6 +351,51 @@ fn silenced(model: &Model, shorter: &Model) -> Model {
         }
     }
     silenced
+}
+
+/// The layers of each block of a graph.
+fn named(model: &Model) -> Vec<Vec<String>> {
+    blocks(&ready(model).unwrap()).unwrap().into_iter().map(|block| block.layers).collect()
+}
+
+#[test]
+fn the_innermost_sums_are_blocks_and_masks_are_none() {
+    // A network that is added to its own input, as those are that remove noise, of two branches.
+    let mut b = Builder::new(&[0, 3, 8, 8]);
+    b.drawn("w0", &[8, 3, 3, 3], 1).drawn("w1", &[8, 8, 3, 3], 2).drawn("w2", &[8, 8, 3, 3], 3);
+    b.drawn("w3", &[3, 8, 3, 3], 4);
+    b.node("Conv", &["x", "w0"], "c0", padded());
+    for (op, from, layer, weight, to) in [("Add", "c0", "c1", "w1", "s1"), ("Sum", "s1", "c2", "w2", "s2")] {
+        b.node("Conv", &[from, weight], layer, padded()).node(op, &[from, layer], to, vec![]);
+    }
+    b.node("Conv", &["s2", "w3"], "c3", padded()).node("Add", &["x", "c3"], "y", vec![]);
+    assert_eq!(named(&b.model(&[("y", &[0, 3, 8, 8])])), [["c1"], ["c2"]]);
+    // Attention with one head and a mask of its own: the scores are no stream.
+    let mut b = Builder::new(&[0, 6, 8]);
+    for (seed, weight) in ["q", "k", "v", "m"].into_iter().enumerate() {
+        let width = if weight == "m" { 6 } else { 8 };
+        b.drawn(&format!("w{weight}"), &[8, width], seed as u64);
+        b.node("MatMul", &["x", &format!("w{weight}")], weight, vec![]);
+    }
+    b.node("Transpose", &["k"], "t", vec![ints("perm", &[0, 2, 1])]).node("MatMul", &["q", "t"], "p", vec![]);
+    b.node("Add", &["p", "m"], "sum", vec![]).floats("scale", &[1], vec![0.3]);
+    b.node("Mul", &["sum", "scale"], "scores", vec![]).node("Softmax", &["scores"], "a", vec![int("axis", -1)]);
+    b.node("MatMul", &["a", "v"], "o", vec![]).node("Add", &["x", "o"], "y", vec![]);
+    assert_eq!(named(&b.model(&[("y", &[0, 6, 8])])), [["q", "k", "v", "m"]]);
+}
+
+#[test]
+fn a_block_whose_influence_cannot_be_told_has_none_that_is_finite() {
+    let mut b = Builder::new(&[0, 3, 8, 8]);
+    b.drawn("w", &[3, 3, 3, 3], 1).floats("none", &[1], vec![f32::INFINITY]);
+    b.node("Conv", &["x", "w"], "c", padded()).node("Mul", &["c", "none"], "i", vec![]);
+    b.node("Add", &["x", "i"], "y", vec![]);
+    let model = ready(&b.model(&[("y", &[0, 3, 8, 8])])).unwrap();
+    let engine = engines().remove(0);
+    let load = |model: &Model| load(engine.as_ref(), model);
+    let all = blocks(&model).unwrap();
+    let turned = influence(&model, &all, &load, &mut std::iter::once(Ok(inputs(&model)))).unwrap();
+    assert_eq!(turned, [f64::INFINITY]);
 }
 
 #[test]

@@ -148,7 +148,9 @@ impl Kept {
 fn key(model_sha256: &str, files: &[PathBuf], own: &Path) -> String {
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let mut states = Vec::new();
-    for path in words.iter().map(Path::new).chain(files.iter().map(PathBuf::as_path)) {
+    // An option may have its value behind `=`.
+    let values = words.iter().filter_map(|word| word.split_once('=')).map(|(_, value)| Path::new(value));
+    for path in words.iter().map(Path::new).chain(values).chain(files.iter().map(PathBuf::as_path)) {
         note_state(path, own, &mut states);
     }
     serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "model": model_sha256, "words": words, "files": states })

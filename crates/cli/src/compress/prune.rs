@@ -11,9 +11,10 @@ use edgeward_compress::{
         Norm, Plan, Scores, Selection, Target, activations, apply, blocks, choose, gradients, influence, magnitude,
         normalisation, plan, ready, taylor, without,
     },
+    report::DataKind,
 };
 use edgeward_graph::Model;
-use edgeward_train::{build, trainer::Settings};
+use edgeward_train::{Pattern, build, trainer::Settings};
 use serde::{Deserialize, Serialize};
 
 use super::{GoalName, Work, candidates::Candidate, training::Lesson};
@@ -73,7 +74,11 @@ impl PruneOptions {
         ratios.dedup();
         blocks.sort_unstable();
         blocks.dedup();
-        blocks.into_iter().map(Stop::Blocks).chain(ratios.into_iter().map(Stop::Ratio)).collect()
+        let mut stops: Vec<Stop> =
+            blocks.into_iter().map(Stop::Blocks).chain(ratios.into_iter().map(Stop::Ratio)).collect();
+        // Ratios that differ by less than their names tell are one.
+        stops.dedup_by_key(|stop| stop.name());
+        stops
     }
 }
 
@@ -111,7 +116,10 @@ impl Stop {
     fn name(self) -> String {
         match self {
             Self::Blocks(count) => format!("pruned-blocks-{count}"),
-            Self::Ratio(ratio) => format!("pruned-{:02.0}", ratio * 100.0),
+            Self::Ratio(ratio) => {
+                let percent = format!("{:05.2}", ratio * 100.0);
+                format!("pruned-{}", percent.trim_end_matches('0').trim_end_matches('.'))
+            }
         }
     }
 }
@@ -148,14 +156,22 @@ impl Work<'_> {
         let so_far = SoFar { left: 1.0, blocks: Vec::new() };
         let mut shrinking = Shrinking { model: ready(model).or_input()?, so_far };
         let first = plan(&shrinking.model)?;
-        self.tell(&first);
-        self.blocks_suffice(&shrinking.model)?;
+        if !self.args.pruning.ratios.is_empty() {
+            self.tell(&first);
+        }
         if first.groups.is_empty() && self.args.pruning.blocks.is_empty() {
             return Ok(());
         }
         let tuning = self.tuning(&shrinking.model, context)?;
         for stop in stops {
             let name = stop.name();
+            if let Stop::Ratio(ratio) = stop
+                && shrinking.so_far.left <= 1.0 - ratio
+            {
+                let left = shrinking.so_far.left * 100.0;
+                self.bar.suspend(|| print::note!("no `{name}`: {left:.0} % of {} are left before it", self.of()));
+                continue;
+            }
             if let Some(kept) = self.kept_shrinking(&name)
                 && let Some(noted) = self.taken(&name)
             {
@@ -171,7 +187,7 @@ impl Work<'_> {
                 }
                 other => other?,
             }
-            let recipe = self.recipe(&shrinking.so_far, tuning.is_some());
+            let recipe = self.recipe(&shrinking.so_far, stop, tuning.is_some());
             let (before, first) = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
             let kept = self.keep_pruned(&name, &recipe, made);
             self.prepared = before;
@@ -182,24 +198,39 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// An error where more blocks are to go than there are.
-    fn blocks_suffice(&self, model: &Model) -> Outcome {
-        let Some(most) = self.args.pruning.blocks.iter().max() else { return Ok(()) };
-        match blocks(model)?.len() {
+    /// What cannot be pruned as it was asked for, before any work.
+    pub fn check_pruning(&self, model: &Model) -> Outcome {
+        let pruning = &self.args.pruning;
+        let labelled = self.material.kind == DataKind::Labelled;
+        if pruning.importance == ImportanceName::Taylor && !pruning.ratios.is_empty() && !labelled {
+            return Err(Failure::input("`--importance taylor` needs labels; name labelled data with `--data PATH`"));
+        }
+        let Some(&most) = pruning.blocks.iter().max() else { return Ok(()) };
+        let (mut model, mut gone) = (ready(model).or_input()?, 0);
+        while gone < most {
+            // One may be the last that can go, whose input nothing else reads.
+            let all = blocks(&model)?;
+            let Some(block) = all.first() else { break };
+            model = without(&model, block)?;
+            gone += 1;
+        }
+        match gone {
             0 => Err(Failure::input("`--prune-blocks`: the graph adds no layers to what goes past them")),
-            all if all < *most as usize => {
-                Err(Failure::input(format!("`--prune-blocks {most}`: the graph has {all} blocks that could go")))
+            _ if gone < most => {
+                Err(Failure::input(format!("`--prune-blocks {most}`: the graph has {gone} blocks that could go")))
             }
             _ => Ok(()),
         }
     }
 
-    fn recipe(&self, so_far: &SoFar, tuned: bool) -> String {
+    fn recipe(&self, so_far: &SoFar, stop: Stop, tuned: bool) -> String {
         let tuned = if tuned && self.epochs() > 0 { "trained on" } else { "not trained on" };
         let gone: Vec<String> = so_far.blocks.iter().map(|layers| layers.join(" + ")).collect();
         let gone = if gone.is_empty() { String::new() } else { format!("without the blocks {}; ", gone.join(", ")) };
-        let percent = so_far.left * 100.0;
-        format!("{gone}channels and heads taken out until {percent:.0} % of {} are left, {tuned}", self.of())
+        let until = if let Stop::Ratio(_) = stop { "channels and heads taken out until " } else { "" };
+        // An empty sum is -0.
+        let percent = so_far.left.abs() * 100.0;
+        format!("{gone}{until}{percent:.0} % of {} are left, {tuned}", self.of())
     }
 
     /// Notes what the next stop goes on from.
@@ -265,11 +296,13 @@ impl Work<'_> {
                 shrinking.so_far.blocks.len() + 1
             ))?;
             let (model, all) = (&shrinking.model, blocks(&shrinking.model)?);
+            let none_left = || CompressError::Data(format!("only {} blocks could go", shrinking.so_far.blocks.len()));
+            if all.is_empty() {
+                return Err(none_left().into());
+            }
             let turned = influence(model, &all, &load, &mut self.material.calibrate(EXAMPLES))?;
-            let least = all.iter().zip(&turned).min_by(|(_, a), (_, b)| a.total_cmp(b));
-            let (block, _) = least.ok_or_else(|| {
-                CompressError::Data(format!("only {} blocks could go", shrinking.so_far.blocks.len()))
-            })?;
+            let told = all.iter().zip(&turned).filter(|(_, turned)| turned.is_finite());
+            let (block, _) = told.min_by(|(_, a), (_, b)| a.total_cmp(b)).ok_or_else(none_left)?;
             let shorter = without(model, block)?;
             let part = plan(&shorter)?.cost(self.target()) / plan(model)?.cost(self.target()).max(f64::MIN_POSITIVE);
             shrinking.so_far.blocks.push(block.layers.clone());
@@ -371,9 +404,16 @@ impl Work<'_> {
     }
 
     fn tune(&self, model: &Model, tuning: &Tuning, epochs: u64, title: &str) -> Result<Model, Failure> {
-        let options = TrainOptions { epochs: Some(epochs), ..tuning.options.clone() };
+        let mut options = TrainOptions { epochs: Some(epochs), ..tuning.options.clone() };
+        // What was to stay as it is may have been taken out.
+        if let Some(patterns) = &mut options.freeze {
+            patterns.retain(|text| {
+                let weights = &model.graph().initializer;
+                Pattern::new(text).is_ok_and(|pattern| weights.iter().any(|weight| pattern.fits(weight.name())))
+            });
+        }
         let planned = Planned::new(&options, model, &tuning.material)?;
-        let step = build(model, &planned.spec).map_err(failed)?;
+        let step = build(model, &planned.spec).map_err(Failure::from)?;
         let (data, judge) = planned.loaders(&tuning.material, &step)?;
         let settings = planned.settings(&data, &self.kept.path("checkpoint"));
         let settings = Settings { checkpoint: None, checkpoint_batches: None, ..settings };

@@ -167,6 +167,10 @@ impl Cut<'_> {
         if !changed {
             return Ok(());
         }
+        // All of one type: those that stay could be of another.
+        if let Some(steps) = numbers(4) {
+            list(edit, (index, 4), "steps", steps)?;
+        }
         list(edit, (index, 1), "starts", starts)?;
         list(edit, (index, 2), "ends", ends)?;
         if node.input.len() > 3 {

@@ -31,7 +31,8 @@ pub struct Block {
 
 /// All blocks of `model`, which is [`ready`](super::ready), in the graph's order. A sum of two values of one shape is the end of
 /// one where a branch that holds layers reads what goes past it, or what that is made of, and nothing else needs the branch. Of
-/// two such branches the one with fewer weights goes past. Errors: a graph that contradicts itself.
+/// two such branches the one with fewer weights goes past. A branch that holds such a block is none itself, and what a Softmax
+/// reads is no stream: there a mask is added. Errors: a graph that contradicts itself.
 pub fn blocks(model: &Model) -> Result<Vec<Block>, CompressError> {
     let graph = model.graph();
     let mut search = Search {
@@ -42,11 +43,14 @@ pub fn blocks(model: &Model) -> Result<Vec<Block>, CompressError> {
         needed: HashSet::new(),
     };
     search.needed = search.live(&search.results(), None);
-    Ok((0..graph.node.len()).filter_map(|index| search.block(index)).collect())
+    let found: Vec<Branch> = (0..graph.node.len()).filter_map(|index| search.branch(index)).collect();
+    let inner = |branch: &&Branch| !found.iter().any(|other| branch.nodes.contains(&other.block.sum));
+    Ok(found.iter().filter(inner).map(|branch| branch.block.clone()).collect())
 }
 
 /// What of each block's stream the block turns: 1 less the cosine of the angle between the stream before and behind it, over all
-/// batches. 0 is a block that changes the size at most. Errors: no data, or what the engine says.
+/// batches. 0 is a block that changes the size at most; infinity one of which that cannot be told, since its stream has another
+/// size behind it or no finite numbers. Errors: no data, or what the engine says.
 pub fn influence(
     model: &Model,
     blocks: &[Block],
@@ -66,6 +70,9 @@ pub fn influence(
         let values = observe::run(session.as_ref(), &batch?, &wanted)?;
         for (sums, pair) in products.iter_mut().zip(values.chunks(2)) {
             let [before, after] = pair else { continue };
+            if before.shape() != after.shape() {
+                *sums = [f64::NAN; 3];
+            }
             for (&a, &b) in before.values::<f32>()?.iter().zip(after.values::<f32>()?.iter()) {
                 let (a, b) = (f64::from(a), f64::from(b));
                 sums.iter_mut().zip([a * b, a * a, b * b]).for_each(|(sum, product)| *sum += product);
@@ -76,7 +83,11 @@ pub fn influence(
     if !seen {
         return Err(CompressError::Data("the data to observe blocks on holds no examples".to_owned()));
     }
-    let turned = |[dot, a, b]: &[f64; 3]| if *a > 0.0 && *b > 0.0 { 1.0 - dot / (a * b).sqrt() } else { 1.0 };
+    let turned = |[dot, a, b]: &[f64; 3]| match 1.0 - dot / (a * b).sqrt() {
+        _ if *a == 0.0 || *b == 0.0 => 1.0,
+        turned if turned.is_finite() => turned,
+        _ => f64::INFINITY,
+    };
     Ok(products.iter().map(turned).collect())
 }
 
@@ -90,6 +101,14 @@ pub fn without(model: &Model, block: &Block) -> Result<Model, CompressError> {
     finished(model)
 }
 
+/// A block as it is found.
+struct Branch {
+    block: Block,
+    /// Indices of the nodes that nothing needs without it.
+    nodes: Vec<usize>,
+    weights: usize,
+}
+
 struct Search<'m> {
     graph: &'m GraphProto,
     links: Links<'m>,
@@ -101,20 +120,35 @@ struct Search<'m> {
 
 impl<'m> Search<'m> {
     /// The block that ends with this node.
-    fn block(&self, sum: usize) -> Option<Block> {
-        let node = self.graph.node.get(sum).filter(|node| node.is_standard() && node.op_type() == "Add")?;
-        let [a, b] = node.input.as_slice() else { return None };
+    fn branch(&self, sum: usize) -> Option<Branch> {
+        let adds = |node: &&NodeProto| node.is_standard() && matches!(node.op_type(), "Add" | "Sum");
+        let node = self.graph.node.get(sum).filter(adds)?;
+        let ([a, b], [output]) = (node.input.as_slice(), node.output.as_slice()) else { return None };
         let shape = |name: &str| Some(self.inferred.of(name)).filter(|of| of.dtype == Some(DataType::Float32))?.shape;
         if a == b || shape(a)? != shape(b)? || self.edit.is_constant(a) || self.edit.is_constant(b) {
             return None;
         }
+        if self.meets_softmax(output) {
+            return None;
+        }
         let (first, second) = (self.without(sum, a), self.without(sum, b));
-        let heavier = [first, second].into_iter().flatten().max_by_key(|(weights, _)| *weights);
-        heavier.map(|(_, block)| block)
+        [first, second].into_iter().flatten().max_by_key(|branch| branch.weights)
     }
 
-    /// The block that goes where `stays` goes on alone, with the number of its weights; none where that leaves no layer out, or an input of the graph.
-    fn without(&self, sum: usize, stays: &'m str) -> Option<(usize, Block)> {
+    /// Whether a Softmax reads this value, as it is or number by number.
+    fn meets_softmax(&self, value: &str) -> bool {
+        let mut readers = self.graph.node.iter().filter(|node| node.input.iter().any(|name| name == value));
+        readers.any(|node| match node.op_type() {
+            "Softmax" => true,
+            "Mul" | "Div" | "Where" | "Cast" | "Clip" | "Identity" => {
+                node.output.first().is_some_and(|output| self.meets_softmax(output))
+            }
+            _ => false,
+        })
+    }
+
+    /// What goes where `stays` goes on alone; none where that leaves no layer out, or an input of the graph.
+    fn without(&self, sum: usize, stays: &'m str) -> Option<Branch> {
         let left = self.live(&self.results(), Some((sum, stays)));
         let given = |live: &HashSet<&str>| self.graph.input.iter().filter(|input| live.contains(input.name())).count();
         if given(&self.needed) != given(&left) {
@@ -128,6 +162,7 @@ impl<'m> Search<'m> {
         if !read.into_iter().any(|name| past.contains(name.as_str()) && !self.edit.is_constant(name)) {
             return None;
         }
+        let nodes = gone.iter().map(|(index, _)| *index).collect();
         let (mut weights, mut layers) = (0, Vec::new());
         for (index, node) in gone {
             if matches!(node.op_type(), "Conv" | "Gemm" | "MatMul")
@@ -137,7 +172,8 @@ impl<'m> Search<'m> {
                 layers.push(title(self.graph, index));
             }
         }
-        (!layers.is_empty()).then(|| (weights, Block { layers, sum, stays: stays.to_owned() }))
+        let found = !layers.is_empty();
+        found.then(|| Branch { block: Block { layers, sum, stays: stays.to_owned() }, nodes, weights })
     }
 
     /// Names of the outputs.
