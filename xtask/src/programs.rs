@@ -18,7 +18,7 @@ use crate::{cargo, steps};
 /// A program that has not ended by then hangs. The longest take three minutes on two cores.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
 
-/// One program, or the examples of the documentation, which cargo builds and runs in one go.
+/// One program.
 struct Program {
     name: String,
     command: Command,
@@ -35,9 +35,6 @@ struct Ended {
 /// Runs all tests of the workspace, as many programs at a time as there are cores; an error that names those that failed, after all of them.
 pub fn run(root: &Path, environment: &[(&'static str, PathBuf)]) -> anyhow::Result<()> {
     let mut programs = built(root)?;
-    let mut examples = cargo(root);
-    examples.args(["test", "--workspace", "--doc"]);
-    programs.push_back(Program { name: "examples of the documentation".to_owned(), command: examples });
     for program in &mut programs {
         program.command.envs(environment.iter().map(|(name, path)| (name, path)));
     }

@@ -1,4 +1,4 @@
-//! What rustc and clippy do not check: every module says what it is for, and no file names a machine.
+//! What rustc and clippy do not check: every module says what it is for, no file names a machine, examples are tests.
 
 use std::{
     fs,
@@ -31,7 +31,17 @@ fn broken(text: &str) -> Vec<&'static str> {
     if ["/work", "/root", "/home"].iter().any(|folder| text.contains(&format!("\"{folder}/"))) {
         rules.push("names a folder of one machine");
     }
+    if has_example(text) {
+        rules.push("has an example in a comment, which no check runs: make it a test, or say ```text");
+    }
     rules
+}
+
+/// Whether a comment of the documentation holds code that `cargo test --doc` would run. Built for that alone, the workspace takes minutes.
+fn has_example(text: &str) -> bool {
+    let comments = text.lines().filter_map(|line| line.trim().strip_prefix("///").or(line.trim().strip_prefix("//!")));
+    let fences = comments.filter_map(|comment| comment.trim().strip_prefix("```"));
+    fences.step_by(2).any(|language| matches!(language, "" | "rust"))
 }
 
 /// Rust files of the crates and of this one, without generated and fuzz code.
@@ -67,6 +77,13 @@ mod tests {
         assert!(broken("#![expect(dead_code)]\n//! Reads.\n").is_empty());
         assert_eq!(broken("use std::fs;\n//! Late.\n").len(), 1);
         assert_eq!(broken("").len(), 1);
+    }
+
+    #[test]
+    fn examples_are_tests() {
+        let with =
+            |language: &str| broken(&format!("//! Reads.\n/// ```{language}\n/// a\n/// ```\nfn a() {{}}")).len();
+        assert_eq!((with(""), with("rust"), with("text")), (1, 1, 0));
     }
 
     #[test]
