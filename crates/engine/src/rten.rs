@@ -6,7 +6,10 @@
 use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
-use edgeward_graph::{DataType, Limits, Model as Graph, Tensor, proto::ModelProto};
+use edgeward_graph::{
+    DataType, Dimension, Limits, Model as Graph, Tensor,
+    proto::{AttributeProto, ModelProto, NodeProto},
+};
 use rten::{
     DataType as RtenType, Model, ModelOptions, NodeId, RunOptions as RtenRun, ThreadPool, Value, ValueOrView,
     ValueType, ValueView,
@@ -19,6 +22,7 @@ use crate::{
 use rten_tensor::Layout as _;
 
 pub(crate) const NAME: &str = "rten";
+const KERNEL: &str = "kernel_shape";
 
 /// The built-in engine.
 #[derive(Debug, Default)]
@@ -93,7 +97,8 @@ fn load(source: &Source, graph: &Graph) -> Result<Model, EngineError> {
     let mut options = ModelOptions::with_all_ops();
     options.prepack_weights(true);
     let external = graph.external_locations().map_err(|e| error(ErrorKind::InvalidModel, e.to_string()))?;
-    let loaded = if external.is_empty() {
+    let kernels = kernels_left_open(graph);
+    let loaded = if external.is_empty() && kernels.is_empty() {
         match source {
             Source::File(path) => options.load(file_bytes(path)?),
             Source::Bytes(bytes) => options.load(bytes.to_vec()),
@@ -102,9 +107,31 @@ fn load(source: &Source, graph: &Graph) -> Result<Model, EngineError> {
         graph.check_external().map_err(|e| error(ErrorKind::InvalidModel, e.to_string()))?;
         let mut inline = graph.clone();
         inline.inline_external().map_err(|e| error(ErrorKind::InvalidModel, e.to_string()))?;
+        for (index, sizes) in kernels {
+            let node = inline.graph_mut().node.get_mut(index);
+            node.into_iter().for_each(|node| node.attribute.push(AttributeProto::of_ints(KERNEL, sizes.clone())));
+        }
         options.load(inline.to_bytes().map_err(|e| error(ErrorKind::Unsupported, e.to_string()))?)
     };
     loaded.map_err(|e| refusal(&e.to_string(), graph.proto()))
+}
+
+/// Convolutions that leave the size of their kernel to their weights, as ONNX lets them, and that size: without it rten has no defaults
+/// for the attributes that go with it.
+fn kernels_left_open(graph: &Graph) -> Vec<(usize, Vec<i64>)> {
+    let (proto, inputs) = (graph.graph(), graph.inputs());
+    let size = |dim: &Dimension| if let Dimension::Fixed(size) = dim { i64::try_from(*size).ok() } else { None };
+    let shape = |name: &str| -> Option<Vec<i64>> {
+        let kept = proto.initializer.iter().find(|tensor| tensor.name() == name).map(|tensor| tensor.dims.clone());
+        kept.or_else(|| inputs.iter().find(|port| port.name == name)?.shape.as_ref()?.iter().map(size).collect())
+    };
+    let open = |node: &NodeProto| {
+        let is_open = node.is_standard()
+            && matches!(node.op_type(), "Conv" | "ConvTranspose")
+            && node.attribute.iter().all(|attribute| attribute.name() != KERNEL);
+        is_open.then(|| shape(node.input.get(1)?)?.get(2..).map(<[i64]>::to_vec))?
+    };
+    proto.node.iter().enumerate().filter_map(|(index, node)| Some((index, open(node)?))).collect()
 }
 
 fn file_bytes(path: &Path) -> Result<Vec<u8>, EngineError> {

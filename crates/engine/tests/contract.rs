@@ -15,7 +15,8 @@ use edgeward_engine::{
 use edgeward_graph::{
     DataType, Model, Tensor,
     proto::{
-        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto,
+        ValueInfoProto,
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
@@ -85,6 +86,7 @@ fn contract(name: &str) {
         Err(e) => return println!("skipped: {e}"),
     };
     runs_by_name(&*engine);
+    convolves_without_a_kernels_size(&*engine);
     refuses_wrong_inputs(&*engine);
     keeps_every_type(&*engine);
     writes_into_buffers(&*engine);
@@ -110,6 +112,23 @@ fn runs_by_name(engine: &dyn Engine) {
     let empty = floats(&[0, 2], &[]);
     let none = session.run(&[("a", &empty), ("b", &empty)], RunOptions::default()).unwrap();
     assert_eq!(none[0].shape(), [0, 2]);
+}
+
+/// The size of the kernel is that of the weights, and what goes with it has defaults.
+fn convolves_without_a_kernels_size(engine: &dyn Engine) {
+    let ones = floats(&[1, 1, 2, 2], &[1.; 4]);
+    for (attribute, expected) in [("strides", vec![10., 18., 42., 50.]), ("dilations", vec![20., 24., 36., 40.])] {
+        let mut conv = node("Conv", &["x", "w"], &["y"]);
+        conv.attribute.push(AttributeProto::of_ints(attribute, [2, 2]));
+        let (x, size) = (port("x", DataType::Float32, &[D::S("n"), D::N(1), D::N(4), D::N(4)]), || D::N(2));
+        let w = port("w", DataType::Float32, &[D::N(1), D::N(1), size(), size()]);
+        let y = port("y", DataType::Float32, &[D::S("n"), D::N(1), size(), size()]);
+        let session = load(engine, &model(vec![conv], vec![x, w], vec![y]));
+        let counted: Vec<f32> = (0u8..16).map(f32::from).collect();
+        let pictures = floats(&[1, 1, 4, 4], &counted);
+        let all = session.run(&[("x", &pictures), ("w", &ones)], RunOptions::default()).unwrap();
+        assert_eq!(all[0].values::<f32>().unwrap().as_ref(), expected, "{attribute}");
+    }
 }
 
 fn refuses_wrong_inputs(engine: &dyn Engine) {
