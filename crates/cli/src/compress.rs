@@ -10,6 +10,7 @@ mod data;
 mod detected;
 mod distil;
 mod emit;
+mod given;
 mod judge;
 mod kept;
 mod large;
@@ -303,6 +304,11 @@ impl CompressArgs {
     /// The first option that asks for something which learns from the data.
     fn anything_learns(&self) -> Option<&'static str> {
         self.learn.asks_to_learn().or_else(|| self.pruning.asks_to_cut())
+    }
+
+    /// Whether boxes are judged.
+    fn asks_for_boxes(&self) -> bool {
+        self.annotations.is_some() || self.boxes.is_some() || self.metric == Some(MetricName::Map)
     }
 
     /// What variants are held to on data of this kind.

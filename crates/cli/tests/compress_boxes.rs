@@ -183,3 +183,77 @@ fn what_boxes_cannot_be_held_against_is_told() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output).contains("no input is one; expected [n, channels, height, width]"), "{}", text(&output));
 }
+
+/// A folder with small detectors and inputs, 4 pictures of 64 pixels, by `compress_boxes/models.py`.
+fn made() -> Option<tempfile::TempDir> {
+    let Some(python) = python() else {
+        println!("skipped: EDGEWARD_TEST_PYTHON is not set");
+        return None;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compress_boxes/models.py");
+    let output = Command::new(python).arg(script).current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    for (name, images, categories) in [("one.json", 4, 1), ("fewer.json", 3, 3), ("black.json", 1, 3)] {
+        let annotation =
+            |id: u64| value!({ "image_id": id, "category_id": 1, "bbox": [0, 0, 24, 24], "iscrowd": false });
+        let all = value!({ "images": (0..images).map(|id| value!({ "id": id })).collect::<Vec<_>>(),
+            "annotations": (0..images).map(annotation).collect::<Vec<_>>(),
+            "categories": (1..=categories).map(|id| value!({ "id": id })).collect::<Vec<_>>() });
+        fs::write(folder.path().join(name), all.to_string()).unwrap();
+    }
+    Some(folder)
+}
+
+#[test]
+fn outputs_of_other_detectors_are_not_misread() {
+    let Some(folder) = made() else { return };
+    let mut failed = Vec::new();
+    for (words, expected) in [
+        ("decoded.onnx --data images.npz --metric map", "boxes are decoded within the graph"),
+        ("detr.onnx --data images.npz --metric map", "25 boxes of which 0 are corners in order"),
+        ("logits.onnx --data images.npz --metric map", "hold a score of -2.000; expected 0 to 1"),
+        ("softmax.onnx --data images.npz --annotations one.json", "the model tells 3 classes apart"),
+        ("unnamed.onnx --data images.npz --metric map", "rename one of them, and only one"),
+        ("unnamed.onnx --data images.npz --boxes ssd", "rename one of them, and only one"),
+        (
+            "six.onnx --data six.npz --metric map",
+            "1 to 4 channels, first or last; the model takes `image` [1, 6, 64, 64]",
+        ),
+        ("lines.onnx --data text.npz --annotations one.json", "the model tells 2 classes apart"),
+        ("lines.onnx --data uneven.npz --metric map", "holds `text` [3, 77, 16], `image` [4, 3, 64, 64]"),
+        ("two.onnx --data images.npz --metric map", "of one image in a run, and the model takes 2"),
+        // Of the first picture there are no cells.
+        ("late.onnx --data images.npz --annotations one.json", "the model tells 3 classes apart"),
+        ("late.onnx --data black.npz --annotations black.json", "finds none of the boxes of `black.json`"),
+        ("late.onnx --data black.npz --metric map", "finds no box of a score of 0.3"),
+        ("single.onnx --data images.npz --annotations fewer.json", "list 3 images, the data holds 4 examples"),
+        ("single.onnx --data alone.npz --annotations fewer.json", "list 3 images, the data holds 1 examples"),
+        ("single.onnx --data images.npz --metric map --qat 1", "have no batch, along which training joins examples"),
+        ("six.onnx --data misspelt.npz --metric map", "the model has no input `images`; it has `image`"),
+    ] {
+        let output = edgeward(folder.path(), &format!("compress {words} --quick --engine rten"));
+        if output.status.code() != Some(2) || !text(&output).contains(expected) {
+            failed.push(format!("{words}: {}", text(&output)));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn boxes_of_one_image_are_judged_image_by_image() {
+    let Some(folder) = made() else { return };
+    let path = folder.path();
+    let examples = |words: &str| {
+        let output = edgeward(path, &format!("compress {words} --metric map --quick --engine rten -o out --json"));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
+        assert!((report["original"]["metric"].as_f64().unwrap() - 1.0).abs() < 1e-12, "{report}");
+        fs::remove_dir_all(path.join("out")).ok();
+        report["data"]["examples"].clone()
+    };
+    // Pictures without a batch are stacked in the file, and a free batch is one image.
+    assert_eq!(examples("single.onnx --data images.npz"), 4);
+    assert_eq!(examples("single.onnx --data alone.npz"), 1);
+    assert_eq!(examples("found.onnx --data images.npz"), 4);
+    assert_eq!(examples("found.onnx --data labelled"), 4);
+}

@@ -3,6 +3,8 @@
 //! The form is told from the original's first run and stays for its variants, so that a variant with damaged outputs is judged by the same
 //! measure and not by another one.
 
+mod sound;
+
 use edgeward_graph::{DataType, Tensor};
 
 use crate::{
@@ -16,12 +18,6 @@ use crate::{
 const JUDGED: Suppression = Suppression { score_min: 0.001, overlap_max: 0.45, kept_max: 100 };
 /// Sides of a cell in pixels.
 const STRIDES: [usize; 3] = [8, 16, 32];
-/// Corners up to this are parts of the side. A box may reach a little beyond the picture, pixels are larger.
-const PARTS_MAX: f64 = 2.0;
-/// How far from 1 the scores of a cell may add up to and still be a softmax's.
-const SOFTMAX_ERROR: f64 = 1e-3;
-/// What a score may be beyond 1 by rounding.
-const SCORE_MAX: f64 = 1.001;
 
 /// How boxes are put out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +65,8 @@ pub struct Detector {
     layout: Layout,
     /// Width and height of the input.
     side: (usize, usize),
+    /// Whether a run had cells, whose numbers tell what shapes do not.
+    settled: bool,
 }
 
 /// A form with the numbers of its outputs.
@@ -93,13 +91,9 @@ pub struct Run<'a> {
 
 impl Detector {
     /// For outputs as those of `run`, in this form, or in the one that fits. Errors: no input is a picture, no form fits, the named one does
-    /// not, or scores are not within 0 to 1.
+    /// not, or the numbers are none of its.
     pub fn find(form: Option<BoxForm>, run: &Run<'_>) -> Result<Self, CompressError> {
-        let pictures = run.inputs.iter().filter_map(|(_, tensor)| side(tensor.shape())).next();
-        let side = pictures.ok_or_else(|| {
-            let text = "boxes are told of pictures, and no input is one; expected [n, channels, height, width]";
-            CompressError::Data(text.to_owned())
-        })?;
+        let (_, side) = picture(run.inputs).ok_or_else(|| no_picture(run.inputs))?;
         let layout = match form {
             Some(form) => Layout::of(form, run, side).ok_or_else(|| unfit(form, run, side))?,
             None => BoxForm::ALL
@@ -108,19 +102,29 @@ impl Detector {
                 .find_map(|form| Layout::of(form, run, side))
                 .ok_or_else(|| unknown(run))?,
         };
-        let detector = Self { layout: layout.settled(run.outputs), side };
-        detector.check_scores(run)?;
+        let mut detector = Self { layout, side, settled: false };
+        let images = pictures(run.inputs).unwrap_or(1);
+        if detector.form() == BoxForm::Found && images > 1 {
+            return Err(CompressError::Data(format!(
+                "as `found` the outputs {} tell of one image in a run, and the model takes {images}; export it for one",
+                shapes(run)
+            )));
+        }
+        detector.check(run)?;
         Ok(detector)
+    }
+
+    /// Takes in a run of the original: the first one with cells settles what only numbers tell. Errors: numbers that are none of the form's.
+    pub fn check(&mut self, run: &Run<'_>) -> Result<(), CompressError> {
+        if let Some(layout) = (!self.settled).then(|| sound::settled(self.layout, run)).transpose()?.flatten() {
+            (self.layout, self.settled) = (layout, true);
+        }
+        sound::scores_are_parts(self.layout, run)
     }
 
     /// The form.
     pub fn form(&self) -> BoxForm {
-        match self.layout {
-            Layout::Yolox { .. } => BoxForm::Yolox,
-            Layout::Yolo { .. } => BoxForm::Yolo,
-            Layout::Ssd { .. } => BoxForm::Ssd,
-            Layout::Found { .. } => BoxForm::Found,
-        }
+        self.layout.form()
     }
 
     /// Classes that it tells apart, without a background; none where labels are whatever the graph says.
@@ -164,25 +168,18 @@ impl Detector {
             Layout::Found { boxes, labels, scores } => Ok(vec![JUDGED.limit(found(outputs, boxes, labels, scores)?)]),
         }
     }
-
-    /// Scores beyond 1 are those of a graph without its last step, or of another form.
-    fn check_scores(&self, run: &Run<'_>) -> Result<(), CompressError> {
-        let rows = run.outputs.first().and_then(|tensor| tensor.shape().first().copied()).unwrap_or(1);
-        let all = self.detections(run.outputs, rows)?;
-        let best = all.iter().flatten().map(|one| one.score).fold(0.0, f64::max);
-        if best <= SCORE_MAX {
-            return Ok(());
-        }
-        Err(CompressError::Data(format!(
-            "as `{}` the outputs {} hold a score of {best:.3}; expected 0 to 1, as a softmax or sigmoid makes them, or name another form with \
-             `--boxes`",
-            self.form().name(),
-            shapes(run)
-        )))
-    }
 }
 
 impl Layout {
+    fn form(self) -> BoxForm {
+        match self {
+            Self::Yolox { .. } => BoxForm::Yolox,
+            Self::Yolo { .. } => BoxForm::Yolo,
+            Self::Ssd { .. } => BoxForm::Ssd,
+            Self::Found { .. } => BoxForm::Found,
+        }
+    }
+
     /// Where the outputs of `run` have this form's shapes.
     fn of(form: BoxForm, run: &Run<'_>, side: (usize, usize)) -> Option<Self> {
         match form {
@@ -201,12 +198,7 @@ impl Layout {
             }
             BoxForm::Ssd => {
                 let [a, b] = run.outputs else { return None };
-                let named = |at: usize| {
-                    run.names.get(at).is_some_and(|name| {
-                        let name = name.to_lowercase();
-                        name.contains("box") || name.contains("loc")
-                    })
-                };
+                let named = |at: usize| run.names.get(at).is_some_and(|name| tells_boxes(name));
                 let (boxes, scores) = match (corners(a), corners(b)) {
                     (true, true) if named(0) != named(1) => {
                         if named(0) {
@@ -246,17 +238,30 @@ impl Layout {
             }
         }
     }
+}
 
-    /// With what only the numbers tell: whether class 0 is the background and whether corners are parts of the side.
-    fn settled(self, outputs: &[Tensor]) -> Self {
-        let Self::Ssd { boxes, scores, classes, .. } = self else { return self };
-        let values = |at: usize| outputs.get(at).and_then(floats).unwrap_or_default();
-        let (corners, scores_of) = (values(boxes), values(scores));
-        let sums_up = |cell: &[f64]| (cell.iter().sum::<f64>() - 1.0).abs() < SOFTMAX_ERROR;
-        let background = classes > 1 && scores_of.chunks_exact(classes).all(sums_up);
-        let parts = corners.iter().all(|corner| corner.abs() <= PARTS_MAX);
-        Self::Ssd { boxes, scores, classes, background, parts }
+/// Whether a part of an output's name says that it holds boxes: `pred_boxes`, `loc`, `bbox_1`, but not `block_cls`.
+fn tells_boxes(name: &str) -> bool {
+    let name = name.to_lowercase();
+    name.split(|c: char| !c.is_alphanumeric()).any(|part| {
+        let part = part.trim_end_matches(|c: char| c.is_ascii_digit());
+        matches!(part.strip_suffix('s').unwrap_or(part), "box" | "bbox" | "boxe" | "bboxe" | "loc" | "location")
+    })
+}
+
+/// Pictures that the inputs of a run hold; one without a batch counts as one. None where no input is a picture.
+pub fn pictures(inputs: &Inputs) -> Option<usize> {
+    match picture(inputs)?.0 {
+        &[images, _, _, _] => Some(images),
+        _ => Some(1),
     }
+}
+
+/// Shape of the input that is a picture, with its width and height. One with a batch comes first: sequences have three dimensions as well.
+fn picture(inputs: &Inputs) -> Option<(&[usize], (usize, usize))> {
+    let shapes = || inputs.iter().map(|(_, tensor)| tensor.shape());
+    let of_rank = |rank| shapes().filter(|shape| shape.len() == rank).find_map(|shape| Some((shape, side(shape)?)));
+    of_rank(4).or_else(|| of_rank(3))
 }
 
 /// Width and height of a picture, its channels first or last.
@@ -294,12 +299,36 @@ fn whole(tensor: &Tensor) -> bool {
     matches!(tensor.dtype(), DataType::Int64 | DataType::Int32)
 }
 
+/// Whether both outputs could be the boxes of the form `ssd`, and their names do not tell.
+fn undecided(run: &Run<'_>) -> bool {
+    let named = run.names.iter().filter(|name| tells_boxes(name)).count();
+    matches!(run.outputs, [a, b] if corners(a) && a.shape() == b.shape()) && named != 1
+}
+
+/// Names and shapes of the outputs, and the types of those that are not read.
 fn shapes(run: &Run<'_>) -> String {
-    let all = run.names.iter().zip(run.outputs);
-    all.map(|(name, tensor)| format!("`{name}` {:?}", tensor.shape())).collect::<Vec<_>>().join(", ")
+    let read = [DataType::Float32, DataType::Float64, DataType::Float16, DataType::Int64, DataType::Int32];
+    let one = |(name, tensor): (&String, &Tensor)| {
+        let dtype = Some(tensor.dtype()).filter(|dtype| !read.contains(dtype));
+        let dtype = dtype.map(|dtype| format!(" of {dtype}, which is not read")).unwrap_or_default();
+        format!("`{name}` {:?}{dtype}", tensor.shape())
+    };
+    run.names.iter().zip(run.outputs).map(one).collect::<Vec<_>>().join(", ")
+}
+
+fn no_picture(inputs: &Inputs) -> CompressError {
+    let shape = |(name, tensor): &(String, Tensor)| format!("`{name}` {:?}", tensor.shape());
+    CompressError::Data(format!(
+        "boxes are told of pictures, and no input is one; expected [n, channels, height, width], 1 to 4 channels, first or last; the model \
+         takes {}",
+        inputs.iter().map(shape).collect::<Vec<_>>().join(", ")
+    ))
 }
 
 fn unfit(form: BoxForm, run: &Run<'_>, side: (usize, usize)) -> CompressError {
+    if form == BoxForm::Ssd && undecided(run) {
+        return unnamed(run);
+    }
     let cells = match form {
         BoxForm::Yolox => format!(", {} in all", cells(side, &STRIDES)),
         _ => String::new(),
@@ -311,7 +340,17 @@ fn unfit(form: BoxForm, run: &Run<'_>, side: (usize, usize)) -> CompressError {
     ))
 }
 
+fn unnamed(run: &Run<'_>) -> CompressError {
+    CompressError::Data(format!(
+        "of the outputs {} each could be the boxes of the form `ssd`; rename one of them, and only one, to `boxes` or `loc`",
+        shapes(run)
+    ))
+}
+
 fn unknown(run: &Run<'_>) -> CompressError {
+    if undecided(run) {
+        return unnamed(run);
+    }
     let forms = BoxForm::ALL.map(|form| format!("`{}` ({})", form.name(), form.outputs())).join(", ");
     CompressError::Data(format!(
         "the outputs {} are no boxes of a known form; there are {forms}; name one with `--boxes FORM`",

@@ -49,7 +49,7 @@ pub use average_precision::{Matched, Truth};
 pub use boxes::{Detection, Rect, Suppression};
 pub use calibrate::{Ranges, Statistics, calibrate};
 pub use compare::{Agreement, Compared, noise};
-pub use detector::{BoxForm, Detector, Run};
+pub use detector::{BoxForm, Detector, Run, pictures};
 pub use distil::{DistilSpec, Joined, Labels, Pair, Scores, Shortened, join, pairs_by_order, shorten};
 pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic};
 pub use equalise::{Rescaled, equalise};

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use edgeward_compress::{BoxForm, CompressError, Detection, Detector, Matched, Rect, Run, Truth, observe::Inputs};
-use edgeward_graph::Tensor;
+use edgeward_compress::{
+    BoxForm, CompressError, Detection, Detector, Matched, Rect, Run, Truth, observe::Inputs, pictures,
+};
+use edgeward_graph::{DataType, Tensor};
 use serde_json::{Value, json};
 use stepping::python_with;
 use support::load;
@@ -179,7 +181,13 @@ fn corners_are_parts_or_pixels_and_a_softmax_has_a_background() {
     let both = [four.clone(), boxes(40.0)];
     let (detector, _) = find(None, &["scores", "boxes"], &both, &picture(100, 200)).unwrap();
     assert_eq!(detector.classes(), Some(3));
-    assert!(find(None, &["a", "b"], &both, &picture(100, 200)).is_err());
+    for named in [["a", "b"], ["block", "alloc"], ["boxes", "loc"]] {
+        let said = find(None, &named, &both, &picture(100, 200)).unwrap_err().to_string();
+        assert!(said.contains("rename one of them, and only one, to `boxes` or `loc`"), "{said}");
+    }
+    for named in [["scores", "bboxes_12"], ["block", "Locations"], ["x", "head.box3"], ["block", "pred/loc"]] {
+        assert!(find(None, &named, &both, &picture(100, 200)).is_ok(), "{named:?}");
+    }
 }
 
 #[test]
@@ -214,12 +222,96 @@ fn outputs_that_are_no_boxes_are_told() {
         (Some(BoxForm::Yolox), lines(), picture(64, 64), "84 in all"),
         (Some(BoxForm::Ssd), lines(), picture(32, 64), "expected boxes [n, cells, 4] and scores"),
         (None, loud(), picture(32, 64), "hold a score of 7.000; expected 0 to 1"),
-        (None, lines(), vector, "no input is one"),
+        (None, lines(), vector, "1 to 4 channels, first or last; the model takes `x` [1, 16]"),
     ] {
         let said = find(form, &["o"], &[output], &inputs).map(|(detector, _)| detector.form());
         let said = said.unwrap_err().to_string();
         assert!(said.contains(expected), "{said}");
     }
+}
+
+#[test]
+fn numbers_that_are_not_of_the_form_are_told() {
+    let raw = [0.5, 0.5, 2.0, 11.9, 0.8, 0.1, 0.5];
+    let yolox = |at: usize, value: f32| {
+        let mut values = raw.repeat(42);
+        values[at] = value;
+        floats(&[1, 42, 7], values)
+    };
+    assert!(find(None, &["o"], &[yolox(0, 0.5)], &picture(32, 64)).is_ok());
+    assert!(find(None, &["o"], &[yolox(9, f32::NAN)], &picture(32, 64)).is_ok());
+    let corners = || floats(&[1, 2, 4], [8.0, 8.0, 40.0, 24.0].repeat(2));
+    let centres = || floats(&[1, 2, 4], [0.5, 0.5, 0.2, 0.3].repeat(2));
+    let scores = |wrong: f32| floats(&[1, 2, 3], vec![0.9, 0.1, 0.2, 0.3, wrong, 0.2]);
+    assert!(find(None, &["s", "b"], &[scores(-0.0009), corners()], &picture(32, 64)).is_ok());
+    let half = Tensor::from_raw(DataType::BFloat16, [1, 42, 7], vec![0u8; 2 * 294].into()).unwrap();
+    let yolo = floats(&[1, 6, 42], [[10.0f32; 4 * 42].as_slice(), &[-0.5; 2 * 42]].concat());
+    for (outputs, expected) in [
+        (
+            vec![yolox(9, 24.0)],
+            "a width or height of 24.0, which is no raw one, a logarithm: boxes are decoded within the graph",
+        ),
+        (vec![yolox(5, -0.2)], "hold a score of -0.200"),
+        (vec![yolox(4, 1.2)], "hold a score of 1.200"),
+        (vec![yolo], "hold a score of -0.500"),
+        (vec![scores(-1.5), corners()], "hold a score of -1.500"),
+        // Suppression would leave this cell out.
+        (vec![scores(f32::INFINITY), corners()], "hold a score of inf"),
+        (vec![scores(0.0), centres()], "2 boxes of which 0 are corners in order; expected left, top, right, bottom"),
+        (vec![half], "`a` [1, 42, 7] of bfloat16, which is not read"),
+    ] {
+        let said = find(None, &["a", "b"], &outputs, &picture(32, 64)).map(|(detector, _)| detector.form());
+        let said = said.unwrap_err().to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+    // A later run of the original is looked at as well.
+    let named = names(&["s", "b"]);
+    let outputs = [scores(0.0), corners()];
+    let inputs = picture(32, 64);
+    let mut detector = Detector::find(None, &Run { names: &named, outputs: &outputs, inputs: &inputs }).unwrap();
+    let outputs = [scores(-1.0), corners()];
+    let said = detector.check(&Run { names: &named, outputs: &outputs, inputs: &inputs }).unwrap_err().to_string();
+    assert!(said.contains("hold a score of -1.000"), "{said}");
+}
+
+#[test]
+fn a_background_is_told_by_the_first_cells_that_are_numbers() {
+    let four =
+        |scores: [f32; 8]| [floats(&[1, 2, 4], scores.to_vec()), floats(&[1, 2, 4], [0.1, 0.2, 0.6, 0.9].repeat(2))];
+    let named = names(&["block_cls", "loc_2"]);
+    let inputs = picture(32, 64);
+    let find = |outputs: &[Tensor]| Detector::find(None, &Run { names: &named, outputs, inputs: &inputs });
+    for (scores, classes) in [
+        // A softmax of bytes, one of whose cells is no number.
+        ([0.9, 0.05, 0.05, 0.024, 0.1, 0.1, 0.7, 0.1], 3),
+        ([0.9, 0.05, 0.05, 0.024, 0.1, f32::NAN, 0.7, 0.1], 3),
+        ([0.9, 0.05, 0.05, 0.024, 0.1, 0.1, 0.7, 0.3], 4),
+        ([0.1, f32::NAN, 0.1, 0.1, 0.1, f32::NAN, 0.7, 0.1], 4),
+    ] {
+        assert_eq!(find(&four(scores)).unwrap().classes(), Some(classes), "{scores:?}");
+    }
+    // A run without cells says nothing, the next one does: sigmoids, and corners in pixels.
+    let none = [floats(&[1, 0, 4], vec![]), floats(&[1, 0, 4], vec![])];
+    let mut detector = find(&none).unwrap();
+    assert_eq!(detector.detections(&none, 1).unwrap(), [vec![]]);
+    let some = [floats(&[1, 1, 4], vec![0.0, 0.9, 0.0, 0.7]), floats(&[1, 1, 4], vec![8.0, 8.0, 40.0, 24.0])];
+    detector.check(&Run { names: &named, outputs: &some, inputs: &inputs }).unwrap();
+    assert_eq!(detector.classes(), Some(4));
+    assert_eq!(detector.detections(&some, 1).unwrap()[0][0].rect, Rect { x: 8.0, y: 8.0, width: 32.0, height: 16.0 });
+}
+
+#[test]
+fn the_picture_is_the_input_with_four_dimensions() {
+    let text = ("text".to_owned(), floats(&[2, 7, 16], vec![0.0; 224]));
+    let image = ("image".to_owned(), floats(&[2, 3, 32, 64], vec![0.0; 2 * 3 * 32 * 64]));
+    assert_eq!(pictures(&vec![text.clone(), image.clone()]), Some(2));
+    let outputs = [floats(&[2, 42, 7], vec![0.1; 2 * 294])];
+    assert_eq!(find(None, &["o"], &outputs, &vec![text, image.clone()]).unwrap().0.form(), BoxForm::Yolox);
+    // What is suppressed in the graph is of one image.
+    let found =
+        [floats(&[2, 4], vec![0.0; 8]), Tensor::from_vec([2], vec![1i64; 2]).unwrap(), floats(&[2], vec![0.5; 2])];
+    let said = find(None, &["boxes", "labels", "scores"], &found, &vec![image]).unwrap_err().to_string();
+    assert!(said.contains("of one image in a run, and the model takes 2"), "{said}");
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use edgeward_compress::{BoxForm, Detector, Rect, Truth};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::Value;
 
 use crate::failure::{Failure, OrInput as _};
 
@@ -31,6 +32,7 @@ pub struct Annotations {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `images`, `annotations` and `categories`")]
 struct Instances {
     images: Vec<Image>,
     annotations: Vec<Annotation>,
@@ -38,22 +40,58 @@ struct Instances {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an image, {\"id\"}")]
 struct Image {
+    #[serde(deserialize_with = "id")]
     id: u64,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a category, {\"id\"}")]
 struct Category {
+    #[serde(deserialize_with = "id")]
     id: u64,
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an annotation, {\"image_id\", \"category_id\", \"bbox\"}")]
 struct Annotation {
+    #[serde(deserialize_with = "id")]
     image_id: u64,
+    #[serde(deserialize_with = "id")]
     category_id: u64,
+    #[serde(deserialize_with = "sides")]
     bbox: Vec<f64>,
-    #[serde(default)]
-    iscrowd: u8,
+    #[serde(default, deserialize_with = "crowd")]
+    iscrowd: bool,
+}
+
+/// A value as `read` takes it; what it does not take is named beside what was expected, in words.
+fn told<'de, D: Deserializer<'de>, T>(
+    from: D,
+    expected: &str,
+    read: impl FnOnce(&Value) -> Option<T>,
+) -> Result<T, D::Error> {
+    let value = Value::deserialize(from)?;
+    read(&value).ok_or_else(|| D::Error::custom(format!("`{value}` is no {expected}")))
+}
+
+fn id<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    told(from, "id, a whole number from 0 on", Value::as_u64)
+}
+
+fn sides<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<f64>, D::Error> {
+    let numbers = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect();
+    told(from, "`bbox`, a list of numbers", numbers)
+}
+
+/// COCO has 0 and 1, others write truth values.
+fn crowd<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    let truth = |value: &Value| match value.as_u64() {
+        Some(number) => (number < 2).then_some(number == 1),
+        None => value.as_bool(),
+    };
+    told(from, "`iscrowd`, 0 or 1", truth)
 }
 
 impl Annotations {
@@ -149,7 +187,7 @@ impl Annotation {
         if width < 0.0 || height < 0.0 || !self.bbox.iter().all(|side| side.is_finite()) {
             bail!("`bbox` {:?} is no box; expected x, y, width and height in pixels of the model's input", self.bbox);
         }
-        Ok((*place, (self.category_id, Rect { x, y, width, height }, self.iscrowd != 0)))
+        Ok((*place, (self.category_id, Rect { x, y, width, height }, self.iscrowd)))
     }
 }
 
@@ -175,6 +213,13 @@ mod tests {
     }
 
     #[test]
+    fn a_crowd_is_a_number_or_a_truth_value() {
+        let text = GOOD.replace("\"iscrowd\": 0", "\"iscrowd\": false").replace("\"iscrowd\": 1", "\"iscrowd\": true");
+        let (as_truth, as_number) = (parse(&text).unwrap(), parse(GOOD).unwrap());
+        assert_eq!(as_truth.images, as_number.images);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (from, to, expected) in [
             ("\"annotations\"", "\"boxes\"", "missing field `annotations`"),
@@ -185,7 +230,12 @@ mod tests {
             ("\"id\": 9", "\"id\": 4", "two images have the id `4`"),
             ("\"image_id\": 9", "\"image_id\": 8", "annotation 1 (from 0): no image has the id `8`"),
             ("\"category_id\": 7", "\"category_id\": 1", "no category has the id `1`"),
-            ("\"iscrowd\": 0", "\"iscrowd\": 1", "there is no box to be found"),
+            ("\"iscrowd\": 0", "\"iscrowd\": true", "there is no box to be found"),
+            ("\"iscrowd\": 0", "\"iscrowd\": 2", "`2` is no `iscrowd`, 0 or 1"),
+            ("\"id\": 9", "\"id\": \"9\"", "`\"9\"` is no id, a whole number from 0 on at line 1"),
+            ("\"image_id\": 9", "\"image_id\": -9", "`-9` is no id, a whole number"),
+            ("[1, 2, 3, 4]", "[1, 2, null, 4]", "`[1,2,null,4]` is no `bbox`, a list of numbers"),
+            ("{\"id\": 4}", "4", "expected an image, {\"id\"}"),
             ("{", "", "expected JSON of COCO's instances"),
         ] {
             let text = GOOD.replacen(from, to, 1);

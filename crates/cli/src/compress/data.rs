@@ -1,6 +1,6 @@
 //! What ranges are observed on and variants are judged on: labelled data, inputs alone, or made-up ones.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use edgeward_compress::{BoxForm, CompressError, Detector, observe::Inputs, report::DataKind};
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-use super::{CompressArgs, annotations::Annotations};
+use super::{CompressArgs, annotations::Annotations, given::Held};
 
 /// Examples of one run, where the model takes as many as one likes.
 const BATCH: usize = 8;
@@ -58,14 +58,6 @@ enum Source {
     Held(Held),
 }
 
-/// Inputs in memory.
-struct Held {
-    /// Of each run, with the examples in them.
-    runs: Vec<(Inputs, usize)>,
-    /// Examples of the file; those of a last batch that is not full are in no run.
-    rows: usize,
-}
-
 /// What training is fed with.
 struct Learn {
     dataset: Arc<dyn Dataset>,
@@ -93,10 +85,10 @@ impl Material {
             labels_are_apart(&args.data, "made-up inputs")?;
             let wanted = inputs::Wanted { shapes: args.shapes.clone(), batch: Some(1) };
             let made = (0..SYNTHESISED).map(|number| Ok((inputs::synthesise_other(infos, model, &wanted, number)?, 1)));
-            let held = Held { runs: made.collect::<Result<_, Failure>>()?, rows: SYNTHESISED };
+            let held = Held { runs: made.collect::<Result<_, Failure>>()?, rows: SYNTHESISED, batched: true };
             return Ok(material(DataKind::Synthesised, Source::Held(held)));
         };
-        let given = given(path, infos)?;
+        let given = Held::read(path, infos, args)?;
         if given.is_some() {
             labels_are_apart(&args.data, &format!("the inputs alone that `{}` holds", path.display()))?;
         }
@@ -137,6 +129,11 @@ impl Material {
         let held;
         let learn = match &self.source {
             Source::Labelled { learn, .. } => learn,
+            Source::Held(all) if !all.batched => {
+                return Err(Failure::input(
+                    "the inputs of the model have no batch, along which training joins examples; export it with one",
+                ));
+            }
             Source::Held(all) => {
                 held = Learn {
                     dataset: Arc::new(columns(&all.runs)?),
@@ -171,12 +168,6 @@ impl Material {
             Source::Held(held) => Box::new(held.runs.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
         };
         limited(all, self.judged)
-    }
-}
-
-impl Held {
-    fn one(inputs: Inputs) -> Self {
-        Self { runs: vec![(inputs, 1)], rows: 1 }
     }
 }
 
@@ -249,39 +240,6 @@ fn fixed_batch(ports: &[Port]) -> Option<usize> {
     })
 }
 
-/// Inputs alone; none for a file that holds something else.
-fn given(path: &Path, infos: &[TensorInfo]) -> Result<Option<Held>, Failure> {
-    let known = path.extension().is_some_and(|ending| ending == "npz" || ending == "json");
-    let Some(all) = known.then(|| file::read(path, infos).ok()).flatten() else { return Ok(None) };
-    if all.len() != infos.len() {
-        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
-        let text = format!("`{}` holds {} of {} inputs", path.display(), names.join(", "), infos.len());
-        return Err(Failure::input(text));
-    }
-    let rows: Option<Vec<usize>> = all.iter().map(|(_, tensor)| tensor.shape().first().copied()).collect();
-    let size = infos.iter().find_map(|info| match info.shape.as_deref()?.first()? {
-        edgeward_engine::Dim::Fixed(size) => Some(*size),
-        _ => None,
-    });
-    let same = rows.as_ref().and_then(|rows| rows.first().copied().filter(|first| rows.iter().all(|r| r == first)));
-    let (Some(rows), size) = (same, size.unwrap_or(1)) else { return Ok(Some(Held::one(all))) };
-    if size == 0 || rows < size {
-        return Ok(Some(Held::one(all)));
-    }
-    let parts = |tensor: &Tensor| {
-        let count = rows / size;
-        let mut sizes = vec![size; count];
-        sizes.extend((rows % size > 0).then_some(rows % size));
-        Ok::<_, Failure>(tensor.split_first(&sizes).or_input()?.into_iter().take(count).collect::<Vec<_>>())
-    };
-    let split = all.iter().map(|(name, tensor)| Ok((name, parts(tensor)?))).collect::<Result<Vec<_>, Failure>>()?;
-    let batch = |at: usize| {
-        let inputs = split.iter().filter_map(|(name, parts)| Some(((*name).clone(), parts.get(at)?.clone())));
-        (inputs.collect(), size)
-    };
-    Ok(Some(Held { runs: (0..rows / size).map(batch).collect(), rows }))
-}
-
 fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64) -> Result<Source, Failure> {
     let recipe = Recipe::read(model);
     let mut splits = material::parts(options, recipe.classes.clone(), seed)?;
@@ -298,7 +256,8 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64
     let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
     let ports = model.inputs();
     let fixed = fixed_batch(&ports);
-    let batch = fixed.unwrap_or(BATCH).max(1);
+    // Boxes that are suppressed in the graph are those of one image.
+    let batch = fixed.unwrap_or(if args.asks_for_boxes() { 1 } else { BATCH }).max(1);
     let tokenisation = tokenisation(judge.as_ref(), args, options, model)?;
     let tokenised = |dataset: Arc<dyn Dataset>| -> Result<Arc<dyn Dataset>, Failure> {
         let Some(tokenisation) = &tokenisation else { return Ok(dataset) };

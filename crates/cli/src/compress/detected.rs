@@ -7,7 +7,7 @@ use edgeward_compress::{
 };
 
 use super::{MetricName, data::Material, judge::DRAWS};
-use crate::failure::{Failure, OrInput as _};
+use crate::failure::{Failure, OrInput as _, Outcome};
 
 /// Boxes of the original count as right from this score on, where nothing is annotated.
 const SURE: f64 = 0.3;
@@ -28,6 +28,11 @@ impl Boxes {
         }
         let detector = Detector::find(material.form, run).or_input()?;
         Ok(Some(Self { detector, truths: Vec::new(), order: Vec::new() }))
+    }
+
+    /// Takes in a further run of the original.
+    pub fn check(&mut self, run: &Run<'_>) -> Outcome {
+        self.detector.check(run).or_input()
     }
 
     /// Reads a run's outputs.
@@ -51,6 +56,16 @@ impl Boxes {
                 "annotations `{path}` list {listed} images, the data holds {images} examples; give one image for each example, in their order"
             )));
         }
+        let none_found = || {
+            Failure::input(format!(
+                "the model finds none of the boxes of `{path}`; are they in pixels of the model's input, in the order of the examples, \
+                 categories ascending in the order of its classes?"
+            ))
+        };
+        // Without a cell in any run, what the classes are is not known.
+        if found.iter().all(Vec::is_empty) {
+            return Err(none_found());
+        }
         let strange = found.iter().flatten().find(|one| one.class == 0 && !annotations.has(0));
         if self.detector.form() == BoxForm::Found && strange.is_some() {
             return Err(Failure::input(format!(
@@ -63,10 +78,7 @@ impl Boxes {
         match self.matched(found).precision() {
             None => Err(Failure::input(format!("annotations `{path}` have no box in the images that are judged"))),
             Some(precision) if precision > 0.0 => Ok(()),
-            Some(_) => Err(Failure::input(format!(
-                "the model finds none of the boxes of `{path}`; are they in pixels of the model's input, in the order of the examples, \
-                 categories ascending in the order of its classes?"
-            ))),
+            Some(_) => Err(none_found()),
         }
     }
 

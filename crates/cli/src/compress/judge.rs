@@ -76,9 +76,10 @@ pub fn original(
         let example = example.or_input()?;
         let outputs = run(session, &reference.names, &example.inputs);
         let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
-        if reference.boxes.is_none() {
-            let run = Run { names: &reference.names, outputs: &outputs, inputs: &example.inputs };
-            reference.boxes = Boxes::new(metric, material, &run)?;
+        let run = Run { names: &reference.names, outputs: &outputs, inputs: &example.inputs };
+        match &mut reference.boxes {
+            Some(boxes) => boxes.check(&run)?,
+            none => *none = Boxes::new(metric, material, &run)?,
         }
         said.take(goes_on.then_some(outputs.as_slice()), &outputs, &example, reference.boxes.as_ref()).or_input()?;
         if goes_on {
