@@ -50,7 +50,8 @@ impl Kept {
             let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
             return Err(Failure::input(text));
         }
-        let key = key(&model_sha256, files, &folder);
+        let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        let key = key(&model_sha256, &words, files, &folder);
         let kept = Self { folder, model_sha256, _lock: lock };
         if fs::read_to_string(kept.folder.join(KEY)).ok().as_ref() != Some(&key) {
             kept.clear().with_context(|| format!("cannot empty `{shown}`"))?;
@@ -145,8 +146,7 @@ impl Kept {
 }
 
 /// The command, and the state of every file and folder that it names: what another command, model or data made does not go on.
-fn key(model_sha256: &str, files: &[PathBuf], own: &Path) -> String {
-    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+fn key(model_sha256: &str, words: &[String], files: &[PathBuf], own: &Path) -> String {
     let mut states = Vec::new();
     // An option may have its value behind `=`.
     let values = words.iter().filter_map(|word| word.split_once('=')).map(|(_, value)| Path::new(value));
@@ -188,9 +188,10 @@ mod tests {
         fs::create_dir_all(data.join("train/cats")).unwrap();
         fs::create_dir_all(&own).unwrap();
         fs::write(data.join("train/cats/1.png"), "one").unwrap();
+        let words = [format!("--data={}", data.display())];
         let now = |files: &[&Path]| {
             let files: Vec<PathBuf> = files.iter().map(|path| path.to_path_buf()).collect();
-            key("model", &files, &own)
+            key("model", &words, &files, &own)
         };
         let before = now(&[folder.path()]);
         assert_eq!(before, now(&[folder.path()]));
@@ -199,5 +200,9 @@ mod tests {
         assert_eq!(before, now(&[folder.path(), &folder.path().join("missing")]));
         fs::write(data.join("train/cats/1.png"), "other").unwrap();
         assert_ne!(before, now(&[folder.path()]));
+        // The same where only the command names it.
+        let named = now(&[]);
+        fs::write(data.join("train/cats/1.png"), "a third").unwrap();
+        assert_ne!(named, now(&[]));
     }
 }
