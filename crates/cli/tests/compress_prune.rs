@@ -138,6 +138,7 @@ fn without_labels_nothing_is_trained_on() {
     assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
     assert!(text(&output).contains("needs labelled data"), "{}", text(&output));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["data"]["calibrated"], 32, "no more than there are");
     let recipe = variant(&report, "pruned-30")["recipe"].as_str().unwrap().to_owned();
     assert!(recipe.contains("not trained on"), "{recipe}");
 }

@@ -58,6 +58,16 @@ enum Source {
     Held(Held),
 }
 
+impl Source {
+    /// Examples that ranges can be observed on.
+    fn examples(&self) -> usize {
+        match self {
+            Self::Labelled { learn, .. } => learn.dataset.len(),
+            Self::Held(held) => held.runs.iter().map(|(_, rows)| rows).sum(),
+        }
+    }
+}
+
 /// What training is fed with.
 struct Learn {
     dataset: Arc<dyn Dataset>,
@@ -76,7 +86,14 @@ impl Material {
         let calibrated = args.calibration.unwrap_or(if args.quick { 64 } else { 256 }) as usize;
         let judged = if args.quick { 512 } else { usize::MAX };
         let form = args.boxes.map(BoxForm::from);
-        let material = |kind, source| Self { kind, calibrated, form, annotations: None, judged, source };
+        let material = |kind, source: Source| Self {
+            kind,
+            calibrated: calibrated.min(source.examples()),
+            form,
+            annotations: None,
+            judged,
+            source,
+        };
         let annotated = args.annotations.as_deref().map(Annotations::read).transpose()?;
         let Some(path) = &options.data else {
             if let Some(annotations) = annotated {
