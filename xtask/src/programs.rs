@@ -118,13 +118,11 @@ impl Ended {
     /// A line of one that passed, all that one printed which did not.
     fn shown(&self, name: &str) -> String {
         let seconds = self.took.as_secs_f64();
-        let count = |what: &str| -> usize {
-            let results = self.printed.lines().filter_map(|line| line.strip_prefix("test result: "));
-            let counted = results.flat_map(|line| line.split(['.', ';']));
-            counted.filter_map(|part| part.trim().strip_suffix(what)?.trim().parse::<usize>().ok()).sum()
-        };
+        let results = self.printed.lines().filter_map(|line| line.strip_prefix("test result: "));
+        let counted = results.flat_map(|line| line.split(['.', ';']));
+        let passed: usize = counted.filter_map(|part| part.trim().strip_suffix(" passed")?.parse::<usize>().ok()).sum();
         match self.status {
-            Some(status) if status.success() => format!("   {seconds:>7.1} s  {name}: {} passed", count(" passed")),
+            Some(status) if status.success() => format!("   {seconds:>7.1} s  {name}: {passed} passed"),
             Some(status) => format!("{}\n   {seconds:>7.1} s  {name}: {status}", self.printed),
             None => format!("{}\n   {seconds:>7.1} s  {name}: hangs, and was ended", self.printed),
         }

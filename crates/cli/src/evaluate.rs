@@ -2,10 +2,9 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context as _;
 use edgeward_graph::{DataType, Dimension, Model, Port};
 use edgeward_train::{
-    data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Tokenisation, Wanted, tokenise},
+    data::{Dataset, Fit, Loader, Plan, Sampling, Splits, Wanted, tokenise},
     metrics::Metric,
     trainer::{Judged, Task, evaluate},
 };
@@ -106,14 +105,9 @@ fn dataset(
     };
     let missing = || Failure::input("the data has no such part");
     let dataset = part.ok_or_else(missing)?;
-    if !material::has_text(dataset.as_ref()) {
+    let Some(tokenisation) = material::kept_tokenisation(dataset.as_ref(), &args.model, options, model)? else {
         return Ok(dataset);
-    }
-    let beside = engines::beside(&args.model, "tokenizer.json");
-    let tokenizer = options.tokenizer.clone().unwrap_or(beside);
-    let tokenisation = Tokenisation::read(&tokenizer, material::tokens(model, options)?);
-    let tokenisation =
-        tokenisation.context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()?;
+    };
     Ok(Arc::new(tokenise(dataset.as_ref(), &tokenisation).or_input()?))
 }
 

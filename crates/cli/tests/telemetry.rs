@@ -30,6 +30,7 @@ mod support;
 
 const INFER: &str = "/v2/models/ident/infer";
 const GOOD: &[u8] = br#"{"id":"a\"1","inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]}]}"#;
+
 fn lines(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use edgeward_compress::{BoxForm, CompressError, Detector, observe::Inputs, report::DataKind};
 use edgeward_engine::TensorInfo;
 use edgeward_graph::{DataType, Dimension, Model, Port, Tensor};
@@ -12,7 +11,6 @@ use edgeward_train::{
 };
 
 use crate::{
-    engines,
     failure::{Failure, OrInput as _, Outcome},
     inputs::{self, file},
     train::{
@@ -275,7 +273,7 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64
     let fixed = fixed_batch(&ports);
     // Boxes that are suppressed in the graph are those of one image.
     let batch = fixed.unwrap_or(if args.asks_for_boxes() { 1 } else { BATCH }).max(1);
-    let tokenisation = tokenisation(judge.as_ref(), args, options, model)?;
+    let tokenisation = material::kept_tokenisation(judge.as_ref(), &args.model, options, model)?;
     let tokenised = |dataset: Arc<dyn Dataset>| -> Result<Arc<dyn Dataset>, Failure> {
         let Some(tokenisation) = &tokenisation else { return Ok(dataset) };
         Ok(Arc::new(tokenise(dataset.as_ref(), tokenisation).or_input()?))
@@ -301,19 +299,4 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64
         batch,
         fixed: fixed.is_some(),
     })
-}
-
-/// What makes numbers of texts, where there are any.
-fn tokenisation(
-    dataset: &dyn Dataset,
-    args: &CompressArgs,
-    options: &DataOptions,
-    model: &Model,
-) -> Result<Option<Tokenisation>, Failure> {
-    if !material::has_text(dataset) {
-        return Ok(None);
-    }
-    let tokenizer = options.tokenizer.clone().unwrap_or_else(|| engines::beside(&args.model, "tokenizer.json"));
-    let read = Tokenisation::read(&tokenizer, material::tokens(model, options)?);
-    read.map(Some).context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()
 }

@@ -1,7 +1,11 @@
 //! The data of a run: opened, split, its texts through a tokenizer; and what a trained model keeps of how it was read.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use anyhow::Context as _;
 use edgeward_graph::{DataType, Dimension, Model, proto::StringStringEntryProto};
 use edgeward_train::{
     data::{DataError, Dataset, OpenOptions, Role, Splits, Tokenisation, open, split_fraction, tokenise},
@@ -13,7 +17,10 @@ use super::{
     options::{DataOptions, TrainOptions},
     plan::Planned,
 };
-use crate::failure::Failure;
+use crate::{
+    engines,
+    failure::{Failure, OrInput as _},
+};
 
 /// Part for judging where the data has none of its own.
 pub const VAL_FRACTION: f64 = 0.1;
@@ -35,7 +42,7 @@ fn wrong(error: DataError) -> Failure {
 }
 
 /// How a file is read.
-pub fn open_options(options: &DataOptions, classes: Option<Vec<String>>) -> OpenOptions {
+fn open_options(options: &DataOptions, classes: Option<Vec<String>>) -> OpenOptions {
     OpenOptions {
         target: options.target.clone(),
         labels: options.labels.clone(),
@@ -46,7 +53,7 @@ pub fn open_options(options: &DataOptions, classes: Option<Vec<String>>) -> Open
 }
 
 /// The data set that `--data` names.
-pub fn path(options: &DataOptions) -> Result<&PathBuf, Failure> {
+fn path(options: &DataOptions) -> Result<&PathBuf, Failure> {
     options
         .data
         .as_ref()
@@ -97,7 +104,7 @@ impl Material {
 }
 
 /// True where inputs are texts.
-pub fn has_text(dataset: &dyn Dataset) -> bool {
+fn has_text(dataset: &dyn Dataset) -> bool {
     dataset.fields().iter().any(|field| field.role == Role::Input && field.dtype == DataType::String)
 }
 
@@ -119,8 +126,23 @@ fn tokenisation(model: &Model, options: &DataOptions, train: &dyn Dataset) -> Re
     }
 }
 
+/// What made numbers of a trained model's texts, where the data has any: the tokenizer that options name, else the one beside the model's file.
+pub fn kept_tokenisation(
+    dataset: &dyn Dataset,
+    file: &Path,
+    options: &DataOptions,
+    model: &Model,
+) -> Result<Option<Tokenisation>, Failure> {
+    if !has_text(dataset) {
+        return Ok(None);
+    }
+    let tokenizer = options.tokenizer.clone().unwrap_or_else(|| engines::beside(file, "tokenizer.json"));
+    let read = Tokenisation::read(&tokenizer, tokens(model, options)?);
+    read.map(Some).context("the data is text; name its tokenizer with `--tokenizer FILE`").or_input()
+}
+
 /// Tokens of a text, by the model's first input of integers.
-pub fn tokens(model: &Model, options: &DataOptions) -> Result<usize, Failure> {
+fn tokens(model: &Model, options: &DataOptions) -> Result<usize, Failure> {
     let sized = model.inputs().into_iter().find_map(|port| match port.shape.as_deref() {
         Some([_, Dimension::Fixed(length)]) if port.dtype == Some(DataType::Int64) => Some(*length),
         _ => None,
