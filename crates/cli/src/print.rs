@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, presets};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -58,8 +58,11 @@ fn escaped(text: &str, which: impl Fn(char) -> bool) -> Cow<'_, str> {
 const COLUMNS: u16 = 100;
 /// Longer cells are cut; `--json` has all.
 const CELL_CHARS_MAX: usize = 400;
+/// Columns with nothing longer, names and figures, are not broken: the table is wider instead.
+const WHOLE_CHARS_MAX: u16 = 32;
 
-/// Prints a table with `header`, as wide as the terminal or `COLUMNS`; every column but the first `text_columns` is aligned to the right.
+/// Prints a table with `header`, as wide as the terminal or `COLUMNS` where its texts can be broken; every column but the first `text_columns` is
+/// aligned to the right.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> Result<(), Failure> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
@@ -71,6 +74,14 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, text_columns: usize) -> Re
     }
     table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(comfy_table::Attribute::Bold)));
     table.add_rows(rows.iter().map(|row| row.iter().map(|text| cell(text)).collect::<Vec<_>>()));
+    let widths = table.column_max_content_widths();
+    for (column, _) in table.column_iter_mut().zip(&widths).filter(|(_, width)| **width <= WHOLE_CHARS_MAX) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    if widths.iter().all(|width| *width <= WHOLE_CHARS_MAX) {
+        // No row takes two lines.
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    }
     for column in table.column_iter_mut().skip(text_columns) {
         column.set_cell_alignment(CellAlignment::Right);
     }
