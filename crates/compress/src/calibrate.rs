@@ -2,7 +2,10 @@
 //!
 //! Memory is that of one batch's activations and 32 kB for each value, however many samples there are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
+};
 
 use edgeward_graph::Tensor;
 use rayon::prelude::*;
@@ -82,11 +85,23 @@ enum Channels {
 /// Runs all batches and takes in what their activations are like. Errors: a value that the engine does not give, or a
 /// batch that cannot be had.
 pub fn calibrate(prepared: &Prepared, load: Load<'_>, batches: Batches<'_>) -> Result<Statistics, CompressError> {
+    calibrate_while(prepared, load, batches, &mut |_, _| ControlFlow::Continue(()))
+}
+
+/// The same, where `each` has what was observed after each batch, and the results of the graph itself, and may say that this was enough.
+pub fn calibrate_while(
+    prepared: &Prepared,
+    load: Load<'_>,
+    batches: Batches<'_>,
+    each: &mut dyn FnMut(&Statistics, Vec<Tensor>) -> ControlFlow<()>,
+) -> Result<Statistics, CompressError> {
     let given: BTreeSet<String> = prepared.model.inputs().into_iter().map(|port| port.name).collect();
     let watched = watched(prepared);
     let outputs: Vec<String> = watched.iter().filter(|name| !given.contains(*name)).cloned().collect();
     let session = load(&observe::with_outputs(&prepared.model, &outputs))?;
-    let wanted: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    let results: Vec<String> = prepared.model.outputs().into_iter().map(|port| port.name).collect();
+    let alone = results.iter().filter(|name| !outputs.contains(name));
+    let wanted: Vec<&str> = outputs.iter().chain(alone).map(String::as_str).collect();
     let channels = channels(prepared);
     let begun = |name: &String| {
         let of = Observed { channels: channels.get(name.as_str()).copied(), ..Observed::default() };
@@ -95,10 +110,15 @@ pub fn calibrate(prepared: &Prepared, load: Load<'_>, batches: Batches<'_>) -> R
     let mut statistics = Statistics { values: watched.iter().map(begun).collect(), batches: 0 };
     for batch in batches {
         let batch: Inputs = batch?;
-        let values = if wanted.is_empty() { Vec::new() } else { observe::run(session.as_ref(), &batch, &wanted)? };
-        let made = wanted.iter().copied().zip(&values);
-        let made = made.chain(batch.iter().map(|(name, tensor)| (name.as_str(), tensor)));
-        statistics.take(&made.collect());
+        let values = observe::run(session.as_ref(), &batch, &wanted)?;
+        let made: HashMap<&str, &Tensor> = wanted.iter().copied().zip(&values).collect();
+        let given = batch.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        statistics.take(&made.iter().map(|(name, tensor)| (*name, *tensor)).chain(given).collect());
+        let results =
+            results.iter().filter_map(|name| made.get(name.as_str()).map(|tensor| (*tensor).clone())).collect();
+        if each(&statistics, results).is_break() {
+            break;
+        }
     }
     if statistics.batches == 0 {
         return Err(CompressError::Data("the data to calibrate with holds no examples".to_owned()));

@@ -45,9 +45,14 @@ impl Range {
         Self { low: low.min(0.0), high: high.max(0.0) }
     }
 
+    /// From the least to the greatest.
+    pub(crate) fn width(self) -> f64 {
+        f64::from(self.high) - f64::from(self.low)
+    }
+
     /// 255 steps over the range, with 0 on one of them.
     pub fn steps(self) -> Steps {
-        let scale = ((f64::from(self.high) - f64::from(self.low)) / 255.0) as f32;
+        let scale = (self.width() / 255.0) as f32;
         if !scale.is_finite() || scale < f32::MIN_POSITIVE {
             return Steps { scale: 1.0, zero: 0 };
         }

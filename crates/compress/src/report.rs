@@ -92,7 +92,7 @@ pub struct Data {
     pub kind: DataKind,
     /// Examples that variants were judged on.
     pub examples: usize,
-    /// Examples that ranges were observed on.
+    /// Examples that ranges were observed on; where they settled earlier, a variant's recipe tells after how many.
     pub calibrated: usize,
 }
 

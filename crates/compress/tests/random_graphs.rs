@@ -5,13 +5,14 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use edgeward_compress::{
-    Activations, Bias, Convolutions, DynamicSpec, Form, Half, StaticSpec, WeightBits, calibrate, equalise, halve,
-    histogram::Method, prepare, quantise_dynamic, quantise_static, to_operators,
+    Activations, Bias, Convolutions, DynamicSpec, Form, Half, Settling, StaticSpec, Statistics, WeightBits, calibrate,
+    calibrate_while, equalise, halve, histogram::Method, observe::Inputs, prepare, quantise_dynamic, quantise_static,
+    to_operators,
 };
-use edgeward_graph::{Model, check};
+use edgeward_graph::{Model, Tensor, check};
 use proptest::prelude::*;
 use support::{Builder, batches, decibels, dump, engines, ints, load, run};
 
@@ -148,6 +149,32 @@ fn memory_of_calibration_does_not_grow_with_samples() {
         calibrate(&prepared, &|model| load(engine.as_ref(), model), &mut data).unwrap().bytes()
     };
     assert_eq!(bytes(2), bytes(500));
+}
+
+#[test]
+fn observing_ends_where_twice_as_many_examples_move_no_range() {
+    let prepared = prepare(&graph(&[Step::Conv, Step::Relu, Step::Conv])).unwrap();
+    let engine = engines().remove(0);
+    // What comes over and over, and what is twice as large each time.
+    let same = batches(&SHAPE, 2).into_iter().cycle();
+    let growing = batches(&SHAPE, 1).into_iter().cycle().enumerate().map(|(at, inputs)| {
+        let (name, tensor) = &inputs[0];
+        let values: Vec<f32> =
+            tensor.values::<f32>().unwrap().iter().map(|value| value * 2f32.powi(at as i32)).collect();
+        vec![(name.clone(), Tensor::from_vec(tensor.shape(), values).unwrap())]
+    });
+    let data: [Box<dyn Iterator<Item = Inputs>>; 2] = [Box::new(same), Box::new(growing)];
+    let ends = data.map(|data| {
+        let (mut settling, mut seen) = (Settling::default(), 0);
+        let load = |model: &Model| load(engine.as_ref(), model);
+        let mut each = |statistics: &Statistics, results: Vec<Tensor>| {
+            assert_eq!(results.len(), prepared.model.outputs().len());
+            seen += 1;
+            if settling.settled(statistics, seen) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        calibrate_while(&prepared, &load, &mut data.take(40).map(Ok), &mut each).unwrap().batches
+    });
+    assert_eq!(ends, [8, 40]);
 }
 
 #[test]

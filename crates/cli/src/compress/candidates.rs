@@ -2,13 +2,15 @@
 //! left as floats where all of them lose too much.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     path::PathBuf,
 };
 
 use edgeward_compress::{
     Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, Ranges,
-    Sensitivity, StaticSpec, Statistics, WeightBits, calibrate, halve,
+    Sensitivity, Settling, StaticSpec, Statistics, WeightBits, calibrate_while, halve,
     histogram::Method,
     layer_errors, noise, observe,
     observe::Inputs,
@@ -25,10 +27,12 @@ use crate::{
 
 /// Examples that methods of calibration are told apart by.
 const COMPARED: usize = 32;
+const COMPARED_QUICK: usize = 8;
 /// Weights that share a scale, where weights alone are quantised.
 pub const BLOCK: usize = 32;
 /// Examples that layers are told apart by.
 const LAYER_EXAMPLES: usize = 8;
+const LAYER_EXAMPLES_QUICK: usize = 4;
 
 /// A graph in a file.
 pub struct Candidate {
@@ -83,12 +87,18 @@ pub struct Calibrated {
     /// How nearly their model says what the original says.
     pub cosine: f64,
     method: Method,
+    /// Examples after which ranges had settled, where that was before the last.
+    examples: Option<usize>,
 }
 
 impl Calibrated {
-    /// Name of the method that the ranges are by.
-    pub fn method(&self) -> &'static str {
-        self.method.name()
+    /// The method that the ranges are by, in words.
+    pub fn method(&self) -> String {
+        let method = self.method.name();
+        self.examples.map_or_else(
+            || method.to_owned(),
+            |examples| format!("{method} of {examples} examples, after which they had settled"),
+        )
     }
 }
 
@@ -167,13 +177,13 @@ impl Work<'_> {
 
     /// The same of a graph that computes what the prepared one does.
     pub fn calibrated_of(&self, prepared: &Prepared) -> Result<Calibrated, Failure> {
-        self.go_on("observing ranges")?;
-        let load = |model: &Model| self.load(model);
-        let mut batches = self.material.calibrate(usize::MAX);
-        let statistics = calibrate(prepared, &load, &mut batches)?;
-        let inputs: Vec<Inputs> = self.material.calibrate(COMPARED).collect::<Result<_, _>>().or_input()?;
-        let expected = self.results(&self.prepared.model, &inputs)?;
-        let methods = if self.args.quick { &[Method::MinMax, Method::Percentile][..] } else { &Method::ALL[..] };
+        let (compared, methods) = if self.args.quick {
+            (COMPARED_QUICK, &[Method::MinMax, Method::Percentile][..])
+        } else {
+            (COMPARED, &Method::ALL[..])
+        };
+        let inputs: Vec<Inputs> = self.material.calibrate(compared).collect::<Result<_, _>>().or_input()?;
+        let (statistics, expected, examples) = self.observed(prepared, inputs.len())?;
         let mut best: Option<(f64, Method, Ranges)> = None;
         for &method in methods {
             self.go_on(&format!("calibrating by {}", method.name()))?;
@@ -190,7 +200,27 @@ impl Work<'_> {
             }
         }
         let (cosine, method, ranges) = best.ok_or_else(|| CompressError::Data("nothing was calibrated".to_owned()))?;
-        Ok(Calibrated { statistics, ranges, cosine, method })
+        let examples = (examples < self.material.calibrated).then_some(examples);
+        Ok(Calibrated { statistics, ranges, cosine, method, examples })
+    }
+
+    /// What was observed, the graph's results of the first runs, so many at most, and how many examples it was. In a hurry it ends where ranges have settled.
+    fn observed(&self, prepared: &Prepared, kept: usize) -> Result<(Statistics, Vec<Vec<Tensor>>, usize), Failure> {
+        self.go_on("observing ranges")?;
+        let load = |model: &Model| self.load(model);
+        let rows = Cell::new(0);
+        let mut batches = self.material.calibrate_counted(&rows);
+        let (mut results, mut settling) = (Vec::new(), Settling::default());
+        let mut each = |statistics: &Statistics, of_run: Vec<Tensor>| {
+            if results.len() < kept {
+                results.push(of_run);
+            }
+            let settled = self.args.quick && settling.settled(statistics, rows.get());
+            if settled && results.len() == kept { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let statistics = calibrate_while(prepared, &load, &mut batches, &mut each)?;
+        drop(batches);
+        Ok((statistics, results, rows.get()))
     }
 
     fn results(&self, model: &Model, inputs: &[Inputs]) -> Result<Vec<Vec<Tensor>>, CompressError> {
@@ -261,7 +291,7 @@ impl Work<'_> {
         (name, before): (&str, &str),
         made: &mut Vec<Candidate>,
     ) -> Outcome {
-        let (none, method) = (BTreeSet::new(), calibrated.method.name());
+        let (none, method) = (BTreeSet::new(), calibrated.method());
         for (form, end, text) in [
             (Form::Chains, "", "weights and chains of activations as bytes"),
             (Form::Inputs, "-inputs", "weights and what goes into multiplications as bytes"),
@@ -344,7 +374,8 @@ impl Work<'_> {
         // A part of its own: what is quantised is ready before.
         self.go_on("noise of each layer")?;
         let load = |model: &Model| self.load(model);
-        let mut batches = self.material.calibrate(LAYER_EXAMPLES);
+        let examples = if self.args.quick { LAYER_EXAMPLES_QUICK } else { LAYER_EXAMPLES };
+        let mut batches = self.material.calibrate(examples);
         let found = noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches);
         Ok(found.unwrap_or_default())
     }

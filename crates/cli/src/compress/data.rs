@@ -1,6 +1,6 @@
 //! What ranges are observed on and variants are judged on: labelled data, inputs alone, or made-up ones.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use edgeward_compress::{BoxForm, CompressError, Detector, observe::Inputs, report::DataKind};
 use edgeward_engine::TensorInfo;
@@ -41,7 +41,7 @@ pub struct Example {
 pub struct Material {
     /// Where it comes from.
     pub kind: DataKind,
-    /// Examples that ranges are observed on, at most.
+    /// Examples that ranges are observed on; in a hurry fewer where they settle.
     pub calibrated: usize,
     /// How boxes are put out, where the command says it.
     pub form: Option<BoxForm>,
@@ -132,11 +132,31 @@ impl Material {
 
     /// What ranges are observed on.
     pub fn calibrate(&self, examples: usize) -> impl Iterator<Item = Result<Inputs, CompressError>> + '_ {
+        self.to_calibrate(examples).map(|example| Ok(example?.inputs))
+    }
+
+    /// All of it; `rows` is how many examples went by.
+    pub fn calibrate_counted<'a>(
+        &'a self,
+        rows: &'a Cell<usize>,
+    ) -> impl Iterator<Item = Result<Inputs, CompressError>> + 'a {
+        self.to_calibrate(usize::MAX).map(|example| {
+            let example = example?;
+            rows.set(rows.get() + example.rows);
+            Ok(example.inputs)
+        })
+    }
+
+    fn to_calibrate(&self, examples: usize) -> impl Iterator<Item = Result<Example, CompressError>> + '_ {
         let all: Examples<'_> = match &self.source {
             Source::Labelled { calibrate, batch, fixed, .. } => through(calibrate, *batch, *fixed),
-            Source::Held(held) => Box::new(held.runs.iter().map(|(inputs, rows)| Ok(example(inputs, *rows)))),
+            Source::Held(held) => Box::new(
+                spread(held.runs.len())
+                    .filter_map(|at| held.runs.get(at))
+                    .map(|(inputs, rows)| Ok(example(inputs, *rows))),
+            ),
         };
-        limited(all, examples.min(self.calibrated)).map(|example| Ok(example?.inputs))
+        limited(all, examples.min(self.calibrated))
     }
 
     /// What `step` learns from, in batches of `batch` unless the model fixes another size.
@@ -224,6 +244,15 @@ fn limited(all: Examples<'_>, examples: usize) -> impl Iterator<Item = Result<Ex
         seen += example.as_ref().map_or(1, |example| example.rows);
         goes_on
     })
+}
+
+/// The numbers below `count`, each once, so that however many are taken come from everywhere: files are often sorted.
+fn spread(count: usize) -> impl Iterator<Item = usize> {
+    let coprime =
+        |step: &usize| (2..=*step).all(|factor| !step.is_multiple_of(factor) || !count.is_multiple_of(factor));
+    // Steps of the golden section leave no large gap (Knuth, The Art of Computer Programming 3, section 6.4).
+    let step = ((count as f64 * 0.618).ceil() as usize..count).find(coprime).unwrap_or(1);
+    (0..count).map(move |at| at * step % count)
 }
 
 fn data_error(error: impl std::fmt::Display) -> CompressError {

@@ -26,6 +26,8 @@ const SECONDS_ALONE: f64 = 0.25;
 /// A slice ends after so many runs, but not before it took this part of its time: what is fast is known sooner.
 const RUNS_ENOUGH: f64 = 500.0;
 const SLICE_MIN: f64 = 0.2;
+/// An engine on which everything costs so many times what the best does elsewhere has no further turns in a hurry.
+const HOPELESS: f64 = 2.0;
 /// Candidates that always go on.
 const LANES_MIN: usize = 4;
 /// How much slower than the last that goes on a candidate must be: what noise put behind goes on as well.
@@ -41,6 +43,8 @@ pub struct Timing<'a> {
     pub shapes: &'a [NamedShape],
     /// What candidates shall be best at.
     pub goal: Goal,
+    /// The least that a run cost on the engines before.
+    pub least: f64,
     /// Told before each turn: its number, of how many, and what is left of the time for this engine.
     pub each: &'a dyn Fn(usize, usize, Option<Duration>) -> Outcome,
 }
@@ -65,6 +69,13 @@ impl Timed {
     pub fn cost(&self, goal: Goal) -> f64 {
         cost(goal, self.p50_ms, self.per_second, self.core_ms)
     }
+}
+
+/// Which figure is the better one.
+#[derive(Clone, Copy)]
+enum Better {
+    Less,
+    More,
 }
 
 /// A session with its slices so far.
@@ -102,6 +113,9 @@ impl Timing<'_> {
             took = (turn > 0).then(|| began.elapsed());
             if rungs.contains(&turn) {
                 halve(&mut lanes, self.goal);
+            }
+            if self.quick && turn > 0 && lanes.iter().all(|lane| lane.cost(self.goal) > self.least * HOPELESS) {
+                break;
             }
         }
         Ok(lanes.into_iter().map(|lane| lane.timed(engine.name())).collect())
@@ -216,7 +230,9 @@ impl Lane {
             let named = inputs::borrowed(inputs);
             let enough = about_ms * RUNS_ENOUGH / 1e3;
             let budget = Duration::from_secs_f64(enough.clamp(seconds * SLICE_MIN, seconds));
-            measure::measure(&Load { sessions: &[session.as_ref()], inputs: &named, batch, budget, min_runs: 2 })
+            // Of what takes longer than a slice, one run a turn.
+            let min_runs = if about_ms > seconds * 1e3 { 1 } else { 2 };
+            measure::measure(&Load { sessions: &[session.as_ref()], inputs: &named, batch, budget, min_runs })
         };
         let result = measure(&self.inputs, 1, self.about_ms.0).and_then(|latency| {
             let many = self.many.as_ref().map(|many| measure(many, BATCH, self.about_ms.1)).transpose()?;
@@ -245,15 +261,15 @@ impl Lane {
     }
 
     fn p50_ms(&self) -> Option<f64> {
-        middle(&self.latency, |summary| summary.p50_ms)
+        middle(&self.latency, |summary| summary.p50_ms, Better::Less)
     }
 
     fn per_second(&self) -> Option<f64> {
-        middle(&self.throughput, |summary| summary.per_second)
+        middle(&self.throughput, |summary| summary.per_second, Better::More)
     }
 
     fn core_ms(&self) -> Option<f64> {
-        middle(&self.latency, |summary| summary.core_ms)
+        middle(&self.latency, |summary| summary.core_ms, Better::Less)
     }
 
     /// What is to be small.
@@ -262,10 +278,16 @@ impl Lane {
     }
 }
 
-fn middle(slices: &[Summary], pick: fn(&Summary) -> f64) -> Option<f64> {
+/// The median of the slices. Of an even number the better one of the two in the middle: a busy machine makes slices slower, never faster, and two
+/// slices, of which one met such a moment, are all that some are judged by.
+fn middle(slices: &[Summary], pick: fn(&Summary) -> f64, better: Better) -> Option<f64> {
     let mut values: Vec<f64> = slices.iter().map(pick).collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    let at = match better {
+        Better::Less => values.len().saturating_sub(1) / 2,
+        Better::More => values.len() / 2,
+    };
+    values.get(at).copied()
 }
 
 fn cost(goal: Goal, p50_ms: Option<f64>, per_second: Option<f64>, core_ms: Option<f64>) -> f64 {
