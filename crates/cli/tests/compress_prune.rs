@@ -5,6 +5,10 @@
 use std::{fs, path::Path, sync::OnceLock};
 
 use binary::{edgeward, json, others_open, text};
+use edgeward_graph::{
+    Limits, Model,
+    proto::{AttributeProto, NodeProto, attribute_proto},
+};
 use serde_json::Value;
 
 #[path = "support/binary.rs"]
@@ -141,6 +145,40 @@ fn without_labels_nothing_is_trained_on() {
     assert_eq!(report["data"]["calibrated"], 32, "no more than there are");
     let recipe = variant(&report, "pruned-30")["recipe"].as_str().unwrap().to_owned();
     assert!(recipe.contains("not trained on"), "{recipe}");
+}
+
+#[test]
+fn importance_by_gradients_says_where_none_pass() {
+    let folder = folder();
+    let path = folder.path();
+    let mut model = Model::read(path.join("net.onnx"), &Limits::default()).unwrap();
+    let graph = model.graph_mut();
+    let result = graph.output[0].name.clone();
+    let last = graph.node.iter_mut().find(|node| node.output.first().map(String::as_str) == result.as_deref()).unwrap();
+    last.output = vec!["before".to_owned()];
+    // The same numbers, by an operator without a rule.
+    let lambda = AttributeProto {
+        name: Some("lambd".to_owned()),
+        f: Some(0.0),
+        r#type: Some(attribute_proto::AttributeType::Float.into()),
+        ..AttributeProto::default()
+    };
+    graph.node.push(NodeProto {
+        op_type: Some("Shrink".to_owned()),
+        input: vec!["before".to_owned()],
+        output: vec![result.unwrap()],
+        attribute: vec![lambda],
+        ..NodeProto::default()
+    });
+    model.write(path.join("shrink.onnx")).unwrap();
+    let output = edgeward(path, &format!("compress shrink.onnx {DATA} --prune 0.3 --quick --importance taylor"));
+    let text = text(&output);
+    if text.contains("unsupported") && !text.contains("taylor") {
+        return println!("skipped: no engine here runs Shrink");
+    }
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("Shrink") && text.contains("do not pass through this model"), "{text}");
+    assert!(!text.contains("needs labels"), "{text}");
 }
 
 #[test]

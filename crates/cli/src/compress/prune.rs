@@ -360,8 +360,13 @@ impl Work<'_> {
                 activations(model, plan, &load, &mut self.material.calibrate(EXAMPLES))?
             }
             ImportanceName::Taylor => {
-                let none =
-                    || Failure::input("`--importance taylor` needs labels; name labelled data with `--data PATH`");
+                // That there are labels was looked at first.
+                let none = || {
+                    Failure::input(
+                        "`--importance taylor` goes by gradients, which do not pass through this model (the note before says \
+                         why); take `magnitude`, `l1`, `scale` or `activation`",
+                    )
+                };
                 self.told_by_gradients(model, plan, tuning.ok_or_else(none)?)?
             }
         })
