@@ -40,19 +40,30 @@ pub fn quantise(edgeward: &Edgeward, model: &Path, inputs: &Path, arguments: &[&
     ]
 }
 
+/// Of each file, the median time on each engine that runs it.
+pub type Times = Vec<Vec<(&'static str, f64)>>;
+
+/// The least of some times; infinite where there is none.
+pub fn least(times: &[(&str, f64)]) -> f64 {
+    times.iter().map(|(_, ms)| *ms).fold(f64::INFINITY, f64::min)
+}
+
 /// What was made, in words.
-pub fn told(all: &[Made], times: &[f64]) -> String {
-    let mut times = times.iter();
+pub fn told(all: &[Made], times: &[Vec<(&str, f64)>]) -> String {
+    let mut times = times.iter().map(|times| least(times));
     let each = |made: &Made| match &made.made {
-        Ok(_) => format!("{} {} ms", made.name, figure(times.next().copied().unwrap_or(f64::NAN))),
+        Ok(_) => match times.next() {
+            Some(ms) if ms.is_finite() => format!("{} {} ms", made.name, figure(ms)),
+            _ => format!("{} nowhere", made.name),
+        },
         Err(error) => format!("{} skipped: {error:#}", made.name),
     };
     all.iter().map(each).collect::<Vec<_>>().join(", ")
 }
 
-/// Median time of each file on its best engine; files take turns.
-pub fn fastest(edgeward: &Edgeward, files: &[&Path], effort: Effort) -> anyhow::Result<Vec<f64>> {
-    let mut best = vec![f64::INFINITY; files.len()];
+/// Times of each file; files take turns.
+pub fn times(edgeward: &Edgeward, files: &[&Path], effort: Effort) -> anyhow::Result<Times> {
+    let mut all: Times = files.iter().map(|_| Vec::new()).collect();
     for engine in ENGINES {
         let mut taken: Vec<Vec<f64>> = files.iter().map(|_| Vec::new()).collect();
         for _ in 0..effort.rounds {
@@ -65,9 +76,9 @@ pub fn fastest(edgeward: &Edgeward, files: &[&Path], effort: Effort) -> anyhow::
                 times.extend(report["p50_ms"].as_f64());
             }
         }
-        for (best, times) in best.iter_mut().zip(&mut taken).filter(|(_, times)| !times.is_empty()) {
-            *best = best.min(median(times));
+        for (all, times) in all.iter_mut().zip(&mut taken).filter(|(_, times)| !times.is_empty()) {
+            all.push((engine, median(times)));
         }
     }
-    Ok(best)
+    Ok(all)
 }
