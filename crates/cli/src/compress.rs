@@ -14,6 +14,7 @@ mod given;
 mod judge;
 mod kept;
 mod large;
+mod mixed;
 mod prune;
 mod qat;
 mod rescaled;
@@ -22,7 +23,7 @@ mod training;
 mod weights;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -225,6 +226,8 @@ struct Work<'a> {
     engines: Vec<Arc<dyn Engine>>,
     threads: NonZeroUsize,
     bar: ProgressBar,
+    /// The most examples that ranges were observed on; 0 where none were, or an interrupted run did it.
+    observed: Cell<usize>,
     /// What was done and when it began.
     phases: RefCell<Vec<(String, Instant)>>,
     /// Holds the candidates' files until the best are known.
@@ -384,6 +387,7 @@ impl<'a> Work<'a> {
             engines,
             threads,
             bar,
+            observed: Cell::default(),
             phases: RefCell::default(),
             kept,
         };
@@ -477,11 +481,12 @@ impl<'a> Work<'a> {
         let (limits, goal) = (self.limits(), Goal::from(self.args.goal));
         let chosen = decide(&mut variants, &limits, goal);
         let original = variants.remove(0);
+        let calibrated = Some(self.observed.get()).filter(|observed| *observed > 0).unwrap_or(self.material.calibrated);
         Report {
             model: self.args.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             model_sha256: self.kept.model_sha256().to_owned(),
             machine: machine(self.threads),
-            data: Data { kind: self.judged_on(), examples, calibrated: self.material.calibrated },
+            data: Data { kind: self.judged_on(), examples, calibrated },
             metric: self.metric.name().to_owned(),
             goal,
             limits,

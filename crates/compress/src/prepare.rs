@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashSet},
 };
 
-use edgeward_graph::{DataType, FoldLimits, Inferred, Links, Model, fold_constants, infer};
+use edgeward_graph::{DataType, Dimension, FoldLimits, Inferred, Links, Model, fold_constants, infer};
 
 use crate::{CompressError, edit::Edit, fuse, upgrade};
 
@@ -133,6 +133,17 @@ impl Prepared {
     /// True for values of binary32.
     pub(crate) fn is_float(&self, value: &str) -> bool {
         self.inferred.of(value).dtype == Some(DataType::Float32)
+    }
+
+    /// Multiply-adds of a layer in one run; open sizes count as 1.
+    pub fn multiply_adds(&self, layer: &Layer) -> f64 {
+        let shape = self.inferred.of(&layer.name).shape.unwrap_or_default();
+        let channels = if layer.op == "Conv" { 1 } else { shape.len().saturating_sub(1) };
+        let size = |(axis, size): (usize, &Dimension)| match size {
+            Dimension::Fixed(size) if axis != channels => *size as f64,
+            _ => 1.0,
+        };
+        layer.weights() as f64 * shape.iter().enumerate().map(size).product::<f64>()
     }
 
     /// What a layer is called where people read it: its node's name.

@@ -92,7 +92,7 @@ pub struct Data {
     pub kind: DataKind,
     /// Examples that variants were judged on.
     pub examples: usize,
-    /// Examples that ranges were observed on; where they settled earlier, a variant's recipe tells after how many.
+    /// Examples that ranges were observed on, at most; where they settled earlier for a variant, its recipe tells after how many.
     pub calibrated: usize,
 }
 

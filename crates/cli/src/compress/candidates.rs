@@ -12,7 +12,7 @@ use edgeward_compress::{
     Activations, Bias, Compared, CompressError, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, Ranges,
     Sensitivity, Settling, StaticSpec, Statistics, WeightBits, calibrate_while, halve,
     histogram::Method,
-    layer_errors, noise, observe,
+    noise, observe,
     observe::Inputs,
     quantise_dynamic, quantise_recurrent, quantise_static,
     report::{LayerFigures, OnEngine, Variant},
@@ -31,7 +31,7 @@ const COMPARED_QUICK: usize = 8;
 /// Weights that share a scale, where weights alone are quantised.
 pub const BLOCK: usize = 32;
 /// Examples that layers are told apart by.
-const LAYER_EXAMPLES: usize = 8;
+pub const LAYER_EXAMPLES: usize = 8;
 const LAYER_EXAMPLES_QUICK: usize = 4;
 
 /// A graph in a file.
@@ -89,6 +89,8 @@ pub struct Calibrated {
     method: Method,
     /// Examples after which ranges had settled, where that was before the last.
     examples: Option<usize>,
+    /// All layers as bytes by these ranges, in chains: what they were compared by.
+    chains: Quantised,
 }
 
 impl Calibrated {
@@ -184,24 +186,25 @@ impl Work<'_> {
         };
         let inputs: Vec<Inputs> = self.material.calibrate(compared).collect::<Result<_, _>>().or_input()?;
         let (statistics, expected, examples) = self.observed(prepared, inputs.len())?;
-        let mut best: Option<(f64, Method, Ranges)> = None;
+        let mut best: Option<(f64, Method, Ranges, Quantised)> = None;
         for &method in methods {
             self.go_on(&format!("calibrating by {}", method.name()))?;
             let ranges = statistics.ranges(method);
             let spec = self.spec(Form::Chains, &BTreeSet::new());
-            let model = quantise_static(prepared, &ranges, &statistics, &spec)?.model;
+            let chains = quantise_static(prepared, &ranges, &statistics, &spec)?;
             let mut compared = Compared::default();
-            for (expected, got) in expected.iter().zip(&self.results(&model, &inputs)?) {
+            for (expected, got) in expected.iter().zip(&self.results(&chains.model, &inputs)?) {
                 compared.add(expected, got, 1);
             }
             let cosine = compared.agreement().cosine;
             if best.as_ref().is_none_or(|(most, ..)| cosine > *most) {
-                best = Some((cosine, method, ranges));
+                best = Some((cosine, method, ranges, chains));
             }
         }
-        let (cosine, method, ranges) = best.ok_or_else(|| CompressError::Data("nothing was calibrated".to_owned()))?;
+        let none = || CompressError::Data("nothing was calibrated".to_owned());
+        let (cosine, method, ranges, chains) = best.ok_or_else(none)?;
         let examples = (examples < self.material.calibrated).then_some(examples);
-        Ok(Calibrated { statistics, ranges, cosine, method, examples })
+        Ok(Calibrated { statistics, ranges, cosine, method, examples, chains })
     }
 
     /// What was observed, the graph's results of the first runs, so many at most, and how many examples it was. In a hurry it ends where ranges have settled.
@@ -220,6 +223,7 @@ impl Work<'_> {
         };
         let statistics = calibrate_while(prepared, &load, &mut batches, &mut each)?;
         drop(batches);
+        self.observed.set(self.observed.get().max(rows.get()));
         Ok((statistics, results, rows.get()))
     }
 
@@ -302,18 +306,22 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The prepared model, but for `keep` as integers.
+    /// The prepared model, which was calibrated, but for `keep` as integers.
     pub fn quantised(
         &self,
         calibrated: &Calibrated,
         form: Form,
         keep: &BTreeSet<String>,
     ) -> Result<Quantised, Failure> {
+        if form == Form::Chains && keep.is_empty() {
+            return Ok(calibrated.chains.clone());
+        }
         let spec = self.spec(form, keep);
         Ok(quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?)
     }
 
-    fn static_candidate(
+    /// Layers as bytes, but for `keep`, in one form.
+    pub fn static_candidate(
         &self,
         calibrated: &Calibrated,
         form: Form,
@@ -331,42 +339,10 @@ impl Work<'_> {
     }
 
     /// How much the metric drops on the first engine; all of it where the engine refuses the graph.
-    fn drop(&self, model: &Model, original: &Original) -> Result<f64, Failure> {
+    pub fn drop(&self, model: &Model, original: &Original) -> Result<f64, Failure> {
         let Ok(session) = self.load(model) else { return Ok(f64::INFINITY) };
         let verdict = judge::variant(session.as_ref(), &self.material, &self.reference, self.metric);
         Ok(verdict.map_or(f64::INFINITY, |verdict| original.verdict.metric - verdict.metric))
-    }
-
-    /// Leaves so many of the worst layers as floats that the metric holds.
-    fn mixed(
-        &self,
-        calibrated: &Calibrated,
-        original: &Original,
-        made: &mut Vec<Candidate>,
-    ) -> Result<Vec<Sensitivity>, Failure> {
-        let load = |model: &Model| self.load(model);
-        let spec = self.spec(Form::Chains, &BTreeSet::new());
-        self.go_on("quantising each layer alone")?;
-        let mut batches = self.material.calibrate(LAYER_EXAMPLES);
-        let (mut done, all) = (0, self.prepared.layers.len());
-        let each = || {
-            done += 1;
-            self.show(&format!("layer {done} of {all}")).map_err(|failure| CompressError::Data(failure.message()))
-        };
-        let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
-        let found = layer_errors(&self.prepared, ranges, statistics, &spec, &load, &mut batches, each)?;
-        let worst =
-            |count: usize| -> BTreeSet<String> { found.iter().take(count).map(|layer| layer.layer.clone()).collect() };
-        let holds = |count: usize| -> Result<bool, Failure> {
-            self.go_on(&format!("{count} of {all} layers as floats"))?;
-            let model = self.quantised(calibrated, Form::Chains, &worst(count))?.model;
-            Ok(self.drop(&model, original)? <= self.args.max_drop)
-        };
-        let Some(count) = fewest(all, holds)? else { return Ok(found) };
-        let recipe = format!("static bytes, but the {count} layers that lose the most as floats");
-        self.static_candidate(calibrated, Form::Chains, &worst(count), ("int8-mixed", &recipe), made)?;
-        self.static_candidate(calibrated, Form::Inputs, &worst(count), ("int8-mixed-inputs", &recipe), made)?;
-        Ok(found)
     }
 
     /// Noise of each layer; nothing where the engine does not give a layer's result.
@@ -437,43 +413,5 @@ impl Work<'_> {
         let path = self.kept.path(&format!("{name}.onnx"));
         model.write(&path)?;
         Ok(Candidate { name, recipe, path, layers })
-    }
-}
-
-/// The least number from 1 to below `all` that holds, where what holds goes on to hold: by doubling, then by halves.
-fn fewest(all: usize, mut holds: impl FnMut(usize) -> Result<bool, Failure>) -> Result<Option<usize>, Failure> {
-    let (mut fails, mut enough) = (0, 1);
-    while enough < all && !holds(enough)? {
-        (fails, enough) = (enough, enough * 2);
-    }
-    if enough >= all {
-        return Ok(None);
-    }
-    while enough - fails > 1 {
-        let middle = fails.midpoint(enough);
-        if holds(middle)? { enough = middle } else { fails = middle }
-    }
-    Ok(Some(enough))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fewest_that_hold_are_found() {
-        for all in 1..40 {
-            for least in 1..=all {
-                let mut asked = 0;
-                let found = fewest(all, |count| {
-                    asked += 1;
-                    Ok(count >= least)
-                });
-                // A power of two beyond all layers is not asked for.
-                let reached = least.next_power_of_two() < all;
-                assert_eq!(found.ok().flatten(), reached.then_some(least), "{all} {least}");
-                assert!(asked <= 12, "{asked}");
-            }
-        }
     }
 }

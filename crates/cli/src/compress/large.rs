@@ -182,6 +182,7 @@ impl<'a> Work<'a> {
             engines: vec![engine.clone()],
             threads: super::threads(args),
             bar: super::bar(),
+            observed: std::cell::Cell::default(),
             phases: std::cell::RefCell::default(),
             kept,
         };

@@ -26,6 +26,8 @@ const SECONDS_ALONE: f64 = 0.25;
 /// A slice ends after so many runs, but not before it took this part of its time: what is fast is known sooner.
 const RUNS_ENOUGH: f64 = 500.0;
 const SLICE_MIN: f64 = 0.2;
+/// Of what takes longer, one run is enough of a slice.
+const SLOW_MS: f64 = 50.0;
 /// An engine on which everything costs so many times what the best does elsewhere has no further turns in a hurry.
 const HOPELESS: f64 = 2.0;
 /// Candidates that always go on.
@@ -86,7 +88,7 @@ struct Lane {
     many: Option<Inputs>,
     latency: Vec<Summary>,
     throughput: Vec<Summary>,
-    /// Milliseconds of a run, one item and many, by the first turn.
+    /// Milliseconds of a run, one item and many, by the first run, then by the first turn.
     about_ms: (f64, f64),
     /// False where it is too slow to be worth more turns.
     goes_on: bool,
@@ -164,11 +166,20 @@ impl Timing<'_> {
             }
         };
         lane.many = takes_batches.then(|| repeated(&lane.inputs)).flatten();
-        let works = |inputs: &Inputs| session.run(&inputs::borrowed(inputs), RunOptions::default()).map(drop);
-        if let Err(error) = works(&lane.inputs) {
-            return Ok(Lane { session: Err(error.message().to_owned()), ..lane });
+        // The first run also shows about how long one takes.
+        let works = |inputs: &Inputs| {
+            let began = Instant::now();
+            let ran = session.run(&inputs::borrowed(inputs), RunOptions::default());
+            ran.map(|_| began.elapsed().as_secs_f64() * 1e3)
+        };
+        match works(&lane.inputs) {
+            Ok(ms) => lane.about_ms.0 = ms,
+            Err(error) => return Ok(Lane { session: Err(error.message().to_owned()), ..lane }),
         }
-        lane.many = lane.many.take().filter(|many| works(many).is_ok());
+        match lane.many.as_ref().map(works) {
+            Some(Ok(ms)) => lane.about_ms.1 = ms,
+            _ => lane.many = None,
+        }
         lane.session = Ok(session);
         Ok(lane)
     }
@@ -230,8 +241,7 @@ impl Lane {
             let named = inputs::borrowed(inputs);
             let enough = about_ms * RUNS_ENOUGH / 1e3;
             let budget = Duration::from_secs_f64(enough.clamp(seconds * SLICE_MIN, seconds));
-            // Of what takes longer than a slice, one run a turn.
-            let min_runs = if about_ms > seconds * 1e3 { 1 } else { 2 };
+            let min_runs = if about_ms > SLOW_MS { 1 } else { 2 };
             measure::measure(&Load { sessions: &[session.as_ref()], inputs: &named, batch, budget, min_runs })
         };
         let result = measure(&self.inputs, 1, self.about_ms.0).and_then(|latency| {

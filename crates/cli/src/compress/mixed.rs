@@ -1,0 +1,137 @@
+//! Static integers with some layers left as floats, where all of them as integers lose too much.
+
+use std::collections::{BTreeSet, HashMap};
+
+use edgeward_compress::{CompressError, Form, Sensitivity, layer_errors};
+use edgeward_graph::Model;
+
+use super::{
+    Original, Work,
+    candidates::{Calibrated, Candidate, LAYER_EXAMPLES},
+};
+use crate::failure::Failure;
+
+/// An order in which layers become floats again.
+struct Order {
+    layers: Vec<String>,
+    /// What comes first, in words.
+    text: &'static str,
+}
+
+impl Order {
+    fn first(&self, count: usize) -> BTreeSet<String> {
+        self.layers.iter().take(count).cloned().collect()
+    }
+}
+
+impl Work<'_> {
+    /// Leaves so many layers as floats that the metric holds: those that lose the most, or the most for what they cost, whichever
+    /// leaves fewer multiply-adds as floats. What lies between layers is rounded in one form only, so each form has its own number.
+    pub fn mixed(
+        &self,
+        calibrated: &Calibrated,
+        original: &Original,
+        made: &mut Vec<Candidate>,
+    ) -> Result<Vec<Sensitivity>, Failure> {
+        let found = self.errors_alone(calibrated)?;
+        let adds: HashMap<&str, f64> = self
+            .prepared
+            .layers
+            .iter()
+            .map(|layer| (layer.name.as_str(), self.prepared.multiply_adds(layer)))
+            .collect();
+        let adds = |layer: &str| adds.get(layer).copied().unwrap_or_default().max(1.0);
+        let mut by_cost = found.clone();
+        by_cost.sort_by(|a, b| (b.error / adds(&b.layer)).total_cmp(&(a.error / adds(&a.layer))));
+        let order = |layers: &[Sensitivity], text| Order {
+            layers: layers.iter().map(|layer| layer.layer.clone()).collect(),
+            text,
+        };
+        let orders =
+            [order(&found, "that lose the most"), order(&by_cost, "that lose the most for each multiply-add of them")];
+        for (form, name) in [(Form::Chains, "int8-mixed"), (Form::Inputs, "int8-mixed-inputs")] {
+            let mut least: Option<(f64, BTreeSet<String>, &Order)> = None;
+            for order in &orders {
+                let Some(count) = self.fewest_floats(calibrated, original, form, order)? else { continue };
+                let keep = order.first(count);
+                let floats: f64 = keep.iter().map(|layer| adds(layer)).sum();
+                if least.as_ref().is_none_or(|(fewest, ..)| floats < *fewest) {
+                    least = Some((floats, keep, order));
+                }
+            }
+            let Some((_, keep, order)) = least else { continue };
+            let recipe = format!("static bytes, but the {} layers {} as floats", keep.len(), order.text);
+            self.static_candidate(calibrated, form, &keep, (name, &recipe), made)?;
+        }
+        Ok(found)
+    }
+
+    /// What each layer loses alone, the worst first.
+    fn errors_alone(&self, calibrated: &Calibrated) -> Result<Vec<Sensitivity>, Failure> {
+        self.go_on("quantising each layer alone")?;
+        let load = |model: &Model| self.load(model);
+        let mut batches = self.material.calibrate(LAYER_EXAMPLES);
+        let (mut done, all) = (0, self.prepared.layers.len());
+        let each = || {
+            done += 1;
+            self.show(&format!("layer {done} of {all}")).map_err(|failure| CompressError::Data(failure.message()))
+        };
+        let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
+        let spec = self.spec(Form::Chains, &BTreeSet::new());
+        Ok(layer_errors(&self.prepared, ranges, statistics, &spec, &load, &mut batches, each)?)
+    }
+
+    /// How many of the first layers must be floats; none where all but one are too few.
+    fn fewest_floats(
+        &self,
+        calibrated: &Calibrated,
+        original: &Original,
+        form: Form,
+        order: &Order,
+    ) -> Result<Option<usize>, Failure> {
+        let all = self.prepared.layers.len();
+        fewest(all, |count| {
+            self.go_on(&format!("{count} of {all} layers as floats"))?;
+            let model = self.quantised(calibrated, form, &order.first(count))?.model;
+            Ok(self.drop(&model, original)? <= self.args.max_drop)
+        })
+    }
+}
+
+/// The least number from 1 to below `all` that holds, where what holds goes on to hold: by doubling, then by halves.
+fn fewest(all: usize, mut holds: impl FnMut(usize) -> Result<bool, Failure>) -> Result<Option<usize>, Failure> {
+    let (mut fails, mut enough) = (0, 1);
+    while enough < all && !holds(enough)? {
+        (fails, enough) = (enough, enough * 2);
+    }
+    if enough >= all {
+        return Ok(None);
+    }
+    while enough - fails > 1 {
+        let middle = fails.midpoint(enough);
+        if holds(middle)? { enough = middle } else { fails = middle }
+    }
+    Ok(Some(enough))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewest_that_hold_are_found() {
+        for all in 1..40 {
+            for least in 1..=all {
+                let mut asked = 0;
+                let found = fewest(all, |count| {
+                    asked += 1;
+                    Ok(count >= least)
+                });
+                // A power of two beyond all layers is not asked for.
+                let reached = least.next_power_of_two() < all;
+                assert_eq!(found.ok().flatten(), reached.then_some(least), "{all} {least}");
+                assert!(asked <= 12, "{asked}");
+            }
+        }
+    }
+}
