@@ -14,7 +14,8 @@ use crate::failure::Failure;
 /// An order in which layers become floats again.
 struct Order {
     layers: Vec<String>,
-    /// What comes first, in words.
+    /// What a variant of it is called, and what comes first, in words.
+    name: &'static str,
     text: &'static str,
 }
 
@@ -25,8 +26,9 @@ impl Order {
 }
 
 impl Work<'_> {
-    /// Leaves so many layers as floats that the metric holds: those that lose the most, or the most for what they cost, whichever
-    /// leaves fewer multiply-adds as floats. What lies between layers is rounded in one form only, so each form has its own number.
+    /// Leaves so many layers as floats that the metric holds: those that lose the most, and those that lose the most for what they cost, since few
+    /// costly layers may take more time than many cheap ones, or less. What lies between layers is rounded in one form only, so each
+    /// form has its own numbers.
     pub fn mixed(
         &self,
         calibrated: &Calibrated,
@@ -43,25 +45,27 @@ impl Work<'_> {
         let adds = |layer: &str| adds.get(layer).copied().unwrap_or_default().max(1.0);
         let mut by_cost = found.clone();
         by_cost.sort_by(|a, b| (b.error / adds(&b.layer)).total_cmp(&(a.error / adds(&a.layer))));
-        let order = |layers: &[Sensitivity], text| Order {
+        let order = |layers: &[Sensitivity], name, text| Order {
             layers: layers.iter().map(|layer| layer.layer.clone()).collect(),
+            name,
             text,
         };
-        let orders =
-            [order(&found, "that lose the most"), order(&by_cost, "that lose the most for each multiply-add of them")];
-        for (form, name) in [(Form::Chains, "int8-mixed"), (Form::Inputs, "int8-mixed-inputs")] {
-            let mut least: Option<(f64, BTreeSet<String>, &Order)> = None;
+        let orders = [
+            order(&found, "int8-mixed", "that lose the most"),
+            order(&by_cost, "int8-mixed-cheap", "that lose the most for each multiply-add of them"),
+        ];
+        for (form, end) in [(Form::Chains, ""), (Form::Inputs, "-inputs")] {
+            let mut before = None;
             for order in &orders {
                 let Some(count) = self.fewest_floats(calibrated, original, form, order)? else { continue };
                 let keep = order.first(count);
-                let floats: f64 = keep.iter().map(|layer| adds(layer)).sum();
-                if least.as_ref().is_none_or(|(fewest, ..)| floats < *fewest) {
-                    least = Some((floats, keep, order));
+                if before.as_ref() == Some(&keep) {
+                    continue;
                 }
+                let recipe = format!("static bytes, but the {count} layers {} as floats", order.text);
+                self.static_candidate(calibrated, form, &keep, (&format!("{}{end}", order.name), &recipe), made)?;
+                before = Some(keep);
             }
-            let Some((_, keep, order)) = least else { continue };
-            let recipe = format!("static bytes, but the {} layers {} as floats", keep.len(), order.text);
-            self.static_candidate(calibrated, form, &keep, (name, &recipe), made)?;
         }
         Ok(found)
     }

@@ -155,7 +155,7 @@ fn matched(model: &Path, inputs: &Path, engine: &str, file: &Path) -> anyhow::Re
 /// YOLOX-Nano on photos: the boxes must be those of the original.
 pub fn detector(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
     let (model, inputs) = (data()?.join("onnx/yolox_nano_416.onnx"), photos(edgeward, "images", "416")?);
-    let arguments = ["--metric", "map", "--max-drop", "0.06"];
+    let arguments = ["--metric", "map", "--max-drop", "0.045"];
     let sides = Sides::measure(edgeward, effort, ("detector", "YOLOX-Nano"), (&model, &inputs), &arguments)?;
     let file = edgeward.work.join("detector/model.onnx");
     let (part, boxes) = matched(&model, &inputs, sides.chosen()?.engine(), &file)?;
