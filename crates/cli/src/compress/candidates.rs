@@ -1,5 +1,5 @@
-//! What is tried: half-size floats, dynamic integers, static integers in two forms, and the latter with the worst layers
-//! left as floats where all of them lose too much.
+//! What is tried: half-size floats, dynamic integers, static integers in two forms, and what `rescaled.rs`, `weights.rs`, `mixed.rs` and
+//! `qat.rs` make of these.
 
 use std::{
     cell::Cell,
@@ -207,7 +207,7 @@ impl Work<'_> {
         Ok(Calibrated { statistics, ranges, cosine, method, examples, chains })
     }
 
-    /// What was observed, the graph's results of the first runs, so many at most, and how many examples it was. In a hurry it ends where ranges have settled.
+    /// What was observed, the graph's results of the first `kept` runs, and how many examples it was. In a hurry it ends where ranges have settled.
     fn observed(&self, prepared: &Prepared, kept: usize) -> Result<(Statistics, Vec<Vec<Tensor>>, usize), Failure> {
         self.go_on("observing ranges")?;
         let load = |model: &Model| self.load(model);
