@@ -518,9 +518,9 @@ impl<'a> Work<'a> {
     }
 
     /// How candidates are timed; `each` is told before each turn.
-    fn timing<'t>(&'t self, least: f64, each: &'t dyn Fn(usize, usize, Option<Duration>) -> Outcome) -> Timing<'t> {
+    fn timing<'t>(&'t self, each: &'t dyn Fn(usize, usize, Option<Duration>) -> Outcome) -> Timing<'t> {
         let Self { args, threads, .. } = self;
-        Timing { threads: *threads, quick: args.quick, shapes: &args.shapes, goal: args.goal.into(), least, each }
+        Timing { threads: *threads, quick: args.quick, shapes: &args.shapes, goal: args.goal.into(), each }
     }
 
     fn time(&self, all: &[&Candidate]) -> Result<Vec<Vec<Timed>>, Failure> {
@@ -533,8 +533,8 @@ impl<'a> Work<'a> {
                 let left = left.map_or_else(String::new, |left| format!(", at most {} s left", left.as_secs() + 1));
                 self.show(&format!("timing on {}, turn {turn} of {turns}{left}", engine.name()))
             };
-            let timing = self.timing(least, &each);
-            let on_engine = timing.all(engine.as_ref(), all, first.as_ref().map(|example| &example.inputs))?;
+            let timing = self.timing(&each);
+            let on_engine = timing.all(engine.as_ref(), all, first.as_ref().map(|example| &example.inputs), least)?;
             least = on_engine.iter().map(|timed| timed.cost(timing.goal)).fold(least, f64::min);
             timed.iter_mut().zip(on_engine).for_each(|(all, one)| all.push(one));
         }

@@ -268,7 +268,7 @@ impl<'a> Work<'a> {
         let each = |turn: usize, turns: usize, _| {
             self.show(&format!("timing {} on {engine}, turn {turn} of {turns}", candidate.name))
         };
-        let timing = self.timing(f64::INFINITY, &each);
+        let timing = self.timing(&each);
         let (timed, session) = timing.alone(engine, candidate, session, first.as_ref().map(|first| &first.inputs))?;
         self.go_on(&format!("judging {} on {engine}", candidate.name))?;
         let judged = |session: Box<dyn Session>| {

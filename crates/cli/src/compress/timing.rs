@@ -45,8 +45,6 @@ pub struct Timing<'a> {
     pub shapes: &'a [NamedShape],
     /// What candidates shall be best at.
     pub goal: Goal,
-    /// The least that a run cost on the engines before.
-    pub least: f64,
     /// Told before each turn: its number, of how many, and what is left of the time for this engine.
     pub each: &'a dyn Fn(usize, usize, Option<Duration>) -> Outcome,
 }
@@ -95,12 +93,13 @@ struct Lane {
 }
 
 impl Timing<'_> {
-    /// Times all candidates on `engine`; one that it refuses says why.
+    /// Times all candidates on `engine`; one that it refuses says why. `least` is the least that a run cost on the engines before.
     pub fn all(
         &self,
         engine: &dyn Engine,
         candidates: &[&Candidate],
         first: Option<&Inputs>,
+        least: f64,
     ) -> Result<Vec<Timed>, Failure> {
         let (turns, seconds, rungs) = if self.quick { (3, 0.05, &[1][..]) } else { (7, 0.25, &[2, 4][..]) };
         let mut lanes: Vec<Lane> =
@@ -116,7 +115,7 @@ impl Timing<'_> {
             if rungs.contains(&turn) {
                 halve(&mut lanes, self.goal);
             }
-            if self.quick && turn > 0 && lanes.iter().all(|lane| lane.cost(self.goal) > self.least * HOPELESS) {
+            if self.quick && turn > 0 && lanes.iter().all(|lane| lane.cost(self.goal) > least * HOPELESS) {
                 break;
             }
         }
