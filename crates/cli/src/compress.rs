@@ -92,7 +92,7 @@ pub struct CompressArgs {
     /// Fewer examples, shorter slices, no search layer by layer
     #[arg(long)]
     quick: bool,
-    /// Examples that ranges are observed on [default: 256, with --quick 64]
+    /// Examples that ranges are observed on [default: 256, with --quick up to 64, until they settle]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     calibration: Option<u32>,
     /// Engine to measure on: `onnxruntime`, `openvino` or `rten` (repeat) [default: all that are there]

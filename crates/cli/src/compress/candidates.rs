@@ -207,18 +207,20 @@ impl Work<'_> {
         Ok(Calibrated { statistics, ranges, cosine, method, examples, chains })
     }
 
-    /// What was observed, the graph's results of the first `kept` runs, and how many examples it was. In a hurry it ends where ranges have settled.
+    /// What was observed, the graph's results of the first `kept` runs, and how many examples it was. In a hurry it ends where ranges have
+    /// settled, unless a number of examples was asked for.
     fn observed(&self, prepared: &Prepared, kept: usize) -> Result<(Statistics, Vec<Vec<Tensor>>, usize), Failure> {
         self.go_on("observing ranges")?;
         let load = |model: &Model| self.load(model);
         let rows = Cell::new(0);
         let mut batches = self.material.calibrate_counted(&rows);
         let (mut results, mut settling) = (Vec::new(), Settling::default());
+        let hurried = self.args.quick && self.args.calibration.is_none();
         let mut each = |statistics: &Statistics, of_run: Vec<Tensor>| {
             if results.len() < kept {
                 results.push(of_run);
             }
-            let settled = self.args.quick && settling.settled(statistics, rows.get());
+            let settled = hurried && settling.settled(statistics, rows.get());
             if settled && results.len() == kept { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let statistics = calibrate_while(prepared, &load, &mut batches, &mut each)?;

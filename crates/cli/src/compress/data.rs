@@ -41,7 +41,7 @@ pub struct Example {
 pub struct Material {
     /// Where it comes from.
     pub kind: DataKind,
-    /// Examples that ranges are observed on; in a hurry fewer where they settle.
+    /// Examples that ranges are observed on; in a hurry fewer where they settle and no number was asked for.
     pub calibrated: usize,
     /// How boxes are put out, where the command says it.
     pub form: Option<BoxForm>,

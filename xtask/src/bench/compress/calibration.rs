@@ -2,15 +2,17 @@
 
 use std::process::Command;
 
+use anyhow::{Context as _, ensure};
+
 use super::{data, text};
 use crate::{
     bench::{Effort, Row, peers::Edgeward},
     steps,
 };
 
-const PEAK: &str = "import resource, subprocess, sys
-subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+const PEAK: &str = "import json, resource, subprocess, sys
+report = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+print(json.loads(report)['data']['calibrated'], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
 const FEW: usize = 64;
 
 /// The most memory of whole processes, and what an image adds.
@@ -26,8 +28,11 @@ pub fn run(edgeward: &Edgeward, effort: Effort) -> anyhow::Result<Vec<Row>> {
         command.args(["-c", PEAK]).arg(&edgeward.binary).args(["compress", &model, "--data", &images]);
         // Nothing is set aside: all are observed.
         command.args(["--labels", &labels, "--val-fraction", "0", "--mean", "0.1307", "--std", "0.3081", "--quick"]);
-        command.args(["--calibration", &examples.to_string(), "-o", &folder]);
-        Ok(steps::output(&mut command)?.trim().parse::<f64>()? / 1024.0)
+        command.args(["--calibration", &examples.to_string(), "--json", "-o", &folder]);
+        let printed = steps::output(&mut command)?;
+        let (observed, kilobytes) = printed.trim().split_once(' ').context("no two figures")?;
+        ensure!(observed == examples.to_string(), "{observed} of {examples} examples were observed");
+        Ok(kilobytes.parse::<f64>()? / 1024.0)
     };
     let (few, all) = (peak(FEW)?, peak(many)?);
     let slope = (all - few) * 1024.0 / (many - FEW) as f64;
