@@ -22,6 +22,7 @@ mod dynamic;
 mod edit;
 mod equalise;
 mod error;
+mod focus;
 mod fuse;
 mod gptq;
 mod halves;

@@ -7,7 +7,7 @@ use std::{
 
 use edgeward_graph::{DataType, Dimension, FoldLimits, Inferred, Links, Model, fold_constants, infer};
 
-use crate::{CompressError, edit::Edit, fuse, upgrade};
+use crate::{CompressError, edit::Edit, focus, fuse, upgrade};
 
 /// A float model that rewrites begin with. It computes what its source does, up to rounding.
 #[derive(Clone, Debug)]
@@ -40,6 +40,11 @@ impl Layer {
     pub fn weights(&self) -> usize {
         self.weight.iter().product()
     }
+
+    /// True for convolutions whose filters see one channel each.
+    pub fn is_depthwise(&self) -> bool {
+        self.op == "Conv" && self.weight.get(1) == Some(&1) && self.weight.first().is_some_and(|filters| *filters > 1)
+    }
 }
 
 /// Makes a model ready. Errors: external data that is missing, an operator set that cannot be raised, or a graph that
@@ -50,6 +55,7 @@ pub fn prepare(model: &Model) -> Result<Prepared, CompressError> {
     let mut edit = Edit::new(edit.model);
     let folded = fuse::batch_norms(&mut edit)?;
     fuse::gemm_factors(&mut edit)?;
+    focus::unslice(&mut edit)?;
     concluded(edit.model, folded)
 }
 

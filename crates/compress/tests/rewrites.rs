@@ -252,3 +252,57 @@ fn weights_alone_become_blocks_of_bits() {
     }
     assert!(quantise_blocks(&prepare(&model).unwrap(), BlockBits::Four, 48).is_err());
 }
+
+/// Phases of a picture side by side, sliced one axis after the other or both at once, and a Conv of them.
+fn focus(step: i64, odd: &str) -> Model {
+    let mut b = Builder::new(&[1, 3, 24, 24]);
+    let names = |axis: &str, from: i64| format!("{axis}{from}");
+    for from in 0..step {
+        b.whole(&names("from", from), &[from]);
+    }
+    b.whole("end", &[i64::MAX]).whole("rows", &[2]).whole("columns", &[-1]).whole("step", &[step]);
+    b.whole("ends", &[i64::MAX, i64::MAX]).whole("axes", &[3, 2]).whole("steps", &[step, step]);
+    let mut phases = Vec::new();
+    for column in 0..step {
+        for row in 0..step {
+            let (half, phase) = (format!("half{row}{column}"), format!("phase{row}{column}"));
+            if (row, column) == (1, 0) {
+                b.whole("both", &[column, row]);
+                b.node("Slice", &["x", "both", "ends", "axes", "steps"], &phase, vec![]);
+            } else {
+                // One phase twice is no picture.
+                let row = if odd == "twice" && (row, column) == (1, 1) { 0 } else { row };
+                b.node("Slice", &["x", &names("from", row), "end", "rows", "step"], &half, vec![]);
+                b.node("Slice", &[&half, &names("from", column), "end", "columns", "step"], &phase, vec![]);
+            }
+            phases.push(phase);
+        }
+    }
+    let phases: Vec<&str> = phases.iter().map(String::as_str).collect();
+    b.node("Concat", &phases, "c", vec![AttributeProto::of_int("axis", 1)]);
+    let seen = (3 * step * step) as usize;
+    b.drawn("w", &[4, seen, 3, 3], 7).drawn("b", &[4], 8);
+    let gap = if odd == "gaps" { 2 } else { 1 };
+    let attributes = vec![ints("pads", &[1, 0, 1, 2]), ints("strides", &[1, 2]), ints("dilations", &[gap, gap])];
+    b.node("Conv", &["c", "w", "b"], "y", [attributes, vec![ints("kernel_shape", &[3, 3])]].concat());
+    let side = 24 / step;
+    let results: [(&str, &[i64]); 2] =
+        [("y", &[1, 4, side + 2 - 2 * gap, (side + 1 - 2 * gap) / 2 + 1]), ("c", &[1, seen as i64, side, side])];
+    b.model(if odd == "read" { &results } else { &results[..1] })
+}
+
+#[test]
+fn a_convolution_of_phases_reads_the_picture() {
+    for step in [2, 3] {
+        let model = focus(step, "");
+        let prepared = prepare(&model).unwrap();
+        assert_eq!(dump(&prepared.model), "Conv x w.whole b -> y");
+        assert_eq!(prepared.layers[0].weight, [4, 3, 3 * step as usize, 3 * step as usize]);
+        same(&model, &prepared.model, &[1, 3, 24, 24], 100.0);
+    }
+    for odd in ["twice", "gaps", "read"] {
+        let model = focus(2, odd);
+        let prepared = prepare(&model).unwrap();
+        assert!(dump(&prepared.model).contains("Conv c w b -> y"), "{odd}: {}", dump(&prepared.model));
+    }
+}

@@ -83,10 +83,11 @@ impl Builder {
     pub fn node(&mut self, op: &str, inputs: &[&str], output: &str, mut attribute: Vec<AttributeProto>) -> &mut Self {
         // The built-in engine wants these named.
         if matches!(op, "Conv" | "MaxPool") {
-            if attribute.iter().all(|given| given.name() != "pads") {
-                attribute.push(ints("pads", &[0; 4]));
+            for named in [ints("pads", &[0; 4]), ints("strides", &[1, 1]), ints("dilations", &[1, 1])] {
+                if attribute.iter().all(|given| given.name() != named.name()) {
+                    attribute.push(named);
+                }
             }
-            attribute.extend([ints("strides", &[1, 1]), ints("dilations", &[1, 1])]);
         }
         self.graph.node.push(NodeProto {
             op_type: Some(op.to_owned()),
@@ -100,6 +101,13 @@ impl Builder {
 
     pub fn floats(&mut self, name: &str, shape: &[usize], values: Vec<f32>) -> &mut Self {
         let tensor = Tensor::from_vec(shape.to_vec(), values).unwrap();
+        self.graph.initializer.push(tensor_proto(name, &tensor));
+        self
+    }
+
+    /// Shapes, axes and the like.
+    pub fn whole(&mut self, name: &str, values: &[i64]) -> &mut Self {
+        let tensor = Tensor::from_vec([values.len()], values.to_vec()).unwrap();
         self.graph.initializer.push(tensor_proto(name, &tensor));
         self
     }
