@@ -20,6 +20,9 @@ pub enum Form {
     Inputs,
 }
 
+/// How far factors of channels may be apart in a multiplication by bytes: the smallest is rounded by up to 6 % then.
+const FACTORS_APART_MAX: f32 = 16.0;
+
 /// What becomes integers.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -27,6 +30,8 @@ pub struct Plan {
     pub values: BTreeMap<String, Range>,
     /// Layers, by index into [`Prepared::layers`].
     pub layers: Vec<usize>,
+    /// Nodes that compute on integers.
+    pub(crate) computed: BTreeSet<usize>,
     /// Relu and Clip nodes that quantising their input does as well, by the node before them.
     pub(crate) absorbed: BTreeMap<usize, usize>,
 }
@@ -203,8 +208,19 @@ impl<'a> Planner<'a> {
             && (moves(op) || computes(op))
             && nearest
             && inputs.iter().all(ready)
+            && (op != "Mul" || !inputs.iter().any(|name| self.is_coarse_as_bytes(name)))
             && inputs.iter().any(|name| reached.contains(name.as_str()))
             && (node.output.iter().all(|name| self.has_range(name)) || self.result_range(index).is_some())
+    }
+
+    /// True for a constant whose small numbers a byte would leave few steps of.
+    fn is_coarse_as_bytes(&self, name: &str) -> bool {
+        let graph = self.prepared.model.graph();
+        let tensor = graph.initializer.iter().find(|tensor| tensor.name() == name);
+        let tensor = tensor.and_then(|tensor| self.prepared.model.tensor(tensor).ok());
+        let Some(values) = tensor.as_ref().and_then(|tensor| tensor.values::<f32>().ok()) else { return false };
+        let sizes = || values.iter().map(|value| value.abs()).filter(|size| *size > 0.0);
+        sizes().fold(0.0, f32::max) > FACTORS_APART_MAX * sizes().fold(f32::INFINITY, f32::min)
     }
 
     fn is_read_as_integers(&self, index: usize) -> bool {
@@ -215,9 +231,8 @@ impl<'a> Planner<'a> {
     }
 
     fn conclude(mut self) -> Plan {
-        let mut nodes: Vec<usize> = self.chosen.iter().copied().collect();
-        nodes.sort_unstable();
-        for index in nodes {
+        self.plan.computed = self.chosen.iter().copied().collect();
+        for index in self.plan.computed.clone() {
             let Some(node) = self.node(index) else { continue };
             // Constants have no observed range, and are quantised where they are used.
             data_inputs(node).iter().for_each(|name| self.add(name));

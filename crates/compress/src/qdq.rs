@@ -210,18 +210,11 @@ impl Rewrite<'_> {
 
     /// Constants that are added or multiplied to integers.
     fn constants(&mut self, plan: &Plan) -> Result<(), CompressError> {
-        for index in 0..self.edit.model.graph().node.len() {
+        for &index in &plan.computed {
             let Some(node) = self.edit.node(index).filter(|node| matches!(node.op_type(), "Add" | "Mul")).cloned()
             else {
                 continue;
             };
-            let result = plan.absorbed.get(&index).and_then(|clip| self.edit.node(*clip)).unwrap_or(&node);
-            let all = |names: &[String]| {
-                names.iter().all(|name| plan.values.contains_key(name) || self.edit.is_constant(name))
-            };
-            if !(all(&node.input) && all(&result.output)) {
-                continue;
-            }
             for (slot, name) in node.input.iter().enumerate() {
                 let Some((shape, values)) = self.edit.floats(name) else { continue };
                 let (low, high) = values.iter().fold((0f32, 0f32), |(low, high), v| (low.min(*v), high.max(*v)));

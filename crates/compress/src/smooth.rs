@@ -4,6 +4,9 @@
 //! `Y = (X diag(s)⁻¹) · (diag(s) W)` with `s_j = max|X_j|^α / max|W_j|^(1−α)`. The division goes into the scale and shift of
 //! the normalisation before; where something else reads the normalised value as well, as a residual connection does, a
 //! multiplication does it.
+//!
+//! What a depthwise convolution reads is one number for each filter times what it would be, so all of the difficulty goes into weights there (α = 1),
+//! behind whatever comes before: `s_j = max|X_j| / max|X|`, by a multiplication, which engines fuse with the activation before it.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -20,47 +23,97 @@ use crate::{
 /// α: how much of the difficulty goes into weights; the paper's 0.5 shares it.
 pub const ALPHA: f64 = 0.5;
 
-/// Moves outliers of what products of matrices read behind normalisations. `alpha` is from 0 to 1. Errors: constants that
-/// cannot be written.
+/// Of how many times the median channel the greatest one is where a depthwise convolution's input is levelled: half of its channels have two bits
+/// less than the others.
+const UNEVEN: f32 = 4.0;
+/// The least that a channel is divided by to be larger: it gains 8 bits, and may hold more in other data than in what was observed.
+const FACTOR_MIN: f32 = 1.0 / 256.0;
+
+/// Moves outliers of what products of matrices read behind normalisations, by `alpha` from 0 to 1, and makes channels alike that
+/// depthwise convolutions read. Errors: constants that cannot be written.
 pub fn smooth(prepared: &Prepared, statistics: &Statistics, alpha: f64) -> Result<Rescaled, CompressError> {
     let mut edit = Edit::new(prepared.model.clone());
-    let links = prepared.links();
     let mut places = 0;
-    for (value, layers) in by_input(prepared) {
-        let Some(most) = statistics.channel_most(value) else { continue };
-        let Some(constants) = taken_up(prepared, &edit, &links, value, most.len()) else { continue };
-        let Some(factors) = factors(&edit, &layers, most, alpha) else { continue };
-        let by = |channel: usize| factors.get(channel).copied().unwrap_or(1.0);
-        for layer in &layers {
-            let Some(sides) = weights_of(&edit, layer).and_then(|(node, shape, _)| Sides::of(node, &shape)) else {
-                continue;
-            };
-            multiply(&mut edit, (layer.node, 1), |at| by(sides.channels(at).0))?;
-        }
-        let readers: HashSet<usize> = layers.iter().map(|layer| layer.node).collect();
-        let result = prepared.model.graph().output.iter().any(|output| output.name() == value);
-        if !result && links.consumers(value).iter().all(|reader| readers.contains(reader)) {
-            for place in constants {
-                multiply(&mut edit, place, |at| 1.0 / by(at))?;
-            }
-        } else {
-            divide(&mut edit, value, &layers, &factors)?;
-        }
-        places += 1;
+    for (value, layers) in by_input(prepared, |layer| layer.op != "Conv") {
+        places += usize::from(share(&mut edit, prepared, statistics, (value, &layers), alpha)?);
+    }
+    for (value, layers) in by_input(prepared, Layer::is_depthwise) {
+        places += usize::from(level(&mut edit, statistics, value, &layers)?);
     }
     Ok(Rescaled { prepared: concluded(edit.model, prepared.folded)?, places })
 }
 
-/// Products of matrices by what they read.
-fn by_input(prepared: &Prepared) -> BTreeMap<&str, Vec<&Layer>> {
+/// Some layers by what they read.
+fn by_input(prepared: &Prepared, wanted: impl Fn(&Layer) -> bool) -> BTreeMap<&str, Vec<&Layer>> {
     let mut found: BTreeMap<&str, Vec<&Layer>> = BTreeMap::new();
-    for layer in prepared.layers.iter().filter(|layer| layer.op != "Conv") {
+    for layer in prepared.layers.iter().filter(|layer| wanted(layer)) {
         let input = prepared.model.graph().node.get(layer.node).and_then(|node| node.input.first());
         if let Some(input) = input {
             found.entry(input).or_default().push(layer);
         }
     }
     found
+}
+
+/// Shares the outliers of a normalised value with the products that read it. False where it cannot be done.
+fn share(
+    edit: &mut Edit,
+    prepared: &Prepared,
+    statistics: &Statistics,
+    (value, layers): (&str, &[&Layer]),
+    alpha: f64,
+) -> Result<bool, CompressError> {
+    let links = prepared.links();
+    let Some(most) = statistics.channel_most(value) else { return Ok(false) };
+    let Some(constants) = taken_up(prepared, edit, &links, value, most.len()) else { return Ok(false) };
+    let Some(factors) = factors(edit, layers, most, alpha) else { return Ok(false) };
+    let by = |channel: usize| factors.get(channel).copied().unwrap_or(1.0);
+    multiply_weights(edit, layers, &factors)?;
+    let readers: HashSet<usize> = layers.iter().map(|layer| layer.node).collect();
+    let result = prepared.model.graph().output.iter().any(|output| output.name() == value);
+    if !result && links.consumers(value).iter().all(|reader| readers.contains(reader)) {
+        for place in constants {
+            multiply(edit, place, |at| 1.0 / by(at))?;
+        }
+    } else {
+        divide(edit, value, layers, &factors, 0)?;
+    }
+    Ok(true)
+}
+
+/// Makes all channels of a value as large as its largest before depthwise convolutions read it. Their weights lose nothing by it: each filter has a scale
+/// of its own, and all it reads is multiplied by one factor. False where the channels are much alike, or unknown.
+fn level(edit: &mut Edit, statistics: &Statistics, value: &str, layers: &[&Layer]) -> Result<bool, CompressError> {
+    let Some(most) = statistics.channel_most(value) else { return Ok(false) };
+    let mut sizes: Vec<f32> = most.iter().copied().filter(|size| *size > 0.0).collect();
+    sizes.sort_by(f32::total_cmp);
+    let (Some(&median), Some(&greatest)) = (sizes.get(sizes.len() / 2), sizes.last()) else { return Ok(false) };
+    let fits = |layer: &&Layer| {
+        let sides = weights_of(edit, layer).and_then(|(node, shape, _)| Sides::of(node, &shape));
+        sides.is_some_and(|sides| sides.inputs == most.len())
+    };
+    if greatest < UNEVEN * median || !layers.iter().all(fits) {
+        return Ok(false);
+    }
+    // A channel that is always 0 has nothing to make larger.
+    let factor = |size: &f32| if *size > 0.0 { possible((size / greatest).max(FACTOR_MIN)) } else { 1.0 };
+    let factors: Vec<f32> = most.iter().map(factor).collect();
+    multiply_weights(edit, layers, &factors)?;
+    let window = layers.first().map_or(0, |layer| layer.weight.len().saturating_sub(2));
+    divide(edit, value, layers, &factors, window)?;
+    Ok(true)
+}
+
+/// Multiplies what each input channel is multiplied by.
+fn multiply_weights(edit: &mut Edit, layers: &[&Layer], factors: &[f32]) -> Result<(), CompressError> {
+    for layer in layers {
+        let Some(sides) = weights_of(edit, layer).and_then(|(node, shape, _)| Sides::of(node, &shape)) else {
+            continue;
+        };
+        let by = |at: usize| factors.get(sides.channels(at).0).copied().unwrap_or(1.0);
+        multiply(edit, (layer.node, 1), by)?;
+    }
+    Ok(())
 }
 
 /// Constants that channels of `value` can be divided in: scale and shift of a normalisation, or of the multiplication and
@@ -114,10 +167,17 @@ fn factors(edit: &Edit, layers: &[&Layer], most: &[f32], alpha: f64) -> Option<V
     Some(most.iter().zip(&weights).map(factor).collect())
 }
 
-/// Lets the layers read a divided copy.
-fn divide(edit: &mut Edit, value: &str, layers: &[&Layer], factors: &[f32]) -> Result<(), CompressError> {
+/// Lets the layers read a divided copy, whose channels are followed by so many dimensions.
+fn divide(
+    edit: &mut Edit,
+    value: &str,
+    layers: &[&Layer],
+    factors: &[f32],
+    followed: usize,
+) -> Result<(), CompressError> {
     let inverse: Vec<f32> = factors.iter().map(|factor| 1.0 / factor).collect();
-    let inverse = edit.constant(&format!("{value}.inverse"), &Tensor::from_vec([inverse.len()], inverse)?);
+    let shape: Vec<usize> = std::iter::once(inverse.len()).chain(std::iter::repeat_n(1, followed)).collect();
+    let inverse = edit.constant(&format!("{value}.inverse"), &Tensor::from_vec(shape, inverse)?);
     let smooth = edit.fresh(&format!("{value}.smooth"));
     for layer in layers {
         edit.set_input(layer.node, 0, &smooth);

@@ -8,9 +8,9 @@ mod support;
 use std::{collections::BTreeSet, ops::ControlFlow};
 
 use edgeward_compress::{
-    Activations, Bias, Convolutions, DynamicSpec, Form, Half, Settling, StaticSpec, Statistics, WeightBits, calibrate,
-    calibrate_while, equalise, halve, histogram::Method, observe::Inputs, prepare, quantise_dynamic, quantise_static,
-    to_operators,
+    ALPHA, Activations, Bias, Convolutions, DynamicSpec, Form, Half, Settling, StaticSpec, Statistics, WeightBits,
+    calibrate, calibrate_while, equalise, halve, histogram::Method, observe::Inputs, prepare, quantise_dynamic,
+    quantise_static, smooth, to_operators,
 };
 use edgeward_graph::{Model, Tensor, check};
 use proptest::prelude::*;
@@ -99,6 +99,7 @@ fn variants(model: &Model) -> Vec<(String, Model, f64)> {
     ];
     all.push(("bfloat16".to_owned(), halve(&prepared, Half::BFloat16).unwrap(), 30.0));
     all.push(("equalised".to_owned(), equalise(&prepared).unwrap().prepared.model, 90.0));
+    all.push(("smoothed".to_owned(), smooth(&prepared, &statistics, ALPHA).unwrap().prepared.model, 90.0));
     for form in [Form::Chains, Form::Inputs] {
         let spec = StaticSpec {
             form,

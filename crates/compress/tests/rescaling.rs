@@ -244,3 +244,83 @@ fn what_something_else_reads_is_left() {
         assert_eq!((equal.places, dump(&equal.prepared.model)), (0, dump(&prepared.model)), "{op}");
     }
 }
+
+const CHANNELS: usize = 8;
+
+/// A Conv whose channels are of different sizes, SiLU, and two depthwise convolutions that read it, of a mean of two channels each.
+fn gated(apart: f32) -> Model {
+    let size = |at: usize| if at == 2 { 0.0 } else { apart.powf((at * 3 % CHANNELS) as f32 / (CHANNELS - 1) as f32) };
+    let first: Vec<f32> = numbers(1, CHANNELS * 3).iter().enumerate().map(|(at, v)| v * size(at / 3)).collect();
+    // What is small is multiplied by much: it counts as much as the others.
+    let filters = |seed: u64| -> Vec<f32> {
+        let value = |(at, v): (usize, &f32)| v * apart / size(at / 9).max(1.0);
+        numbers(seed, CHANNELS * 9).iter().enumerate().map(value).collect()
+    };
+    let mut b = Builder::new(&[1, 3, 8, 8]);
+    b.floats("w0", &[CHANNELS, 3, 1, 1], first).floats("w1", &[CHANNELS, 1, 3, 3], filters(3));
+    b.floats("w2", &[CHANNELS, 1, 3, 3], filters(4)).drawn("b1", &[CHANNELS], 5).drawn("w3", &[2, CHANNELS, 1, 1], 6);
+    let depthwise = || vec![ints("pads", &[1, 1, 1, 1]), AttributeProto::of_int("group", CHANNELS as i64)];
+    b.node("Conv", &["x", "w0"], "c", vec![]).node("Sigmoid", &["c"], "s", vec![]);
+    b.node("Mul", &["c", "s"], "g", vec![]);
+    b.node("Conv", &["g", "w1", "b1"], "d1", depthwise()).node("Conv", &["g", "w2"], "d2", depthwise());
+    b.node("Add", &["d1", "d2"], "d", vec![]).node("Conv", &["d", "w3"], "y", vec![]);
+    b.model(&[("y", &[1, 2, 8, 8])])
+}
+
+#[test]
+fn channels_are_alike_before_depthwise_convolutions() {
+    let (model, data) = (gated(200.0), batches(&[1, 3, 8, 8], 12));
+    let prepared = prepare(&model).unwrap();
+    for engine in engines() {
+        let smoothed = smooth(&prepared, &statistics(engine.as_ref(), &prepared, &data), ALPHA).unwrap();
+        let text = dump(&smoothed.prepared.model);
+        // One multiplication for both.
+        let multiplications = text.lines().filter(|line| line.starts_with("Mul ")).count();
+        assert_eq!((smoothed.places, multiplications), (1, 2), "{text}");
+        check(&smoothed.prepared.model).unwrap();
+        for inputs in &data {
+            let expected = run(engine.as_ref(), &model, inputs);
+            let off = off(&expected, &run(engine.as_ref(), &smoothed.prepared.model, inputs));
+            assert!(off < 1e-5, "{}: off by {off}", engine.name());
+        }
+        let before = as_bytes(engine.as_ref(), &prepared, &model, &data);
+        let after = as_bytes(engine.as_ref(), &smoothed.prepared, &model, &data);
+        assert!(after > before + 6.0, "{}: {after:.1} dB, {before:.1} before", engine.name());
+    }
+}
+
+#[test]
+fn channels_that_are_alike_are_left() {
+    let prepared = prepare(&gated(2.0)).unwrap();
+    let engine = engines().remove(0);
+    let statistics = statistics(engine.as_ref(), &prepared, &batches(&[1, 3, 8, 8], 4));
+    let smoothed = smooth(&prepared, &statistics, ALPHA).unwrap();
+    assert_eq!((smoothed.places, dump(&smoothed.prepared.model)), (0, dump(&prepared.model)));
+}
+
+/// Factors of channels that are far apart are no bytes, whatever lies around them is.
+#[test]
+fn factors_far_apart_stay_floats() {
+    for (apart, bytes) in [(4.0f32, true), (400.0, false)] {
+        let mut b = Builder::new(&[1, 3, 8, 8]);
+        let factors: Vec<f32> = (0..4).map(|at| apart.powf(at as f32 / 3.0)).collect();
+        b.drawn("w0", &[4, 3, 1, 1], 1).floats("factors", &[4, 1, 1], factors).drawn("w1", &[2, 4, 1, 1], 2);
+        b.node("Conv", &["x", "w0"], "c", vec![]).node("Mul", &["c", "factors"], "m", vec![]);
+        b.node("Conv", &["m", "w1"], "y", vec![]);
+        let prepared = prepare(&b.model(&[("y", &[1, 2, 8, 8])])).unwrap();
+        let engine = engines().remove(0);
+        let statistics = statistics(engine.as_ref(), &prepared, &batches(&[1, 3, 8, 8], 4));
+        let spec = StaticSpec {
+            form: Form::Chains,
+            activations: Activations::U8,
+            weights: WeightBits::Eight,
+            bias: Bias::AsItIs,
+            keep: BTreeSet::new(),
+        };
+        let ranges = statistics.ranges(Method::MinMax);
+        let quantised = quantise_static(&prepared, &ranges, &statistics, &spec).unwrap();
+        let text = dump(&quantised.model);
+        let floats = quantised.model.graph().node.iter().any(|node| node.input.iter().any(|name| name == "factors"));
+        assert_eq!((quantised.layers, floats), (2, !bytes), "{text}");
+    }
+}
