@@ -27,6 +27,7 @@ use std::{
     collections::HashMap,
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,7 +35,7 @@ use std::{
 use anyhow::anyhow;
 use clap::ArgGroup;
 use edgeward_compress::{
-    BoxForm, CompressError, Entropy, Layer, Prepared, Sensitivity, WHOLE_BYTES_MAX,
+    BoxForm, CompressError, Entropy, Form, Layer, Prepared, Sensitivity, WHOLE_BYTES_MAX,
     choose::{self, Goal, Limits},
     prepare,
     report::{Data, DataKind, Machine, Phase, Report, Turns, Variant},
@@ -214,7 +215,7 @@ fn drop_max(text: &str) -> Result<f64, String> {
 struct Work<'a> {
     args: &'a CompressArgs,
     /// What candidates are made of: the original, then the student.
-    prepared: Prepared,
+    prepared: Rc<Prepared>,
     /// What candidates' names begin with, `student` for those of the student.
     of: Option<&'static str>,
     /// Bytes of the original's layers, by their names.
@@ -379,7 +380,7 @@ impl<'a> Work<'a> {
         let work = Self {
             args,
             layer_bytes: layer_bytes(&prepared),
-            prepared,
+            prepared: Rc::new(prepared),
             of: None,
             material,
             metric,
@@ -400,7 +401,23 @@ impl<'a> Work<'a> {
 
     /// Loads a graph with the first engine.
     fn load(&self, model: &Model) -> Result<Box<dyn Session>, CompressError> {
-        let engine = self.engines.first().ok_or_else(|| CompressError::Data("no engine runs the model".to_owned()))?;
+        self.load_with(|_| true, model)
+    }
+
+    /// Loads a model with the engine that fuses a form best, where it is there.
+    fn load_for(&self, form: Form, model: &Model) -> Result<Box<dyn Session>, CompressError> {
+        let name = if form == Form::Inputs { "openvino" } else { "onnxruntime" };
+        self.load_with(|engine| engine.name() == name, model)
+    }
+
+    /// With the first engine that is wanted, else the first of all.
+    fn load_with(
+        &self,
+        wanted: impl Fn(&dyn Engine) -> bool,
+        model: &Model,
+    ) -> Result<Box<dyn Session>, CompressError> {
+        let engine = self.engines.iter().find(|engine| wanted(engine.as_ref())).or_else(|| self.engines.first());
+        let engine = engine.ok_or_else(|| CompressError::Data("no engine runs the model".to_owned()))?;
         let bytes = model.to_bytes()?;
         Ok(engine.load(&Source::Bytes(bytes.into()), &self.options())?)
     }

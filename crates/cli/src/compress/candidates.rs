@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
     path::PathBuf,
+    rc::Rc,
 };
 
 use edgeward_compress::{
@@ -80,6 +81,8 @@ impl Candidate {
 
 /// What static quantisation begins with.
 pub struct Calibrated {
+    /// The graph that was observed.
+    pub prepared: Rc<Prepared>,
     /// What was observed.
     pub statistics: Statistics,
     /// The ranges that served best.
@@ -127,6 +130,7 @@ impl Work<'_> {
         if !self.prepared.layers.is_empty() {
             match self.calibrated() {
                 Ok(calibrated) => {
+                    let calibrated = Rc::new(calibrated);
                     sensitivity = self.all_static(&calibrated, original, &mut made)?;
                     self.static_after_training(&calibrated, &mut made)?;
                 }
@@ -178,13 +182,9 @@ impl Work<'_> {
     }
 
     /// The same of a graph that computes what the prepared one does.
-    pub fn calibrated_of(&self, prepared: &Prepared) -> Result<Calibrated, Failure> {
-        let (compared, methods) = if self.args.quick {
-            (COMPARED_QUICK, &[Method::MinMax, Method::Percentile][..])
-        } else {
-            (COMPARED, &Method::ALL[..])
-        };
-        let inputs: Vec<Inputs> = self.material.calibrate(compared).collect::<Result<_, _>>().or_input()?;
+    pub fn calibrated_of(&self, prepared: &Rc<Prepared>) -> Result<Calibrated, Failure> {
+        let methods = if self.args.quick { &[Method::MinMax, Method::Percentile][..] } else { &Method::ALL[..] };
+        let inputs = self.compared()?;
         let (statistics, expected, examples) = self.observed(prepared, inputs.len())?;
         let mut best: Option<(f64, Method, Ranges, Quantised)> = None;
         for &method in methods {
@@ -192,11 +192,7 @@ impl Work<'_> {
             let ranges = statistics.ranges(method);
             let spec = self.spec(Form::Chains, &BTreeSet::new());
             let chains = quantise_static(prepared, &ranges, &statistics, &spec)?;
-            let mut compared = Compared::default();
-            for (expected, got) in expected.iter().zip(&self.results(&chains.model, &inputs)?) {
-                compared.add(expected, got, 1);
-            }
-            let cosine = compared.agreement().cosine;
+            let cosine = self.cosine(&chains.model, &inputs, &expected)?;
             if best.as_ref().is_none_or(|(most, ..)| cosine > *most) {
                 best = Some((cosine, method, ranges, chains));
             }
@@ -204,7 +200,22 @@ impl Work<'_> {
         let none = || CompressError::Data("nothing was calibrated".to_owned());
         let (cosine, method, ranges, chains) = best.ok_or_else(none)?;
         let examples = (examples < self.material.calibrated).then_some(examples);
-        Ok(Calibrated { statistics, ranges, cosine, method, examples, chains })
+        Ok(Calibrated { prepared: Rc::clone(prepared), statistics, ranges, cosine, method, examples, chains })
+    }
+
+    /// Inputs that graphs are compared on.
+    pub fn compared(&self) -> Result<Vec<Inputs>, Failure> {
+        let examples = if self.args.quick { COMPARED_QUICK } else { COMPARED };
+        self.material.calibrate(examples).collect::<Result<_, _>>().or_input()
+    }
+
+    /// How nearly a model says what is expected.
+    pub fn cosine(&self, model: &Model, inputs: &[Inputs], expected: &[Vec<Tensor>]) -> Result<f64, CompressError> {
+        let mut compared = Compared::default();
+        for (expected, got) in expected.iter().zip(&self.results(model, inputs)?) {
+            compared.add(expected, got, 1);
+        }
+        Ok(compared.agreement().cosine)
     }
 
     /// What was observed, the graph's results of the first `kept` runs, and how many examples it was. In a hurry it ends where ranges have
@@ -229,7 +240,8 @@ impl Work<'_> {
         Ok((statistics, results, rows.get()))
     }
 
-    fn results(&self, model: &Model, inputs: &[Inputs]) -> Result<Vec<Vec<Tensor>>, CompressError> {
+    /// What a model says.
+    pub fn results(&self, model: &Model, inputs: &[Inputs]) -> Result<Vec<Vec<Tensor>>, CompressError> {
         let session = self.load(model)?;
         let names: Vec<String> = session.outputs().iter().map(|output| output.name.clone()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -249,7 +261,7 @@ impl Work<'_> {
 
     fn all_static(
         &self,
-        calibrated: &Calibrated,
+        calibrated: &Rc<Calibrated>,
         original: &Original,
         made: &mut Vec<Candidate>,
     ) -> Result<Vec<Sensitivity>, Failure> {
@@ -259,18 +271,25 @@ impl Work<'_> {
             let text = "weights as 7 bits in bytes, chains of activations as bytes";
             self.fewer_bits(calibrated, WeightBits::Seven, ("int7", text), made)?;
         }
-        self.rescaled(calibrated, made)?;
+        let nearest = self.rescaled(calibrated, made)?;
         if self.args.quick {
             return Ok(Vec::new());
         }
-        let quantised = self.quantised(calibrated, Form::Chains, &BTreeSet::new())?;
-        self.operators(&quantised, made)?;
+        let none = BTreeSet::new();
+        self.operators(&self.quantised(calibrated, Form::Chains, &none)?, made)?;
         self.rounded(calibrated, WeightBits::Four, made)?;
-        if self.drop(&quantised.model, original)? <= self.args.max_drop {
+        let mut lossy = Vec::new();
+        for base in nearest {
+            let all = self.quantised(&base.calibrated, base.form, &none)?;
+            if self.drop(&all.model, base.form, original)? > self.args.max_drop {
+                lossy.push(base);
+            }
+        }
+        if lossy.is_empty() {
             return Ok(Vec::new());
         }
         self.rounded(calibrated, WeightBits::of_this_machine(), made)?;
-        self.mixed(calibrated, original, made)
+        self.mixed(&lossy, original, made)
     }
 
     /// Chains of bytes whose weights use a part of their byte.
@@ -283,7 +302,7 @@ impl Work<'_> {
     ) -> Outcome {
         self.go_on(&format!("quantising: {name}"))?;
         let spec = StaticSpec { weights, ..self.spec(Form::Chains, &BTreeSet::new()) };
-        let quantised = quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
+        let quantised = quantise_static(&calibrated.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?;
         if quantised.layers > 0 {
             made.push(self.keep(name, recipe, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
         }
@@ -308,7 +327,7 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The prepared model, which was calibrated, but for `keep` as integers.
+    /// The graph that was calibrated, but for `keep` as integers.
     pub fn quantised(
         &self,
         calibrated: &Calibrated,
@@ -319,7 +338,7 @@ impl Work<'_> {
             return Ok(calibrated.chains.clone());
         }
         let spec = self.spec(form, keep);
-        Ok(quantise_static(&self.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?)
+        Ok(quantise_static(&calibrated.prepared, &calibrated.ranges, &calibrated.statistics, &spec)?)
     }
 
     /// Layers as bytes, but for `keep`, in one form.
@@ -335,26 +354,32 @@ impl Work<'_> {
         let quantised = self.quantised(calibrated, form, keep)?;
         if quantised.layers > 0 {
             let bytes = |layer: &edgeward_compress::Layer| if keep.contains(&layer.name) { 4.0 } else { 1.0 };
-            made.push(self.keep(name, recipe, &quantised.model, bytes, self.noise(&quantised)?)?);
+            let noise = self.noise_to(&calibrated.prepared, &quantised)?;
+            made.push(self.keep(name, recipe, &quantised.model, bytes, noise)?);
         }
         Ok(())
     }
 
-    /// How much the metric drops on the first engine; all of it where the engine refuses the graph.
-    pub fn drop(&self, model: &Model, original: &Original) -> Result<f64, Failure> {
-        let Ok(session) = self.load(model) else { return Ok(f64::INFINITY) };
+    /// How much the metric drops on the engine that a form is for; all of it where that refuses the graph.
+    pub fn drop(&self, model: &Model, form: Form, original: &Original) -> Result<f64, Failure> {
+        let Ok(session) = self.load_for(form, model) else { return Ok(f64::INFINITY) };
         let verdict = judge::variant(session.as_ref(), &self.material, &self.reference, self.metric);
         Ok(verdict.map_or(f64::INFINITY, |verdict| original.verdict.metric - verdict.metric))
     }
 
     /// Noise of each layer; nothing where the engine does not give a layer's result.
     pub fn noise(&self, quantised: &Quantised) -> Result<BTreeMap<String, f64>, Failure> {
+        self.noise_to(&self.prepared, quantised)
+    }
+
+    /// The same beside another graph that computes what the prepared one does.
+    pub fn noise_to(&self, prepared: &Prepared, quantised: &Quantised) -> Result<BTreeMap<String, f64>, Failure> {
         // A part of its own: what is quantised is ready before.
         self.go_on("noise of each layer")?;
         let load = |model: &Model| self.load(model);
         let examples = if self.args.quick { LAYER_EXAMPLES_QUICK } else { LAYER_EXAMPLES };
         let mut batches = self.material.calibrate(examples);
-        let found = noise(&load, &self.prepared.model, &quantised.model, &quantised.results, &mut batches);
+        let found = noise(&load, &prepared.model, &quantised.model, &quantised.results, &mut batches);
         Ok(found.unwrap_or_default())
     }
 

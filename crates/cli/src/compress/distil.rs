@@ -1,6 +1,6 @@
 //! Candidates that learn from the original: a student given, or made of a part of its layers; and the run that trains it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, rc::Rc};
 
 use edgeward_compress::{
     DistilSpec, Joined, Labels, Pair, Prepared, Scores, join, pairs_by_order, prepare, report::DataKind, shorten,
@@ -155,7 +155,7 @@ impl Work<'_> {
     ) -> Result<Self, Failure> {
         let Some(student) = student else { return Ok(self) };
         let prepared = self.trained(&student, made)?;
-        let work = Self { prepared, of: Some(STUDENT), ..self };
+        let work = Self { prepared: Rc::new(prepared), of: Some(STUDENT), ..self };
         made.extend(work.candidates(original)?.0);
         Ok(work)
     }

@@ -3,6 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::Instant,
 };
@@ -174,7 +175,7 @@ impl<'a> Work<'a> {
         let mut work = Self {
             args,
             layer_bytes: super::layer_bytes(&prepared),
-            prepared,
+            prepared: Rc::new(prepared),
             of: None,
             material,
             metric,

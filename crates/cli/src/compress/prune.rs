@@ -3,6 +3,8 @@
 //! What can go and what matters is `edgeward-compress`'s; the training is that of `edgeward train`, by `[train]` of the
 //! settings. The last epoch counts: the data that judges candidates chooses none.
 
+use std::rc::Rc;
+
 use edgeward_compress::{
     CompressError,
     observe::Inputs,
@@ -188,7 +190,8 @@ impl Work<'_> {
                 other => other?,
             }
             let recipe = self.recipe(&shrinking.so_far, stop, tuning.is_some());
-            let (before, first) = (std::mem::replace(&mut self.prepared, prepare(&shrinking.model)?), made.len());
+            let (before, first) =
+                (std::mem::replace(&mut self.prepared, Rc::new(prepare(&shrinking.model)?)), made.len());
             let kept = self.keep_pruned(&name, &recipe, made);
             self.prepared = before;
             kept?;

@@ -1,19 +1,19 @@
 //! Candidates of static integers that something was done for before: factors moved between layers, weights rounded by what
 //! comes before them. And the same integers in operators of their own.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, rc::Rc};
 
 use edgeward_compress::{
-    ALPHA, Form, Layer, Prepared, Quantised, Rescaled, StaticSpec, WeightBits, WeightSteps, adaround, adaround_cost,
-    equalise, quantise_static_in_steps, report::DataKind, smooth, to_operators,
+    ALPHA, Form, Layer, Prepared, Quantised, StaticSpec, WeightBits, WeightSteps, adaround, adaround_cost, equalise,
+    observe::Inputs, quantise_static_in_steps, report::DataKind, smooth, to_operators,
 };
-use edgeward_graph::Model;
+use edgeward_graph::{Model, Tensor};
 
 use super::{
     Work,
     candidates::{Calibrated, Candidate},
 };
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 /// Examples that weights are rounded by: pictures hold many windows, texts many words.
 const EXAMPLES: usize = 32;
@@ -29,39 +29,77 @@ struct Before<'a> {
     weights: WeightBits,
 }
 
+/// Of one form, the graph whose bytes say most nearly what the original says.
+pub struct Nearest {
+    pub form: Form,
+    /// It and its ranges.
+    pub calibrated: Rc<Calibrated>,
+    /// What was done to it before; nothing to the graph as it came.
+    pub text: &'static str,
+}
+
+/// What graphs are compared by: inputs, and what the original says.
+struct Comparison {
+    inputs: Vec<Inputs>,
+    expected: Vec<Vec<Tensor>>,
+}
+
 impl Work<'_> {
-    /// Static integers after moving factors, where a calibrated model says more nearly what the original says. In a hurry
-    /// only where depthwise convolutions are, whose channels differ the most.
-    pub fn rescaled(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Outcome {
-        if !self.args.quick {
-            let smoothed = smooth(&self.prepared, &calibrated.statistics, ALPHA)?;
-            let text = "outliers of activations moved into weights (SmoothQuant)";
-            self.if_nearer(calibrated, &smoothed, ("int8-smooth", text), made)?;
+    /// Static integers after moving factors, in each form in which they say more nearly what the original says. The nearest graph of each form.
+    pub fn rescaled(&self, calibrated: &Rc<Calibrated>, made: &mut Vec<Candidate>) -> Result<Vec<Nearest>, Failure> {
+        let forms = [Form::Chains, Form::Inputs];
+        let as_it_came = |form| Nearest { form, calibrated: Rc::clone(calibrated), text: "" };
+        let graphs = self.rescaled_graphs(calibrated)?;
+        if graphs.is_empty() {
+            return Ok(forms.map(as_it_came).into());
         }
-        if !self.args.quick || self.prepared.layers.iter().any(is_depthwise) {
-            let equal = equalise(&self.prepared)?;
-            self.if_nearer(calibrated, &equal, ("int8-equalised", "ranges made alike from layer to layer"), made)?;
+        let inputs = self.compared()?;
+        let comparison = Comparison { expected: self.results(&self.prepared.model, &inputs)?, inputs };
+        let mut others = Vec::new();
+        for (name, text, graph) in graphs {
+            others.push((name, text, Rc::new(self.calibrated_of(&Rc::new(graph))?)));
         }
-        Ok(())
+        let mut nearest = Vec::new();
+        for form in forms {
+            let first = self.cosine_of(calibrated, form, &comparison)?;
+            let (mut best, mut most) = (as_it_came(form), first);
+            for (name, text, after) in &others {
+                let cosine = self.cosine_of(after, form, &comparison)?;
+                if cosine > first {
+                    let (steps, weights) = (&WeightSteps::new(), WeightBits::of_this_machine());
+                    self.form_of(after, &Before { name, text, prepared: &after.prepared, steps, weights }, form, made)?;
+                }
+                if cosine > most {
+                    (best, most) = (Nearest { form, calibrated: Rc::clone(after), text }, cosine);
+                }
+            }
+            nearest.push(best);
+        }
+        Ok(nearest)
     }
 
-    fn if_nearer(
-        &self,
-        calibrated: &Calibrated,
-        rescaled: &Rescaled,
-        (name, text): (&str, &str),
-        made: &mut Vec<Candidate>,
-    ) -> Outcome {
-        if rescaled.places == 0 {
-            return Ok(());
+    /// Graphs in which factors were moved, what they are called, and how, in words. In a hurry only where depthwise convolutions are, whose channels
+    /// differ the most.
+    fn rescaled_graphs(&self, calibrated: &Calibrated) -> Result<Vec<(&'static str, &'static str, Prepared)>, Failure> {
+        if self.args.quick && !self.prepared.layers.iter().any(Layer::is_depthwise) {
+            return Ok(Vec::new());
         }
-        let prepared = &rescaled.prepared;
-        let after = self.calibrated_of(prepared)?;
-        if after.cosine <= calibrated.cosine {
-            return Ok(());
+        let smoothed = smooth(&self.prepared, &calibrated.statistics, ALPHA)?;
+        let all = [
+            ("int8-smooth", "outliers of activations moved into weights (SmoothQuant)", smoothed),
+            ("int8-equalised", "ranges made alike from layer to layer", equalise(&self.prepared)?),
+        ];
+        Ok(all.into_iter().filter(|(.., of)| of.places > 0).map(|(name, text, of)| (name, text, of.prepared)).collect())
+    }
+
+    /// How nearly all of a graph as bytes says what the original says; the least where the engine refuses that.
+    fn cosine_of(&self, calibrated: &Calibrated, form: Form, comparison: &Comparison) -> Result<f64, Failure> {
+        self.go_on("comparing graphs")?;
+        if form == Form::Chains {
+            return Ok(calibrated.cosine);
         }
-        let (steps, weights) = (&WeightSteps::new(), WeightBits::of_this_machine());
-        self.forms_of(&after, &Before { name, text, prepared, steps, weights }, made)
+        let all = self.quantised(calibrated, form, &BTreeSet::new())?;
+        Ok(self.cosine(&all.model, &comparison.inputs, &comparison.expected).unwrap_or(f64::NEG_INFINITY))
     }
 
     /// Static integers whose weights were rounded by data, up or down.
@@ -82,18 +120,23 @@ impl Work<'_> {
     }
 
     fn forms_of(&self, calibrated: &Calibrated, before: &Before<'_>, made: &mut Vec<Candidate>) -> Outcome {
-        for (form, end, text) in [
-            (Form::Chains, "", "then weights and chains of activations as bytes"),
-            (Form::Inputs, "-inputs", "then weights and what goes into multiplications as bytes"),
-        ] {
-            let name = format!("{}{end}", before.name);
-            self.go_on(&format!("quantising: {name}"))?;
-            let spec = StaticSpec { weights: before.weights, ..self.spec(form, &BTreeSet::new()) };
-            let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
-            let quantised = quantise_static_in_steps(before.prepared, ranges, statistics, &spec, before.steps)?;
-            let recipe = format!("{}, {text}, ranges by {}", before.text, calibrated.method());
-            made.push(self.keep(&name, &recipe, &quantised.model, |_| 1.0, self.noise(&quantised)?)?);
-        }
+        self.form_of(calibrated, before, Form::Chains, made)?;
+        self.form_of(calibrated, before, Form::Inputs, made)
+    }
+
+    fn form_of(&self, calibrated: &Calibrated, before: &Before<'_>, form: Form, made: &mut Vec<Candidate>) -> Outcome {
+        let (end, text) = match form {
+            Form::Chains => ("", "then weights and chains of activations as bytes"),
+            Form::Inputs => ("-inputs", "then weights and what goes into multiplications as bytes"),
+        };
+        let name = format!("{}{end}", before.name);
+        self.go_on(&format!("quantising: {name}"))?;
+        let spec = StaticSpec { weights: before.weights, ..self.spec(form, &BTreeSet::new()) };
+        let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
+        let quantised = quantise_static_in_steps(before.prepared, ranges, statistics, &spec, before.steps)?;
+        let recipe = format!("{}, {text}, ranges by {}", before.text, calibrated.method());
+        let noise = self.noise_to(&calibrated.prepared, &quantised)?;
+        made.push(self.keep(&name, &recipe, &quantised.model, |_| 1.0, noise)?);
         Ok(())
     }
 
@@ -108,8 +151,4 @@ impl Work<'_> {
         made.push(self.keep("int8-qoperator", recipe, &operators.model, |_| 1.0, self.noise(&operators)?)?);
         Ok(())
     }
-}
-
-fn is_depthwise(layer: &Layer) -> bool {
-    layer.op == "Conv" && layer.weight.get(1) == Some(&1) && layer.weight.first().is_some_and(|channels| *channels > 1)
 }
