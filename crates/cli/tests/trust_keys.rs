@@ -147,8 +147,9 @@ fn a_server_is_certified_by_openbao() {
         bao.file("server.secret")
     );
     let (_models, server) = serve(&trust, &settings);
-    // `curl` verifies by this file.
-    fs::write(trust.folder().join("roots.pem"), root + "\n").unwrap();
+    // `curl` verifies by this file. The server's own roots, which it reads again when they change, are what callers are verified by.
+    let roots = trust.files.path().join("bao.pem");
+    fs::write(&roots, root + "\n").unwrap();
     let url = format!("https://{}/v2/health/ready", server.http);
-    assert_eq!(trust.curl("admin", &url, &[]).status, 200);
+    assert_eq!(trust.curl("admin", &url, &["--cacert", roots.to_str().unwrap()]).status, 200);
 }
