@@ -19,8 +19,10 @@ const BEYOND: i64 = i32::MAX as i64;
 /// Lets convolutions read pictures instead of their phases. The slices stay where something else reads them. Errors: weights that cannot be
 /// written.
 pub(crate) fn unslice(edit: &mut Edit) -> Result<(), CompressError> {
-    for index in 0..edit.model.graph().node.len() {
-        let Some(focus) = focus_of(edit, index) else { continue };
+    let links = Links::of(edit.model.graph());
+    let nodes = 0..edit.model.graph().node.len();
+    let found: Vec<(usize, Focus)> = nodes.filter_map(|index| Some((index, focus_of(edit, &links, index)?))).collect();
+    for (index, focus) in found {
         let weight = edit.constant(&format!("{}.whole", focus.weight), &Tensor::from_vec(focus.shape, focus.values)?);
         edit.set_input(index, 0, &focus.picture);
         edit.set_input(index, 1, &weight);
@@ -42,18 +44,17 @@ struct Focus {
     attributes: [AttributeProto; 3],
 }
 
-fn focus_of(edit: &Edit, index: usize) -> Option<Focus> {
+fn focus_of(edit: &Edit, links: &Links<'_>, index: usize) -> Option<Focus> {
     let graph = edit.model.graph();
     let node = graph.node.get(index).filter(|node| node.is_standard() && node.op_type() == "Conv")?;
-    let links = Links::of(graph);
-    let concat = graph.node.get(links.producer(node.input.first()?)?)?;
-    let at_channels = concat.attr_int("axis").is_some_and(|axis| axis == 1 || axis == -3);
     let side_by_side = node.input.first()?;
+    let concat = graph.node.get(links.producer(side_by_side)?)?;
+    let at_channels = concat.attr_int("axis").is_some_and(|axis| axis == 1 || axis == -3);
     let alone = links.consumers(side_by_side) == [index] && graph.output.iter().all(|o| o.name() != side_by_side);
     if !(concat.is_standard() && concat.op_type() == "Concat" && at_channels && alone && is_plain(node)) {
         return None;
     }
-    let phases: Vec<Phase<'_>> = concat.input.iter().map(|name| phase(edit, &links, name)).collect::<Option<_>>()?;
+    let phases: Vec<Phase<'_>> = concat.input.iter().map(|name| phase(edit, links, name)).collect::<Option<_>>()?;
     let &Phase { picture, step, .. } = phases.first()?;
     let distinct: HashSet<[usize; 2]> = phases.iter().map(|phase| phase.at).collect();
     let alike = phases.iter().all(|phase| phase.picture == picture && phase.step == step);

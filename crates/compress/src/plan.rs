@@ -68,9 +68,13 @@ pub(crate) fn clip_behind(prepared: &Prepared, links: &Links<'_>, index: usize) 
 }
 
 fn is_zero(prepared: &Prepared, name: &str) -> bool {
-    let tensor = prepared.model.graph().initializer.iter().find(|tensor| tensor.name() == name);
-    let value = tensor.and_then(|tensor| prepared.model.tensor(tensor).ok());
-    value.is_some_and(|value| value.values::<f32>().is_ok_and(|values| values.as_ref() == [0.0]))
+    floats(prepared, name).is_some_and(|values| values == [0.0])
+}
+
+/// The numbers of a constant of binary32.
+fn floats(prepared: &Prepared, name: &str) -> Option<Vec<f32>> {
+    let tensor = prepared.model.graph().initializer.iter().find(|tensor| tensor.name() == name)?;
+    Some(prepared.model.tensor(tensor).ok()?.values::<f32>().ok()?.into_owned())
 }
 
 /// Operators whose values calibration looks at.
@@ -208,17 +212,14 @@ impl<'a> Planner<'a> {
             && (moves(op) || computes(op))
             && nearest
             && inputs.iter().all(ready)
-            && (op != "Mul" || !inputs.iter().any(|name| self.is_coarse_as_bytes(name)))
             && inputs.iter().any(|name| reached.contains(name.as_str()))
             && (node.output.iter().all(|name| self.has_range(name)) || self.result_range(index).is_some())
+            && (op != "Mul" || !inputs.iter().any(|name| self.is_coarse_as_bytes(name)))
     }
 
     /// True for a constant whose small numbers a byte would leave few steps of.
     fn is_coarse_as_bytes(&self, name: &str) -> bool {
-        let graph = self.prepared.model.graph();
-        let tensor = graph.initializer.iter().find(|tensor| tensor.name() == name);
-        let tensor = tensor.and_then(|tensor| self.prepared.model.tensor(tensor).ok());
-        let Some(values) = tensor.as_ref().and_then(|tensor| tensor.values::<f32>().ok()) else { return false };
+        let Some(values) = floats(self.prepared, name) else { return false };
         let sizes = || values.iter().map(|value| value.abs()).filter(|size| *size > 0.0);
         sizes().fold(0.0, f32::max) > FACTORS_APART_MAX * sizes().fold(f32::INFINITY, f32::min)
     }

@@ -33,9 +33,10 @@ const FACTOR_MIN: f32 = 1.0 / 256.0;
 /// depthwise convolutions read. Errors: constants that cannot be written.
 pub fn smooth(prepared: &Prepared, statistics: &Statistics, alpha: f64) -> Result<Rescaled, CompressError> {
     let mut edit = Edit::new(prepared.model.clone());
+    let links = prepared.links();
     let mut places = 0;
     for (value, layers) in by_input(prepared, |layer| layer.op != "Conv") {
-        places += usize::from(share(&mut edit, prepared, statistics, (value, &layers), alpha)?);
+        places += usize::from(share(&mut edit, prepared, &links, statistics, (value, &layers), alpha)?);
     }
     for (value, layers) in by_input(prepared, Layer::is_depthwise) {
         places += usize::from(level(&mut edit, statistics, value, &layers)?);
@@ -59,13 +60,13 @@ fn by_input(prepared: &Prepared, wanted: impl Fn(&Layer) -> bool) -> BTreeMap<&s
 fn share(
     edit: &mut Edit,
     prepared: &Prepared,
+    links: &Links<'_>,
     statistics: &Statistics,
     (value, layers): (&str, &[&Layer]),
     alpha: f64,
 ) -> Result<bool, CompressError> {
-    let links = prepared.links();
     let Some(most) = statistics.channel_most(value) else { return Ok(false) };
-    let Some(constants) = taken_up(prepared, edit, &links, value, most.len()) else { return Ok(false) };
+    let Some(constants) = taken_up(prepared, edit, links, value, most.len()) else { return Ok(false) };
     let Some(factors) = factors(edit, layers, most, alpha) else { return Ok(false) };
     let by = |channel: usize| factors.get(channel).copied().unwrap_or(1.0);
     multiply_weights(edit, layers, &factors)?;
