@@ -96,18 +96,33 @@ fn off(expected: &[f32], found: &[f32]) -> f32 {
     expected.iter().zip(found).fold(0f32, |worst, (a, b)| worst.max((a - b).abs())) / most
 }
 
-/// Signal over noise of all that `rewritten` says as bytes.
-fn as_bytes(engine: &dyn Engine, rewritten: &Prepared, original: &Model, data: &[Inputs]) -> f64 {
-    let statistics = statistics(engine, rewritten, data);
-    let spec = StaticSpec {
-        form: Form::Inputs,
+fn spec(form: Form) -> StaticSpec {
+    StaticSpec {
+        form,
         activations: Activations::U8,
         weights: WeightBits::Eight,
         bias: Bias::AsItIs,
         keep: BTreeSet::new(),
-    };
+    }
+}
+
+/// A rewritten graph says what the original says, and as bytes is nearer to it by more than so many decibels than the prepared one.
+fn same_and_nearer(engine: &dyn Engine, model: &Model, rewritten: &Prepared, data: &[Inputs], more: f64) {
+    for inputs in data {
+        let expected = run(engine, model, inputs);
+        let off = off(&expected, &run(engine, &rewritten.model, inputs));
+        assert!(off < 1e-5, "{}: off by {off}", engine.name());
+    }
+    let before = as_bytes(engine, &prepare(model).unwrap(), model, data);
+    let after = as_bytes(engine, rewritten, model, data);
+    assert!(after > before + more, "{}: {after:.1} dB, {before:.1} before", engine.name());
+}
+
+/// Signal over noise of all that `rewritten` says as bytes.
+fn as_bytes(engine: &dyn Engine, rewritten: &Prepared, original: &Model, data: &[Inputs]) -> f64 {
+    let statistics = statistics(engine, rewritten, data);
     let ranges = statistics.ranges(Method::MinMax);
-    let quantised = quantise_static(rewritten, &ranges, &statistics, &spec).unwrap().model;
+    let quantised = quantise_static(rewritten, &ranges, &statistics, &spec(Form::Inputs)).unwrap().model;
     check(&quantised).unwrap();
     let (mut expected, mut found) = (Vec::new(), Vec::new());
     for inputs in data {
@@ -195,20 +210,12 @@ fn uneven() -> Model {
 #[test]
 fn equal_ranges_compute_the_same_and_lose_less() {
     let model = uneven();
-    let prepared = prepare(&model).unwrap();
-    let equal = equalise(&prepared).unwrap();
+    let equal = equalise(&prepare(&model).unwrap()).unwrap();
     assert_eq!(equal.places, 3, "{}", dump(&equal.prepared.model));
     check(&equal.prepared.model).unwrap();
     let data = batches(&[1, 3, 8, 8], 12);
     for engine in engines() {
-        for inputs in &data {
-            let expected = run(engine.as_ref(), &model, inputs);
-            let off = off(&expected, &run(engine.as_ref(), &equal.prepared.model, inputs));
-            assert!(off < 1e-5, "{}: off by {off}", engine.name());
-        }
-        let before = as_bytes(engine.as_ref(), &prepared, &model, &data);
-        let after = as_bytes(engine.as_ref(), &equal.prepared, &model, &data);
-        assert!(after > before + 1.0, "{}: {after:.1} dB, {before:.1} before", engine.name());
+        same_and_nearer(engine.as_ref(), &model, &equal.prepared, &data, 1.0);
     }
 }
 
@@ -247,7 +254,7 @@ fn what_something_else_reads_is_left() {
 
 const CHANNELS: usize = 8;
 
-/// A Conv whose channels are of different sizes, SiLU, and two depthwise convolutions that read it, of a mean of two channels each.
+/// A Conv whose channels are of different sizes, SiLU, and two depthwise convolutions that read it.
 fn gated(apart: f32) -> Model {
     let size = |at: usize| if at == 2 { 0.0 } else { apart.powf((at * 3 % CHANNELS) as f32 / (CHANNELS - 1) as f32) };
     let first: Vec<f32> = numbers(1, CHANNELS * 3).iter().enumerate().map(|(at, v)| v * size(at / 3)).collect();
@@ -278,14 +285,7 @@ fn channels_are_alike_before_depthwise_convolutions() {
         let multiplications = text.lines().filter(|line| line.starts_with("Mul ")).count();
         assert_eq!((smoothed.places, multiplications), (1, 2), "{text}");
         check(&smoothed.prepared.model).unwrap();
-        for inputs in &data {
-            let expected = run(engine.as_ref(), &model, inputs);
-            let off = off(&expected, &run(engine.as_ref(), &smoothed.prepared.model, inputs));
-            assert!(off < 1e-5, "{}: off by {off}", engine.name());
-        }
-        let before = as_bytes(engine.as_ref(), &prepared, &model, &data);
-        let after = as_bytes(engine.as_ref(), &smoothed.prepared, &model, &data);
-        assert!(after > before + 6.0, "{}: {after:.1} dB, {before:.1} before", engine.name());
+        same_and_nearer(engine.as_ref(), &model, &smoothed.prepared, &data, 6.0);
     }
 }
 
@@ -310,15 +310,8 @@ fn factors_far_apart_stay_floats() {
         let prepared = prepare(&b.model(&[("y", &[1, 2, 8, 8])])).unwrap();
         let engine = engines().remove(0);
         let statistics = statistics(engine.as_ref(), &prepared, &batches(&[1, 3, 8, 8], 4));
-        let spec = StaticSpec {
-            form: Form::Chains,
-            activations: Activations::U8,
-            weights: WeightBits::Eight,
-            bias: Bias::AsItIs,
-            keep: BTreeSet::new(),
-        };
         let ranges = statistics.ranges(Method::MinMax);
-        let quantised = quantise_static(&prepared, &ranges, &statistics, &spec).unwrap();
+        let quantised = quantise_static(&prepared, &ranges, &statistics, &spec(Form::Chains)).unwrap();
         let text = dump(&quantised.model);
         let floats = quantised.model.graph().node.iter().any(|node| node.input.iter().any(|name| name == "factors"));
         assert_eq!((quantised.layers, floats), (2, !bytes), "{text}");
