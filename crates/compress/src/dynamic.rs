@@ -52,9 +52,8 @@ pub(crate) fn rewrite(
     spec: &DynamicSpec,
     each: &mut dyn FnMut(usize) -> Result<(), CompressError>,
 ) -> Result<usize, CompressError> {
-    let mut rewrite = Rewrite { edit, bits: spec.weights, bytes: HashMap::new(), made: Vec::new() };
+    let mut rewrite = Rewrite::of(edit);
     let mut layers = 0;
-    let mut gone = BTreeSet::new();
     for (at, layer) in prepared.layers.iter().enumerate() {
         let convolution = layer.op == "Conv";
         if spec.keep.contains(&layer.name) || (convolution && spec.convolutions == Convolutions::Floats) {
@@ -62,35 +61,63 @@ pub(crate) fn rewrite(
         }
         let Some(proto) = rewrite.edit.node(layer.node).cloned() else { continue };
         if convolution {
-            rewrite.convolution(&proto)?
+            rewrite.convolution(&proto, spec.weights)?
         } else {
-            rewrite.product(&proto)?
+            rewrite.product(&proto, spec.weights)?
         }
-        gone.insert(layer.node);
+        rewrite.gone.insert(layer.node);
         layers += 1;
         each(at + 1)?;
     }
-    let Rewrite { edit, made, .. } = rewrite;
-    let graph = edit.model.graph_mut();
-    let mut index = 0;
-    graph.node.retain(|_| {
-        index += 1;
-        !gone.contains(&(index - 1))
-    });
-    graph.node.extend(made);
+    rewrite.finish();
     tables::quantise(edit)?;
     Ok(layers)
 }
 
+/// Products of two activations, as attention has them, by the range of both in each run; `layers` counts them. `quantised` is of
+/// `prepared`, after other rewrites. Errors: a graph that is none afterwards.
+pub fn quantise_pairs(prepared: &Prepared, quantised: &Quantised) -> Result<Quantised, CompressError> {
+    let mut edit = Edit::new(quantised.model.clone());
+    let of_two = |node: &&NodeProto| {
+        let activation = |name: &String| prepared.is_float(name) && !edit.is_constant(name);
+        node.is_standard() && node.op_type() == "MatMul" && node.input.iter().all(activation)
+    };
+    let nodes = edit.model.graph().node.iter().enumerate();
+    let found: Vec<(usize, NodeProto)> = nodes.filter(|(_, node)| of_two(node)).map(|(at, node)| (at, node.clone())).collect();
+    let layers = found.len();
+    let mut rewrite = Rewrite::of(&mut edit);
+    for (index, proto) in found {
+        rewrite.pair(&proto)?;
+        rewrite.gone.insert(index);
+    }
+    rewrite.finish();
+    Quantised::of_same_names(prepared, edit.model, layers)
+}
+
 struct Rewrite<'a> {
     edit: &'a mut Edit,
-    bits: WeightBits,
     /// What a value becomes, by its name: bytes, scale, zero point.
     bytes: HashMap<String, [String; 3]>,
     made: Vec<NodeProto>,
+    /// Nodes that those made stand for.
+    gone: BTreeSet<usize>,
 }
 
-impl Rewrite<'_> {
+impl<'a> Rewrite<'a> {
+    fn of(edit: &'a mut Edit) -> Self {
+        Self { edit, bytes: HashMap::new(), made: Vec::new(), gone: BTreeSet::new() }
+    }
+
+    fn finish(self) {
+        let graph = self.edit.model.graph_mut();
+        let mut index = 0;
+        graph.node.retain(|_| {
+            index += 1;
+            !self.gone.contains(&(index - 1))
+        });
+        graph.node.extend(self.made);
+    }
+
     fn input(&mut self, name: &str) -> [String; 3] {
         if let Some(known) = self.bytes.get(name) {
             return known.clone();
@@ -104,15 +131,15 @@ impl Rewrite<'_> {
     }
 
     /// MatMul and Gemm.
-    fn product(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
+    fn product(&mut self, proto: &NodeProto, bits: WeightBits) -> Result<(), CompressError> {
         let (input, weight, output) = ends(proto)?;
         let floats = self.edit.float_tensor(&weight).ok_or_else(|| unread(proto))?;
         let values = floats.values::<f32>()?;
         let integers = if channel_axis(proto) == 0 {
             let (shape, values) = transposed(floats.shape(), &values);
-            Integers::of(&shape, &values, 1, self.bits, &[])
+            Integers::of(&shape, &values, 1, bits, &[])
         } else {
-            Integers::of(floats.shape(), &values, 1, self.bits, &[])
+            Integers::of(floats.shape(), &values, 1, bits, &[])
         };
         let columns = integers.scales.len();
         let stored = self.edit.store(&format!("{weight}.int8"), &integers.tensor()?)?;
@@ -128,10 +155,10 @@ impl Rewrite<'_> {
         Ok(())
     }
 
-    fn convolution(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
+    fn convolution(&mut self, proto: &NodeProto, bits: WeightBits) -> Result<(), CompressError> {
         let (input, weight, output) = ends(proto)?;
         let (shape, values) = self.edit.floats(&weight).ok_or_else(|| unread(proto))?;
-        let integers = Integers::of(&shape, &values, 0, self.bits, &[]);
+        let integers = Integers::of(&shape, &values, 0, bits, &[]);
         let channels = integers.scales.len();
         // Engines multiply bytes from 0 here, with one zero point; scales come after, so each channel keeps its own.
         let shifted: Vec<u8> = integers.values.iter().map(|value| (i16::from(*value) + 128) as u8).collect();
@@ -156,6 +183,17 @@ impl Rewrite<'_> {
             }
         };
         self.scaled(&product, [&scale, &scales], bias, &output);
+        Ok(())
+    }
+
+    /// MatMul of two activations.
+    fn pair(&mut self, proto: &NodeProto) -> Result<(), CompressError> {
+        let (left, right, output) = ends(proto)?;
+        let ([left, left_scale, left_zero], [right, right_scale, right_zero]) = (self.input(&left), self.input(&right));
+        let product = self.edit.fresh(&format!("{output}.product"));
+        let inputs = [left.as_str(), &right, &left_zero, &right_zero];
+        self.made.push(node("MatMulInteger", proto.name().to_owned(), &inputs, &[&product], Vec::new()));
+        self.scaled(&product, [&left_scale, &right_scale], None, &output);
         Ok(())
     }
 

@@ -53,7 +53,7 @@ pub use calibrate::{Ranges, Statistics, calibrate, calibrate_while};
 pub use compare::{Agreement, Compared, noise};
 pub use detector::{BoxForm, Detector, Run, pictures};
 pub use distil::{DistilSpec, Joined, Labels, Pair, Scores, Shortened, join, pairs_by_order, shorten};
-pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic};
+pub use dynamic::{Convolutions, DynamicSpec, quantise_dynamic, quantise_pairs};
 pub use equalise::{Rescaled, equalise};
 pub use error::{CompressError, ErrorKind};
 pub use gptq::{GptqSpec, Solved, gptq, gptq_cost};

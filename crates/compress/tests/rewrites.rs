@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 
 use edgeward_compress::{
     Activations, Bias, BlockBits, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, StaticSpec, WeightBits,
-    calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_static,
+    calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_pairs,
+    quantise_static,
 };
 use edgeward_graph::{DataType, Model, check, proto::AttributeProto};
 use support::{Builder, batches, decibels, dump, engines, ints, load, residual, run};
@@ -151,6 +152,33 @@ Add y.unbiased b1 -> y";
     let bare = b.model(&[("y", &[1, 4, 6, 6])]);
     let quantised = quantise_dynamic(&prepare(&bare).unwrap(), &spec).unwrap().model;
     same(&bare, &quantised, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn products_of_two_activations_are_by_the_ranges_of_both() {
+    let mut b = Builder::new(&[2, 5, 8]);
+    b.drawn("wq", &[8, 6], 1).drawn("wk", &[8, 6], 2);
+    b.node("MatMul", &["x", "wq"], "q", vec![]).node("MatMul", &["x", "wk"], "k", vec![]);
+    b.node("Transpose", &["k"], "kt", vec![ints("perm", &[0, 2, 1])]).node("MatMul", &["q", "kt"], "s", vec![]);
+    b.node("Softmax", &["s"], "a", vec![AttributeProto::of_int("axis", -1)]).node("MatMul", &["a", "x"], "y", vec![]);
+    let model = b.model(&[("y", &[2, 5, 8])]);
+    let prepared = prepare(&model).unwrap();
+    let spec = DynamicSpec { weights: WeightBits::Eight, convolutions: Convolutions::Floats, keep: BTreeSet::new() };
+    let dynamic = quantise_dynamic(&prepared, &spec).unwrap();
+    let pairs = quantise_pairs(&prepared, &dynamic).unwrap();
+    assert_eq!((dynamic.layers, pairs.layers), (2, 2));
+    let text = dump(&pairs.model);
+    assert!(text.contains("MatMulInteger q.bytes kt.bytes q.zero kt.zero -> s.product"), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("MatMul ")), "{text}");
+    same(&model, &pairs.model, &[2, 5, 8], 30.0);
+    // Whole numbers are multiplied as they are.
+    let mut b = Builder::new(&[2, 5]);
+    let to = |dtype: DataType| vec![AttributeProto::of_int("to", dtype.to_onnx().into())];
+    b.node("Cast", &["x"], "i", to(DataType::Int32)).node("Transpose", &["i"], "t", vec![ints("perm", &[1, 0])]);
+    b.node("MatMul", &["i", "t"], "m", vec![]).node("Cast", &["m"], "y", to(DataType::Float32));
+    let prepared = prepare(&b.model(&[("y", &[2, 2])])).unwrap();
+    let dynamic = quantise_dynamic(&prepared, &spec).unwrap();
+    assert_eq!(quantise_pairs(&prepared, &dynamic).unwrap().layers, 0);
 }
 
 #[test]

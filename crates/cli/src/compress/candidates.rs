@@ -15,7 +15,7 @@ use edgeward_compress::{
     histogram::Method,
     noise, observe,
     observe::Inputs,
-    quantise_dynamic, quantise_recurrent, quantise_static,
+    quantise_dynamic, quantise_pairs, quantise_recurrent, quantise_static,
     report::{LayerFigures, OnEngine, Variant},
 };
 use edgeward_graph::{Model, Tensor};
@@ -34,6 +34,14 @@ pub const BLOCK: usize = 32;
 /// Examples that layers are told apart by.
 pub const LAYER_EXAMPLES: usize = 8;
 const LAYER_EXAMPLES_QUICK: usize = 4;
+
+/// What names of variants of a form end with, and what is bytes in it, in words.
+pub const fn told(form: Form) -> (&'static str, &'static str) {
+    match form {
+        Form::Chains => ("", "weights and chains of activations as bytes"),
+        Form::Inputs => ("-inputs", "weights and what goes into multiplications as bytes"),
+    }
+}
 
 /// A graph in a file.
 pub struct Candidate {
@@ -151,6 +159,11 @@ impl Work<'_> {
             let text = "weights of MatMul and Gemm as bytes, activations by the range of each run";
             let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
             made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised)?)?);
+            let pairs = quantise_pairs(&self.prepared, &quantised)?;
+            if pairs.layers > 0 && !self.args.quick {
+                let text = "the same, products of two activations (attention) as well";
+                made.push(self.keep("int8-dynamic-pairs", text, &pairs.model, bytes, self.noise(&pairs)?)?);
+            }
         }
         if self.prepared.model.graph().node.iter().any(|node| node.is_standard() && node.op_type() == "LSTM") {
             let (spec, bits) = (spec(Convolutions::Floats), WeightBits::of_this_machine());
@@ -317,10 +330,8 @@ impl Work<'_> {
         made: &mut Vec<Candidate>,
     ) -> Outcome {
         let (none, method) = (BTreeSet::new(), calibrated.method());
-        for (form, end, text) in [
-            (Form::Chains, "", "weights and chains of activations as bytes"),
-            (Form::Inputs, "-inputs", "weights and what goes into multiplications as bytes"),
-        ] {
+        for form in [Form::Chains, Form::Inputs] {
+            let (end, text) = told(form);
             let named = (format!("{name}{end}"), format!("{before}{text}, ranges by {method}"));
             self.static_candidate(calibrated, form, &none, (&named.0, &named.1), made)?;
         }

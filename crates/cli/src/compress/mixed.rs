@@ -10,7 +10,7 @@ use edgeward_graph::Model;
 
 use super::{
     Original, Work,
-    candidates::{Calibrated, Candidate, LAYER_EXAMPLES},
+    candidates::{Calibrated, Candidate, LAYER_EXAMPLES, told},
     rescaled::Nearest,
 };
 use crate::failure::Failure;
@@ -59,7 +59,7 @@ impl Work<'_> {
         original: &Original,
         made: &mut Vec<Candidate>,
     ) -> Result<(), Failure> {
-        let end = if base.form == Form::Inputs { "-inputs" } else { "" };
+        let (end, _) = told(base.form);
         let first = if base.text.is_empty() { String::new() } else { format!("{}; then ", base.text) };
         let mut before = None;
         for order in orders {

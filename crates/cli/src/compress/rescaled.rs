@@ -11,7 +11,7 @@ use edgeward_graph::{Model, Tensor};
 
 use super::{
     Work,
-    candidates::{Calibrated, Candidate},
+    candidates::{Calibrated, Candidate, told},
 };
 use crate::failure::{Failure, Outcome};
 
@@ -125,16 +125,13 @@ impl Work<'_> {
     }
 
     fn form_of(&self, calibrated: &Calibrated, before: &Before<'_>, form: Form, made: &mut Vec<Candidate>) -> Outcome {
-        let (end, text) = match form {
-            Form::Chains => ("", "then weights and chains of activations as bytes"),
-            Form::Inputs => ("-inputs", "then weights and what goes into multiplications as bytes"),
-        };
+        let (end, text) = told(form);
         let name = format!("{}{end}", before.name);
         self.go_on(&format!("quantising: {name}"))?;
         let spec = StaticSpec { weights: before.weights, ..self.spec(form, &BTreeSet::new()) };
         let (ranges, statistics) = (&calibrated.ranges, &calibrated.statistics);
         let quantised = quantise_static_in_steps(before.prepared, ranges, statistics, &spec, before.steps)?;
-        let recipe = format!("{}, {text}, ranges by {}", before.text, calibrated.method());
+        let recipe = format!("{}, then {text}, ranges by {}", before.text, calibrated.method());
         let noise = self.noise_to(&calibrated.prepared, &quantised)?;
         made.push(self.keep(&name, &recipe, &quantised.model, |_| 1.0, noise)?);
         Ok(())
