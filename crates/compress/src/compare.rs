@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use edgeward_graph::{DataType, Tensor};
-use half::f16;
+use half::{bf16, f16};
 
 use crate::{
     CompressError,
@@ -13,8 +13,10 @@ use crate::{
 /// Results held against each other, example by example.
 #[derive(Clone, Debug, Default)]
 pub struct Compared {
-    /// Cosine of the angle between both, the least of all outputs of an example; 1 is the same direction.
-    pub cosines: Vec<f64>,
+    /// How alike both are, the least of all outputs of an example but those in `single`.
+    least: Vec<f64>,
+    /// Outputs of one number for each example, whose angle would say no more than their sign: the example, what the original says, and the variant.
+    single: BTreeMap<usize, Vec<(usize, f64, f64)>>,
     /// Whether the greatest number of the first output stands at the same place, where that output is `[rows, classes]`.
     pub same_choice: Vec<bool>,
 }
@@ -37,13 +39,27 @@ impl Compared {
     pub fn add(&mut self, original: &[Tensor], variant: &[Tensor], rows: usize) {
         let rows = rows.max(1);
         let mut least = vec![1f64; rows];
+        let examples = self.least.len();
         for (at, (original, variant)) in original.iter().zip(variant).enumerate() {
-            let (Some(a), Some(b)) = (floats(original), floats(variant)) else { continue };
+            if let Some(alike) = same_elements(original, variant, rows) {
+                least.iter_mut().zip(alike).for_each(|(least, alike)| *least = least.min(alike));
+                continue;
+            }
+            let (Some(a), Some(b)) = (numbers(original), numbers(variant)) else {
+                // What cannot be read cannot be said to agree.
+                least.fill(0.0);
+                continue;
+            };
             let fits = a.len() == b.len() && !a.is_empty() && original.shape().first() == Some(&rows);
             // An output that is not by example, or of a size that the results decide, counts as a whole.
             let width = if fits { a.len() / rows } else { a.len().max(1) };
             if a.len() != b.len() {
                 least.fill(0.0);
+                continue;
+            }
+            if fits && width == 1 {
+                let pairs = a.iter().zip(&b).enumerate().map(|(row, (a, b))| (examples + row, *a, *b));
+                self.single.entry(at).or_default().extend(pairs);
                 continue;
             }
             let pairs = a.chunks(width).zip(b.chunks(width));
@@ -55,14 +71,40 @@ impl Compared {
                 self.same_choice.extend(a.chunks(width).zip(b.chunks(width)).map(|(a, b)| choice(a) == choice(b)));
             }
         }
-        self.cosines.extend(least);
+        self.least.extend(least);
+    }
+
+    /// How alike both are, the least of all outputs of each example. Floats and bytes: the cosine of the angle between both, 1 is the same direction. Of an
+    /// output of one number for each example 1 − |a − b| / √(Σ a² / n) over all n examples, at least 0. Whole numbers, texts and truths: the part
+    /// that is the same.
+    pub fn cosines(&self) -> Vec<f64> {
+        let mut cosines = self.least.clone();
+        for pairs in self.single.values() {
+            let finite = || pairs.iter().filter(|(_, a, _)| a.is_finite());
+            let size = (finite().map(|(_, a, _)| a * a).sum::<f64>() / finite().count().max(1) as f64).sqrt();
+            for (example, a, b) in pairs {
+                let apart = (a - b).abs();
+                let alike = if same(*a, *b) {
+                    1.0
+                } else if apart < size {
+                    1.0 - apart / size
+                } else {
+                    0.0
+                };
+                if let Some(least) = cosines.get_mut(*example) {
+                    *least = least.min(alike);
+                }
+            }
+        }
+        cosines
     }
 
     /// The means.
     pub fn agreement(&self) -> Agreement {
-        let examples = self.cosines.len();
-        let cosine = self.cosines.iter().sum::<f64>() / examples.max(1) as f64;
-        let cosine_least = self.cosines.iter().copied().fold(1.0, f64::min);
+        let cosines = self.cosines();
+        let examples = cosines.len();
+        let cosine = cosines.iter().sum::<f64>() / examples.max(1) as f64;
+        let cosine_least = cosines.iter().copied().fold(1.0, f64::min);
         let same = self.same_choice.iter().filter(|same| **same).count();
         let top1 = (!self.same_choice.is_empty()).then(|| same as f64 / self.same_choice.len() as f64);
         Agreement { examples, cosine, cosine_least, top1 }
@@ -79,8 +121,57 @@ pub(crate) fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
     })
 }
 
-/// 0 where one is no number; 1 for two that are nothing.
+/// As numbers: floats, and bytes, which pictures may be of.
+fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
+    Some(match tensor.dtype() {
+        DataType::BFloat16 => tensor.values::<bf16>().ok()?.iter().map(|&v| f64::from(v)).collect(),
+        DataType::UInt8 => tensor.values::<u8>().ok()?.iter().map(|&v| f64::from(v)).collect(),
+        DataType::Int8 => tensor.values::<i8>().ok()?.iter().map(|&v| f64::from(v)).collect(),
+        _ => return floats(tensor),
+    })
+}
+
+/// The part of each example's elements that are the same in both; none for floats and bytes, whose size says something.
+fn same_elements(original: &Tensor, variant: &Tensor, rows: usize) -> Option<Vec<f64>> {
+    if numbers(original).is_some() {
+        return None;
+    }
+    let (a, b) = (elements(original), elements(variant));
+    if a.len() != b.len() || original.dtype() != variant.dtype() {
+        return Some(vec![0.0; rows]);
+    }
+    let by_row = original.shape().first() == Some(&rows);
+    let width = if by_row { a.len() / rows } else { a.len() }.max(1);
+    let pairs = a.chunks(width).zip(b.chunks(width));
+    let part =
+        |(a, b): (&[&[u8]], &[&[u8]])| a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len().max(1) as f64;
+    let parts: Vec<f64> = pairs.map(part).collect();
+    Some((0..rows).map(|row| parts.get(row).or(parts.first()).copied().unwrap_or(1.0)).collect())
+}
+
+/// Each element's bytes.
+fn elements(tensor: &Tensor) -> Vec<&[u8]> {
+    match (tensor.strings(), tensor.raw()) {
+        (Some(texts), _) => texts.iter().map(AsRef::as_ref).collect(),
+        (None, Some(raw)) => raw.chunks((raw.len() / tensor.len().max(1)).max(1)).collect(),
+        (None, None) => Vec::new(),
+    }
+}
+
+/// The same number, or the same that is none.
+fn same(a: f64, b: f64) -> bool {
+    a == b || (a.is_nan() && b.is_nan())
+}
+
+/// Places where both are the same infinity, or no number, do not count; 0 where one alone is no number, or nothing counts. 1 for two of zeros.
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let counts: Vec<(f64, f64)> =
+        a.iter().zip(b).filter(|(a, b)| a.is_finite() || !same(**a, **b)).map(|(a, b)| (*a, *b)).collect();
+    if counts.is_empty() && !a.is_empty() {
+        return 0.0;
+    }
+    let (a, b): (Vec<f64>, Vec<f64>) = counts.into_iter().unzip();
+    let (a, b) = (a.as_slice(), b.as_slice());
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let (aa, bb) = (dot(a, a), dot(b, b));
     if aa == 0.0 && bb == 0.0 {
@@ -137,7 +228,7 @@ mod tests {
         let mut compared = Compared::default();
         compared.add(&[tensor(&[1.0, 0.0, 0.0, 2.0])], &[tensor(&[2.0, 0.0, 3.0, 3.0])], 2);
         assert_eq!(compared.same_choice, [true, false]);
-        assert!((compared.cosines[0] - 1.0).abs() < 1e-12 && (compared.cosines[1] - 0.5f64.sqrt()).abs() < 1e-12);
+        assert!((compared.cosines()[0] - 1.0).abs() < 1e-12 && (compared.cosines()[1] - 0.5f64.sqrt()).abs() < 1e-12);
         let agreement = compared.agreement();
         assert_eq!((agreement.examples, agreement.top1), (2, Some(0.5)));
     }
@@ -148,10 +239,46 @@ mod tests {
             let mut compared = Compared::default();
             let tensor = |values: &[f32]| Tensor::from_vec([1, values.len()], values.to_vec()).unwrap();
             compared.add(&[tensor(a)], &[tensor(b)], 1);
-            compared.cosines[0]
+            compared.cosines()[0]
         };
         assert_eq!(check(&[1.0, 2.0], &[f32::NAN, 2.0]), 0.0);
         assert_eq!(check(&[1.0, 2.0], &[1.0]), 0.0);
         assert_eq!(check(&[0.0, 0.0], &[0.0, 0.0]), 1.0);
+    }
+
+    fn alike(a: Tensor, b: Tensor) -> Vec<f64> {
+        let (mut compared, rows) = (Compared::default(), a.shape()[0]);
+        compared.add(&[a], &[b], rows);
+        compared.cosines()
+    }
+
+    #[test]
+    fn whole_numbers_are_the_same_or_not() {
+        let tensor = |values: &[i64]| Tensor::from_vec([2, 2], values.to_vec()).unwrap();
+        assert_eq!(alike(tensor(&[1, 2, 3, 4]), tensor(&[1, 5, 3, 4])), [0.5, 1.0]);
+        let texts = |values: &[&'static str]| {
+            let values: Vec<_> = values.iter().map(|text| text.as_bytes().into()).collect();
+            Tensor::from_strings([values.len()], values).unwrap()
+        };
+        assert_eq!(alike(texts(&["cat", "dog"]), texts(&["cat", "cow"])), [1.0, 0.0]);
+        let bytes = |values: &[u8]| Tensor::from_vec([1, 2], values.to_vec()).unwrap();
+        assert!((alike(bytes(&[255, 0]), bytes(&[255, 255]))[0] - 0.5f64.sqrt()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn one_number_for_each_example_is_compared_by_its_size() {
+        let tensor = |values: &[f32]| Tensor::from_vec([2, 1], values.to_vec()).unwrap();
+        assert_eq!(alike(tensor(&[1.0, 7.0]), tensor(&[2.0, 7.0])), [0.8, 1.0]);
+        assert_eq!(alike(tensor(&[0.0, 0.0]), tensor(&[0.0, 1.0])), [1.0, 0.0]);
+        assert_eq!(alike(tensor(&[1.0, f32::NAN]), tensor(&[-1.0, f32::NAN])), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn places_that_are_masked_in_both_do_not_count() {
+        let tensor = |values: &[f32]| Tensor::from_vec([1, values.len()], values.to_vec()).unwrap();
+        let none = f32::NEG_INFINITY;
+        assert_eq!(alike(tensor(&[3.0, none, 4.0]), tensor(&[4.0, none, 3.0])), [0.96]);
+        assert_eq!(alike(tensor(&[3.0, none]), tensor(&[3.0, -none])), [0.0]);
+        assert_eq!(alike(tensor(&[none, none]), tensor(&[none, none])), [0.0]);
     }
 }

@@ -83,7 +83,8 @@ pub fn quantise_pairs(prepared: &Prepared, quantised: &Quantised) -> Result<Quan
         node.is_standard() && node.op_type() == "MatMul" && node.input.iter().all(activation)
     };
     let nodes = edit.model.graph().node.iter().enumerate();
-    let found: Vec<(usize, NodeProto)> = nodes.filter(|(_, node)| of_two(node)).map(|(at, node)| (at, node.clone())).collect();
+    let found: Vec<(usize, NodeProto)> =
+        nodes.filter(|(_, node)| of_two(node)).map(|(at, node)| (at, node.clone())).collect();
     let layers = found.len();
     let mut rewrite = Rewrite::of(&mut edit);
     for (index, proto) in found {

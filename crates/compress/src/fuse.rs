@@ -52,7 +52,16 @@ fn fold_of(edit: &Edit, index: usize) -> Option<Fold> {
     let epsilon = f64::from(node.attr_float("epsilon").unwrap_or(EPSILON));
     let factor: Vec<f64> = scale.iter().zip(variance).map(|(scale, var)| scale / (var + epsilon).sqrt()).collect();
     let finite = factor.iter().chain(mean).chain(shift).all(|value| value.is_finite());
-    finite.then(|| Fold { before, output: output.clone(), factor, mean: mean.clone(), shift: shift.clone() })
+    let added = graph.node.get(before)?;
+    let biased = added.input.get(2).is_some_and(|name| !name.is_empty());
+    let by_channel = !biased || bias_by_channel(edit, added, factor.len()).is_some();
+    (finite && by_channel).then(|| Fold {
+        before,
+        output: output.clone(),
+        factor,
+        mean: mean.clone(),
+        shift: shift.clone(),
+    })
 }
 
 /// Conv, and Gemm whose columns are the channels, with constant weights.
@@ -88,12 +97,10 @@ fn apply(edit: &mut Edit, fold: &Fold) -> Result<(), CompressError> {
         let factor = fold.factor.get(at / inner % channels.max(1)).copied().unwrap_or(1.0);
         *value = (f64::from(*value) * factor) as f32;
     }
-    let before = node.input.get(2).filter(|name| !name.is_empty()).map(|name| wide(edit, name).ok_or_else(refuse));
-    let before = before.transpose()?.unwrap_or_else(|| vec![0.0; channels]);
-    let spread = |channel: usize| before.get(if before.len() == 1 { 0 } else { channel }).copied().unwrap_or(0.0);
-    let constants = fold.factor.iter().zip(&fold.mean).zip(&fold.shift).enumerate();
+    let before = bias_by_channel(edit, &node, channels).unwrap_or_else(|| vec![0.0; channels]);
+    let constants = before.iter().zip(fold.factor.iter().zip(&fold.mean).zip(&fold.shift));
     let bias: Vec<f32> = constants
-        .map(|(channel, ((factor, mean), shift))| ((spread(channel) - mean) * factor + shift) as f32)
+        .map(|(before, ((factor, mean), shift))| ((f64::from(*before) - mean) * factor + shift) as f32)
         .collect();
     let weight = edit.constant(&format!("{}.folded", node.input[1]), &Tensor::from_vec(shape, values)?);
     let bias = edit.constant(&format!("{weight}.bias"), &Tensor::from_vec([channels], bias)?);
@@ -103,6 +110,15 @@ fn apply(edit: &mut Edit, fold: &Fold) -> Result<(), CompressError> {
         output.clone_from(&fold.output);
     }
     Ok(())
+}
+
+/// A layer's bias by channel; none where it has none that can be read so, as where a Gemm adds other numbers to each row.
+pub(crate) fn bias_by_channel(edit: &Edit, node: &NodeProto, channels: usize) -> Option<Vec<f32>> {
+    let (shape, values) = edit.floats(node.input.get(2).filter(|name| !name.is_empty())?)?;
+    match values.as_slice() {
+        [one] => Some(vec![*one; channels]),
+        _ => (values.len() == channels && shape.last() == Some(&channels)).then_some(values),
+    }
 }
 
 /// Dimension of a layer's weights that its outputs are along.

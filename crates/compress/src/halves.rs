@@ -7,7 +7,10 @@ use edgeward_graph::{
 };
 use half::{bf16, f16};
 
-use crate::{CompressError, Prepared, edit::node};
+use crate::{
+    CompressError, Prepared,
+    edit::{Edit, node},
+};
 
 /// Smaller tensors gain nothing.
 const ELEMENTS_MIN: usize = 64;
@@ -24,22 +27,23 @@ pub enum Half {
 
 /// Stores constants of binary32 as `half`, but for those with numbers that it cannot hold.
 pub fn halve(prepared: &Prepared, half: Half) -> Result<Model, CompressError> {
-    let mut model = prepared.model.clone();
-    let given: Vec<String> = model.graph().input.iter().map(|input| input.name().to_owned()).collect();
+    let mut edit = Edit::new(prepared.model.clone());
+    let given: Vec<String> = edit.model.graph().input.iter().map(|input| input.name().to_owned()).collect();
     let mut casts: Vec<NodeProto> = Vec::new();
     let mut kept = Vec::new();
-    for tensor in std::mem::take(&mut model.graph_mut().initializer) {
+    for tensor in std::mem::take(&mut edit.model.graph_mut().initializer) {
         let name = tensor.name().to_owned();
-        let halved = if given.contains(&name) { None } else { halved(&model, &tensor, half) };
+        let halved = if given.contains(&name) { None } else { halved(&edit.model, &tensor, half) };
         let Some(halved) = halved else {
             kept.push(tensor);
             continue;
         };
-        let stored = format!("{name}.half");
+        let stored = edit.fresh(&format!("{name}.half"));
         kept.push(tensor_proto(&stored, &halved));
         let to = AttributeProto::of_int("to", DataType::Float32.to_onnx().into());
         casts.push(node("Cast", format!("{stored}.cast"), &[&stored], &[&name], vec![to]));
     }
+    let mut model = edit.model;
     let graph = model.graph_mut();
     graph.initializer = kept;
     casts.append(&mut graph.node);

@@ -208,8 +208,11 @@ impl<'a> Planner<'a> {
         let nearest = op != "Resize" || node.attr_text("mode").unwrap_or("nearest") == "nearest";
         let inputs = data_inputs(node);
         let ready = |name: &String| self.has_range(name) || (self.constants.contains(name.as_str()) && op != "Concat");
+        // Places of the greatest numbers are no numbers that bytes could stand for.
+        let places = op == "MaxPool" && node.output.len() > 1;
         node.is_standard()
             && (moves(op) || computes(op))
+            && !places
             && nearest
             && inputs.iter().all(ready)
             && inputs.iter().any(|name| reached.contains(name.as_str()))

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use edgeward_graph::{
     Model, Tensor,
-    proto::{AttributeProto, NodeProto},
+    proto::{AttributeProto, GraphProto, NodeProto},
+    walk,
 };
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     calibrate::{Ranges, Statistics},
     correct,
     edit::{Edit, node},
-    fuse::channel_axis,
+    fuse::{bias_by_channel, channel_axis},
     plan::{Form, Plan, plan},
     qat::WeightSteps,
     range::{Activations, Steps},
@@ -141,7 +142,7 @@ impl Rewrite<'_> {
         let (shape, values) = self.edit.floats(weight).ok_or_else(refuse)?;
         let axis = channel_axis(&node);
         let channels = shape.get(axis).copied().unwrap_or(1);
-        let bias = bias_of(&self.edit, &node, channels);
+        let bias = bias_by_channel(&self.edit, &node, channels);
         let least = bias.as_ref().map(|bias| least_scales(bias, steps)).unwrap_or_default();
         let integers = match self.steps.get(weight).filter(|steps| steps.len() == channels) {
             Some(steps) => Integers::in_steps(&shape, &values, axis, self.spec.weights, steps.clone()),
@@ -266,14 +267,13 @@ impl Rewrite<'_> {
 
     /// Puts a pair behind every planned value, and lets its readers read what comes out.
     fn values(&mut self, plan: &Plan) -> Result<BTreeMap<String, String>, CompressError> {
-        let results: HashSet<String> = self.edit.model.graph().output.iter().map(|o| o.name().to_owned()).collect();
+        let kept = kept_names(self.edit.model.graph());
         let mut renamed = BTreeMap::new();
         for (name, range) in &plan.values {
             let (scale, zero) = self.steps(name, range.steps())?;
             let integers = self.edit.fresh(&format!("{name}.integers"));
             let fresh = self.edit.fresh(&format!("{name}.dequantised"));
-            // Callers know a result by its name, so what comes out keeps it.
-            let (before, after) = if results.contains(name) { (fresh, name.clone()) } else { (name.clone(), fresh) };
+            let (before, after) = if kept.contains(name) { (fresh, name.clone()) } else { (name.clone(), fresh) };
             for node in &mut self.edit.model.graph_mut().node {
                 let renames: &mut [(&mut Vec<String>, &String)] =
                     &mut [(&mut node.input, &after), (&mut node.output, &before)];
@@ -291,13 +291,18 @@ impl Rewrite<'_> {
     }
 }
 
-/// A layer's bias by channel; none where it has none that can be read so.
-fn bias_of(edit: &Edit, node: &NodeProto, channels: usize) -> Option<Vec<f32>> {
-    let (_, values) = edit.floats(node.input.get(2).filter(|name| !name.is_empty())?)?;
-    match values.as_slice() {
-        [one] => Some(vec![*one; channels]),
-        _ => (values.len() == channels).then_some(values),
+/// Values whose dequantised numbers must keep their names: callers know a result by it, and so does a branch or loop. What callers give keeps its
+/// own.
+fn kept_names(graph: &GraphProto) -> HashSet<String> {
+    let mut kept: HashSet<String> = graph.output.iter().map(|output| output.name().to_owned()).collect();
+    for within in graph.node.iter().flat_map(|node| &node.attribute).flat_map(walk::subgraphs) {
+        walk::nodes_of(&within.node, &mut |node| kept.extend(node.input.iter().cloned()));
+        kept.extend(within.output.iter().map(|output| output.name().to_owned()));
     }
+    for input in &graph.input {
+        kept.remove(input.name());
+    }
+    kept
 }
 
 /// Scales with which a bias stays within 32 bits, with room for what is added to it.

@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 
 use edgeward_compress::{
     Activations, Bias, BlockBits, Convolutions, DynamicSpec, Form, Half, Prepared, Quantised, StaticSpec, WeightBits,
-    calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_pairs,
-    quantise_static,
+    calibrate, halve, histogram::Method, prepare, quantise_blocks, quantise_dynamic, quantise_pairs, quantise_static,
 };
-use edgeward_graph::{DataType, Model, check, proto::AttributeProto};
+use edgeward_graph::{
+    DataType, Model, check,
+    proto::{AttributeProto, GraphProto, NodeProto},
+};
 use support::{Builder, batches, decibels, dump, engines, ints, load, residual, run};
 
 /// Conv, normalised and clipped, then Conv and a sum of both, pooled.
@@ -333,4 +335,85 @@ fn a_convolution_of_phases_reads_the_picture() {
         let prepared = prepare(&model).unwrap();
         assert!(dump(&prepared.model).contains("Conv c w b -> y"), "{odd}: {}", dump(&prepared.model));
     }
+}
+
+#[test]
+fn what_a_gemm_adds_to_rows_is_no_bias_of_channels() {
+    let mut b = Builder::new(&[3, 6]);
+    b.drawn("w", &[6, 3], 1).floats("rows", &[3, 1], vec![-4.0, 0.5, 3.0]).drawn("w1", &[3, 2], 2);
+    for name in ["scale", "shift", "mean", "var"] {
+        b.floats(name, &[3], vec![0.5, 1.5, 1.0]);
+    }
+    b.node("Gemm", &["x", "w", "rows"], "g", vec![]);
+    b.node("BatchNormalization", &["g", "scale", "shift", "mean", "var"], "n", vec![]);
+    b.node("MatMul", &["n", "w1"], "y", vec![]);
+    let model = b.model(&[("y", &[3, 2])]);
+    for form in [Form::Chains, Form::Inputs] {
+        let (prepared, quantised) = quantised(&model, &[3, 6], &spec(form, &[]));
+        assert_eq!((prepared.folded, quantised.layers), (0, 2));
+        same(&model, &prepared.model, &[3, 6], 100.0);
+        same(&model, &quantised.model, &[3, 6], 30.0);
+    }
+}
+
+#[test]
+fn what_a_branch_reads_is_what_it_was() {
+    // Of two branches one hands on a clipped value that is quantised outside.
+    let branch = |op: &str| GraphProto {
+        name: Some(op.to_owned()),
+        node: vec![NodeProto {
+            op_type: Some(op.to_owned()),
+            input: vec!["r1".to_owned()],
+            output: vec![format!("{op}.z")],
+            ..NodeProto::default()
+        }],
+        output: vec![support::port(&format!("{op}.z"), &[1, 4, 8, 8])],
+        ..GraphProto::default()
+    };
+    let held = |name: &str, op: &str| AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(edgeward_graph::proto::attribute_proto::AttributeType::Graph.into()),
+        g: Some(branch(op)),
+        ..AttributeProto::default()
+    };
+    let mut b = residual(1);
+    b.drawn("w2", &[2, 4, 1, 1], 5).node("Conv", &["r1", "w2"], "y", vec![]);
+    b.floats("zero", &[], vec![0.0]).node("ReduceMax", &["x"], "most", vec![AttributeProto::of_int("keepdims", 0)]);
+    b.node("Greater", &["most", "zero"], "c", vec![]);
+    b.node("If", &["c"], "z", vec![held("then_branch", "Identity"), held("else_branch", "Neg")]);
+    let model = b.model(&[("y", &[1, 2, 8, 8]), ("z", &[1, 4, 8, 8])]);
+    let (_, quantised) = quantised(&model, &[1, 3, 8, 8], &spec(Form::Chains, &[]));
+    assert!(!dump(&quantised.model).contains("Relu"), "{}", dump(&quantised.model));
+    same_on(&["onnxruntime"], &model, &quantised.model, &[1, 3, 8, 8], 30.0);
+}
+
+#[test]
+fn inputs_that_are_results_and_places_of_maxima_stay_as_they_are() {
+    let mut b = residual(1);
+    b.drawn("w2", &[2, 4, 1, 1], 5);
+    let window = || vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])];
+    b.node("MaxPool", &["r1"], "p", window()).node("Conv", &["p", "w2"], "y", vec![]);
+    b.graph
+        .node
+        .iter_mut()
+        .filter(|node| node.op_type() == "MaxPool")
+        .for_each(|node| node.output.push("at".to_owned()));
+    let mut model = b.model(&[("y", &[1, 2, 4, 4]), ("x", &[1, 3, 8, 8]), ("at", &[1, 4, 4, 4])]);
+    if let Some(edgeward_graph::proto::type_proto::Value::TensorType(tensor)) =
+        model.graph_mut().output[2].r#type.as_mut().and_then(|t| t.value.as_mut())
+    {
+        tensor.elem_type = Some(DataType::Int64.to_onnx());
+    }
+    let (_, quantised) = quantised(&model, &[1, 3, 8, 8], &spec(Form::Chains, &[]));
+    assert_eq!(quantised.layers, 3);
+    check(&quantised.model).unwrap_or_else(|errors| panic!("{errors:?}\n{}", dump(&quantised.model)));
+}
+
+#[test]
+fn halves_take_names_that_are_free() {
+    let mut b = Builder::new(&[2, 8]);
+    b.drawn("w", &[8, 8], 1).drawn("w.half", &[8, 8], 2);
+    b.node("MatMul", &["x", "w"], "m", vec![]).node("MatMul", &["m", "w.half"], "y", vec![]);
+    let model = b.model(&[("y", &[2, 8])]);
+    same(&model, &halve(&prepare(&model).unwrap(), Half::Binary16).unwrap(), &[2, 8], 45.0);
 }
