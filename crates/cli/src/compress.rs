@@ -248,7 +248,7 @@ pub fn compress(args: &CompressArgs, context: &Context) -> Result<Report, Failur
     let began = Instant::now();
     engines::check_file(&args.model)?;
     let output = args.output();
-    emit::check_folder(&output)?;
+    emit::check_folder(&output, &args.model)?;
     let model = engines::read_model(&args.model)?;
     if model.whole_len() > args.large.unwrap_or(WHOLE_BYTES_MAX) {
         return large::compress(args, context, &model, began);
@@ -452,8 +452,22 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let before = made.len();
-        make(made)?;
+        if self.unless_it_fails(&group, make(made))?.is_none() {
+            made.truncate(before);
+            return Ok(());
+        }
         self.kept.note_candidates(&group, made.get(before..).unwrap_or_default())
+    }
+
+    /// What a training came to; none where it failed, which is said: the other candidates are worth their work.
+    fn unless_it_fails<T>(&self, name: &str, made: Result<T, Failure>) -> Result<Option<T>, Failure> {
+        match made {
+            Err(Failure::Work(error)) if !interrupt::came() => {
+                self.bar.suspend(|| print::note!("no `{name}`: {error:#}"));
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
     }
 
     /// Candidates that an interrupted run left.

@@ -140,6 +140,41 @@ fn a_trained_model_becomes_smaller_and_keeps_its_accuracy() {
 }
 
 #[test]
+fn nobody_elses_files_are_replaced() {
+    let folder = folder();
+    let path = folder.path();
+    let refused = |words: &str, reason: &str| {
+        let output = edgeward(path, words);
+        assert_eq!(output.status.code(), Some(2), "{words}: {}", text(&output));
+        assert!(text(&output).contains(reason), "{words}: {}", text(&output));
+    };
+    fs::create_dir_all(path.join("mine/within")).unwrap();
+    fs::write(path.join("mine/report.json"), r#"{"my": "coverage"}"#).unwrap();
+    refused("compress net.onnx --quick -o mine", "holds something else");
+    let report = compressed(path, "compress net.onnx --data rows.csv --for size --quick -o out");
+    holds(&report);
+    fs::write(path.join("out/notes.txt"), "keep").unwrap();
+    refused("compress net.onnx --quick -o out", "`notes.txt`");
+    fs::remove_file(path.join("out/notes.txt")).unwrap();
+    refused("compress out/model.onnx --quick -o out", "holds the model that is compressed");
+    refused("compress net.onnx --quick -o .", "is no name of a folder");
+    // Nor where an interrupted run would be kept.
+    fs::create_dir(path.join("other.partial")).unwrap();
+    fs::write(path.join("other.partial/lock"), "theirs").unwrap();
+    fs::write(path.join("other.partial/data.bin"), "keep").unwrap();
+    refused("compress net.onnx --quick -o other", "holds something else");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(path.join("mine"), path.join("link.partial")).unwrap();
+        refused("compress net.onnx --quick -o link", "holds something else");
+        std::os::unix::fs::symlink(path.join("mine"), path.join("linked")).unwrap();
+        refused("compress net.onnx --quick -o linked", "is a link");
+    }
+    assert_eq!(fs::read_to_string(path.join("other.partial/lock")).unwrap(), "theirs");
+    assert!(path.join("mine/within").is_dir() && path.join("out/report.html").is_file());
+}
+
+#[test]
 fn weights_are_rounded_by_data() {
     let folder = folder();
     let path = folder.path();

@@ -202,4 +202,11 @@ fn what_cannot_be_learnt_is_told() {
         assert!(text(&output).contains(expected), "{words}: {}", text(&output));
         assert!(!path.join("out").exists(), "{words}");
     }
+    // A training that leads nowhere takes nothing else with it.
+    let words = format!("--qat 1 --qat-rate 1e30 {with_data} --json");
+    let output = edgeward(path, &format!("compress net.onnx -o out {words}"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("no `int8-qat`: "), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["variants"].as_array().unwrap().iter().any(|variant| variant["name"] == "int8"), "{said}");
 }

@@ -154,7 +154,12 @@ impl Work<'_> {
         made: &mut Vec<Candidate>,
     ) -> Result<Self, Failure> {
         let Some(student) = student else { return Ok(self) };
-        let prepared = self.trained(&student, made)?;
+        let before = made.len();
+        let trained = self.trained(&student, made);
+        let Some(prepared) = self.unless_it_fails(STUDENT, trained)? else {
+            made.truncate(before);
+            return Ok(self);
+        };
         let work = Self { prepared: Rc::new(prepared), of: Some(STUDENT), ..self };
         made.extend(work.candidates(original)?.0);
         Ok(work)

@@ -20,6 +20,9 @@ use crate::{
 
 /// File that tells a folder of ours.
 const REPORT: &str = "report.json";
+const PAGE: &str = "report.html";
+const CHOSEN: &str = "model.onnx";
+const TOKENIZER: &str = "model.tokenizer.json";
 
 /// Fills in what a verdict says of a variant on the engine that `timed` names. `bytes` are the file's, and in transfer.
 pub fn judged(variant: &mut Variant, timed: &Timed, verdict: &Verdict, (bytes, transfer_bytes): (u64, u64), drop: f64) {
@@ -33,15 +36,53 @@ pub fn judged(variant: &mut Variant, timed: &Timed, verdict: &Verdict, (bytes, t
     variant.agreement = Some(verdict.agreement);
 }
 
-/// Known before minutes of work, not after: a folder that is not ours is not written over.
-pub fn check_folder(folder: &Path) -> Outcome {
-    let ours = || folder.join(REPORT).is_file();
-    let empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    if !folder.exists() || (folder.is_dir() && (empty() || ours())) {
-        return Ok(());
+/// Known before minutes of work, not after: a folder that holds anything but what was written here before, or the model itself, is not
+/// replaced.
+pub fn check_folder(folder: &Path, model: &Path) -> Outcome {
+    let refuse = |what: String| {
+        Err(Failure::input(format!("result `{}` {what}; name another folder with `-o FOLDER`", folder.display())))
+    };
+    if folder.file_name().is_none() {
+        return refuse("is no name of a folder".to_owned());
     }
-    let what = if folder.is_dir() { "holds something else" } else { "is a file" };
-    Err(Failure::input(format!("result `{}` {what}; name another folder with `-o FOLDER`", folder.display())))
+    let Ok(about) = fs::symlink_metadata(folder) else { return Ok(()) };
+    if !about.is_dir() {
+        return refuse(if about.is_symlink() { "is a link" } else { "is a file" }.to_owned());
+    }
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    if real(model).is_some_and(|model| real(folder).is_some_and(|folder| model.starts_with(folder))) {
+        return refuse("holds the model that is compressed".to_owned());
+    }
+    let own = own_files(folder);
+    let foreign = |entry: &fs::DirEntry| {
+        let file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        !(file && own.iter().any(|name| entry.file_name() == name.as_str()))
+    };
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))?;
+    match entries.filter_map(Result::ok).find(foreign) {
+        Some(entry) => refuse(format!("holds something else, `{}`", entry.file_name().to_string_lossy())),
+        None => Ok(()),
+    }
+}
+
+/// Files that a folder's report says were written with it.
+fn own_files(folder: &Path) -> Vec<String> {
+    #[derive(serde::Deserialize)]
+    struct Written {
+        variants: Vec<File>,
+    }
+    #[derive(serde::Deserialize)]
+    struct File {
+        file: Option<String>,
+    }
+    let report = fs::read(folder.join(REPORT)).ok();
+    let Some(report) = report.and_then(|text| serde_json::from_slice::<Written>(&text).ok()) else { return Vec::new() };
+    let mut own = [REPORT, PAGE, CHOSEN, TOKENIZER].map(str::to_owned).to_vec();
+    for file in report.variants.into_iter().filter_map(|variant| variant.file) {
+        own.push(format!("{file}.data"));
+        own.push(file);
+    }
+    own
 }
 
 /// Writes variants that nothing beats, the chosen one as `model.onnx`, and both reports; then the folder takes its place
@@ -58,15 +99,15 @@ pub fn write(report: &Report, staged: &Path, model: &Path, folder: &Path) -> Out
             fs::rename(staged.join(&data), made.path().join(&data))?;
         }
         if report.chosen.as_ref() == Some(&variant.name) {
-            fs::copy(staged.join(file), made.path().join("model.onnx"))?;
+            fs::copy(staged.join(file), made.path().join(CHOSEN))?;
         }
     }
     let tokenizer = model.with_extension("tokenizer.json");
     if tokenizer.is_file() {
-        fs::copy(tokenizer, made.path().join("model.tokenizer.json"))?;
+        fs::copy(tokenizer, made.path().join(TOKENIZER))?;
     }
     fs::write(made.path().join(REPORT), serde_json::to_vec_pretty(report)?)?;
-    fs::write(made.path().join("report.html"), page(report))?;
+    fs::write(made.path().join(PAGE), page(report))?;
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot replace `{}`", folder.display()))?;
     }

@@ -52,6 +52,9 @@ impl Held {
                 _ => {}
             }
         }
+        if rows == Some(0) {
+            return Err(Failure::input(format!("`{}` holds no examples", path.display())));
+        }
         match (rows, fixed.unwrap_or(1)) {
             (Some(rows), size) if size > 0 && rows >= size => Ok(Some(Self::batches(&all, rows, size)?)),
             _ => Ok(Some(Self::one(all))),

@@ -7,7 +7,7 @@ use edgeward_compress::{
     observe,
 };
 use edgeward_engine::Session;
-use edgeward_graph::Tensor;
+use edgeward_graph::{DataType, Tensor};
 use edgeward_train::metrics::{Classified, Figures, Scores, guess};
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     detected::Boxes,
 };
 use crate::{
-    failure::{Failure, OrInput as _},
+    failure::{Failure, OrInput as _, Outcome},
     inputs,
 };
 
@@ -24,6 +24,9 @@ use crate::{
 pub const DRAWS: usize = 200;
 /// Results of the original that are kept at most; judging ends with the batch that goes beyond, unless it needs boxes alone.
 const KEPT_BYTES: usize = 1 << 30;
+
+/// A model's own outputs agree with themselves by 1; by less where they are no numbers.
+const SENSIBLE: f64 = 0.5;
 
 /// What the original says, batch by batch.
 #[derive(Default)]
@@ -76,6 +79,9 @@ pub fn original(
         let example = example.or_input()?;
         let outputs = run(session, &reference.names, &example.inputs);
         let outputs = outputs.with_context(|| inputs::described(&example.inputs)).or_input()?;
+        if metric.needs_labels() {
+            check_scores(&reference.names, &outputs)?;
+        }
         let run = Run { names: &reference.names, outputs: &outputs, inputs: &example.inputs };
         match &mut reference.boxes {
             Some(boxes) => boxes.check(&run)?,
@@ -98,7 +104,26 @@ pub fn original(
         boxes.settle(&said.found, material)?;
     }
     let verdict = verdict(&said, &reference, metric)?;
+    if reference.outputs.iter().flatten().all(Tensor::is_empty) {
+        return Err(Failure::input("the model's outputs hold nothing for this data: nothing can be compared"));
+    }
+    if metric == MetricName::Cosine && verdict.metric < SENSIBLE {
+        let text =
+            "the model's outputs are no numbers (NaN, or infinite) for most of this data: nothing can be compared";
+        return Err(Failure::input(text));
+    }
     Ok((reference, verdict))
+}
+
+/// Labels are held against scores.
+fn check_scores(names: &[String], outputs: &[Tensor]) -> Outcome {
+    match (names.first(), outputs.first()) {
+        (Some(name), Some(first)) if first.dtype() != DataType::Float32 => Err(Failure::input(format!(
+            "the first output `{name}` holds {}, where labels need scores of float32; put the scores first, or use `--metric cosine`",
+            first.dtype().name()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Judges a variant. An error of its engine is the variant's fault, not the caller's.
@@ -147,7 +172,10 @@ impl Said {
         if let Some(detector) = detector {
             self.found.extend(detector.detections(outputs, rows)?);
         } else if let Some(first) = outputs.first().filter(|_| !example.labels.is_empty()) {
-            self.first.extend(first.values::<f32>()?.iter());
+            // Where scores are needed, they were checked to be such.
+            if let Ok(scores) = first.values::<f32>() {
+                self.first.extend(scores.iter());
+            }
             self.labels.extend(&example.labels);
         }
         Ok(())
@@ -162,7 +190,7 @@ fn verdict(said: &Said, reference: &Reference, metric: MetricName) -> Result<Ver
         return Ok(Verdict { metric, interval, agreement, examples: said.found.len() });
     }
     let Some(scores) = reference.scores else {
-        let cosines = &said.compared.cosines;
+        let cosines = said.compared.cosines();
         let mean = |rows: &[usize]| {
             let sum: f64 = rows.iter().filter_map(|row| cosines.get(*row)).sum();
             Some(sum / rows.len().max(1) as f64)

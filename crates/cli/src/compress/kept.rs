@@ -44,8 +44,15 @@ impl Kept {
     pub fn open(output: &Path, model_sha256: String, files: &[PathBuf]) -> Result<Self, Failure> {
         let folder = Self::folder_of(output);
         let shown = folder.display().to_string();
+        if !is_ours(&folder) {
+            let text = format!(
+                "`{shown}`, where an interrupted run would be kept, holds something else; move it, or name another result with `-o`"
+            );
+            return Err(Failure::input(text));
+        }
         fs::create_dir_all(&folder).with_context(|| format!("cannot write `{shown}`"))?;
-        let lock = File::create(folder.join(LOCK)).with_context(|| format!("cannot write in `{shown}`"))?;
+        let lock = File::options().create(true).append(true).open(folder.join(LOCK));
+        let lock = lock.with_context(|| format!("cannot write in `{shown}`"))?;
         if lock.try_lock().is_err() {
             let text = format!("another compression works in `{shown}`; wait for it, or name another folder with `-o`");
             return Err(Failure::input(text));
@@ -143,6 +150,15 @@ impl Kept {
         }
         Ok(())
     }
+}
+
+/// True for a folder that such a run began, or one without anything in it, or none. What a link leads to is somebody else's.
+fn is_ours(folder: &Path) -> bool {
+    let Ok(about) = fs::symlink_metadata(folder) else { return true };
+    let alone = || {
+        fs::read_dir(folder).is_ok_and(|entries| entries.filter_map(Result::ok).all(|entry| entry.file_name() == LOCK))
+    };
+    about.is_dir() && (folder.join(KEY).is_file() || alone())
 }
 
 /// The command, and the state of every file and folder that it names: what another command, model or data made does not go on.

@@ -23,7 +23,7 @@ use super::{GoalName, Work, candidates::Candidate, training::Lesson};
 use crate::{
     Context, engines,
     failure::{Failure, OrInput as _, Outcome},
-    interrupt, print,
+    print,
     train::{
         failed,
         material::{Material, Recipe},
@@ -181,13 +181,9 @@ impl Work<'_> {
                 shrinking = kept;
                 continue;
             }
-            match self.shrink(&mut shrinking, stop, tuning.as_ref()) {
-                // The other candidates are worth their work.
-                Err(Failure::Work(error)) if !interrupt::came() => {
-                    self.bar.suspend(|| print::note!("no `{name}`: {error:#}"));
-                    return Ok(());
-                }
-                other => other?,
+            let shrunk = self.shrink(&mut shrinking, stop, tuning.as_ref());
+            if self.unless_it_fails(&name, shrunk)?.is_none() {
+                return Ok(());
             }
             let recipe = self.recipe(&shrinking.so_far, stop, tuning.is_some());
             let (before, first) =

@@ -36,7 +36,7 @@ impl Work<'_> {
         let text = "weights of MatMul and Gemm as 4 bits in blocks of 32, activations as they are";
         made.push(self.keep_blocks("int4-weights", text, &nearest, BlockBits::Four)?);
         self.solved_blocks(made)?;
-        if self.is_mostly_blocks() {
+        if self.args.learn.qat.is_some() && self.is_mostly_blocks() {
             self.once("int4-weights-qat", made, |made| self.blocks_after_training(made))?;
         }
         if !self.args.quick {
