@@ -452,11 +452,23 @@ impl<'a> Work<'a> {
             return Ok(());
         }
         let before = made.len();
-        if self.unless_it_fails(&group, make(made))?.is_none() {
-            made.truncate(before);
-            return Ok(());
-        }
+        make(made)?;
         self.kept.note_candidates(&group, made.get(before..).unwrap_or_default())
+    }
+
+    /// The same, where a training that fails adds none.
+    fn once_trained(
+        &self,
+        group: &str,
+        made: &mut Vec<Candidate>,
+        make: impl FnOnce(&mut Vec<Candidate>) -> Outcome,
+    ) -> Outcome {
+        let before = made.len();
+        let trained = self.once(group, made, make);
+        if self.unless_it_fails(group, trained)?.is_none() {
+            made.truncate(before);
+        }
+        Ok(())
     }
 
     /// What a training came to; none where it failed, which is said: the other candidates are worth their work.

@@ -24,7 +24,7 @@ impl Work<'_> {
     /// Static integers, after training with rounding; with fewer bits for weights too, unless it shall be quick.
     pub fn static_after_training(&self, calibrated: &Calibrated, made: &mut Vec<Candidate>) -> Result<(), Failure> {
         let Some(epochs) = self.args.learn.qat else { return Ok(()) };
-        self.once("int8-qat", made, |made| {
+        self.once_trained("int8-qat", made, |made| {
             let names = ("int8-qat", "int8-inputs-qat");
             self.trained_static(calibrated, WeightBits::of_this_machine(), names, epochs, made)
         })?;
@@ -34,7 +34,7 @@ impl Work<'_> {
         // What training begins with, to hold its result against.
         let text = "weights as 4 bits in bytes, activations as bytes";
         self.fewer_bits(calibrated, WeightBits::Four, ("int4", text), made)?;
-        self.once("int4-qat", made, |made| {
+        self.once_trained("int4-qat", made, |made| {
             self.trained_static(calibrated, WeightBits::Four, ("int4-qat", "int4-inputs-qat"), epochs, made)
         })
     }

@@ -37,7 +37,7 @@ impl Work<'_> {
         made.push(self.keep_blocks("int4-weights", text, &nearest, BlockBits::Four)?);
         self.solved_blocks(made)?;
         if self.args.learn.qat.is_some() && self.is_mostly_blocks() {
-            self.once("int4-weights-qat", made, |made| self.blocks_after_training(made))?;
+            self.once_trained("int4-weights-qat", made, |made| self.blocks_after_training(made))?;
         }
         if !self.args.quick {
             let quantised = quantise_blocks(&self.prepared, BlockBits::Eight, BLOCK)?;
