@@ -376,6 +376,14 @@ impl<'a> Work<'a> {
         let metric = args.metric_on(material.kind)?;
         bar.set_message("judging the original");
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
+        if let (None, MetricName::Cosine, Some(form)) = (args.metric, metric, reference.boxes_seen(&material)) {
+            let form = form.name();
+            bar.suspend(|| {
+                print::note!(
+                    "the outputs look like boxes (`{form}`), of which a cosine tells little; judge them by `--data PHOTOS.npz --metric map`"
+                );
+            });
+        }
         let candidate = Candidate::original(args.model.clone());
         let work = Self {
             args,
@@ -439,6 +447,11 @@ impl<'a> Work<'a> {
         Failure::Work(anyhow!("interrupted; what took long is kept in `{folder}`, the same command goes on from there"))
     }
 
+    /// A candidate's name, or a group's.
+    pub fn named(&self, name: &str) -> String {
+        self.of.map_or_else(|| name.to_owned(), |of| format!("{of}-{name}"))
+    }
+
     /// Candidates that take training: those that an interrupted run left, else made now.
     fn once(
         &self,
@@ -446,7 +459,7 @@ impl<'a> Work<'a> {
         made: &mut Vec<Candidate>,
         make: impl FnOnce(&mut Vec<Candidate>) -> Outcome,
     ) -> Outcome {
-        let group = self.of.map_or_else(|| group.to_owned(), |of| format!("{of}-{group}"));
+        let group = self.named(group);
         if let Some(noted) = self.taken(&group) {
             made.extend(noted);
             return Ok(());
@@ -465,7 +478,7 @@ impl<'a> Work<'a> {
     ) -> Outcome {
         let before = made.len();
         let trained = self.once(group, made, make);
-        if self.unless_it_fails(group, trained)?.is_none() {
+        if self.unless_it_fails(&self.named(group), trained)?.is_none() {
             made.truncate(before);
         }
         Ok(())

@@ -218,11 +218,14 @@ fn wrong_input_is_told() {
     let folder = folder();
     let path = folder.path();
     fs::write(path.join("text.onnx"), "no model").unwrap();
+    let halves = fs::read_to_string(path.join("rows.csv")).unwrap().replace("kind0", "0.5").replace("kind1", "-1");
+    fs::write(path.join("halves.csv"), halves).unwrap();
     for (words, expected) in [
         ("compress text.onnx --quick", "text.onnx"),
         ("compress gone.onnx", "does not exist"),
         ("compress net.onnx --metric accuracy", "needs labels"),
         ("compress net.onnx --data gone.csv", "does not exist"),
+        ("compress net.onnx --data halves.csv", "needs classes, and the labels of the data are none"),
         ("compress net.onnx --max-drop 2", "expected 0 to 1"),
         ("compress net.onnx --engine fast", "no engine `fast`"),
     ] {

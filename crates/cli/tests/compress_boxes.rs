@@ -248,6 +248,16 @@ fn outputs_of_other_detectors_are_not_misread() {
 }
 
 #[test]
+fn boxes_that_would_be_held_against_by_their_angle_are_told() {
+    let Some(folder) = made() else { return };
+    for (words, told) in [("--quick", true), ("--quick --metric cosine", false)] {
+        let output = edgeward(folder.path(), &format!("compress single.onnx --data images.npz --engine rten {words}"));
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{}", text(&output));
+        assert_eq!(text(&output).contains("look like boxes (`found`)"), told, "{}", text(&output));
+    }
+}
+
+#[test]
 fn boxes_of_one_image_are_judged_image_by_image() {
     let Some(folder) = made() else { return };
     let path = folder.path();

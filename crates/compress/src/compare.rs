@@ -41,13 +41,9 @@ impl Compared {
         let mut least = vec![1f64; rows];
         let examples = self.least.len();
         for (at, (original, variant)) in original.iter().zip(variant).enumerate() {
-            if let Some(alike) = same_elements(original, variant, rows) {
-                least.iter_mut().zip(alike).for_each(|(least, alike)| *least = least.min(alike));
-                continue;
-            }
             let (Some(a), Some(b)) = (numbers(original), numbers(variant)) else {
-                // What cannot be read cannot be said to agree.
-                least.fill(0.0);
+                let alike = same_elements(original, variant, rows);
+                least.iter_mut().zip(alike).for_each(|(least, alike)| *least = least.min(alike));
                 continue;
             };
             let fits = a.len() == b.len() && !a.is_empty() && original.shape().first() == Some(&rows);
@@ -131,14 +127,11 @@ fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
     })
 }
 
-/// The part of each example's elements that are the same in both; none for floats and bytes, whose size says something.
-fn same_elements(original: &Tensor, variant: &Tensor, rows: usize) -> Option<Vec<f64>> {
-    if numbers(original).is_some() {
-        return None;
-    }
+/// The part of each example's elements that are the same in both, for what is no number whose size says something.
+fn same_elements(original: &Tensor, variant: &Tensor, rows: usize) -> Vec<f64> {
     let (a, b) = (elements(original), elements(variant));
     if a.len() != b.len() || original.dtype() != variant.dtype() {
-        return Some(vec![0.0; rows]);
+        return vec![0.0; rows];
     }
     let by_row = original.shape().first() == Some(&rows);
     let width = if by_row { a.len() / rows } else { a.len() }.max(1);
@@ -146,7 +139,7 @@ fn same_elements(original: &Tensor, variant: &Tensor, rows: usize) -> Option<Vec
     let part =
         |(a, b): (&[&[u8]], &[&[u8]])| a.iter().zip(b).filter(|(a, b)| a == b).count() as f64 / a.len().max(1) as f64;
     let parts: Vec<f64> = pairs.map(part).collect();
-    Some((0..rows).map(|row| parts.get(row).or(parts.first()).copied().unwrap_or(1.0)).collect())
+    (0..rows).map(|row| parts.get(row).or(parts.first()).copied().unwrap_or(1.0)).collect()
 }
 
 /// Each element's bytes.

@@ -11,7 +11,7 @@ use edgeward_graph::{
 use crate::{
     CompressError, Prepared, Quantised,
     edit::{Edit, node},
-    fuse::channel_axis,
+    fuse::{bias_name, channel_axis},
     tables,
     weights::{Integers, WeightBits},
 };
@@ -151,7 +151,7 @@ impl<'a> Rewrite<'a> {
         let product = self.edit.fresh(&format!("{output}.product"));
         let inputs = [bytes.as_str(), &stored, &zero, &zeros];
         self.made.push(node("MatMulInteger", proto.name().to_owned(), &inputs, &[&product], Vec::new()));
-        let bias = proto.input.get(2).filter(|name| !name.is_empty()).cloned();
+        let bias = bias_name(proto).cloned();
         self.scaled(&product, [&scale, &scales], bias, &output);
         Ok(())
     }
@@ -176,7 +176,7 @@ impl<'a> Rewrite<'a> {
         let attributes = proto.attribute.clone();
         let inputs = [bytes.as_str(), &stored, &zero, &middle];
         self.made.push(node("ConvInteger", proto.name().to_owned(), &inputs, &[&product], attributes));
-        let bias = match proto.input.get(2).filter(|name| !name.is_empty()) {
+        let bias = match bias_name(proto) {
             None => None,
             Some(name) => {
                 let (_, bias) = self.edit.floats(name).ok_or_else(|| unread(proto))?;

@@ -12,7 +12,7 @@ use edgeward_graph::{Links, Tensor};
 use crate::{
     CompressError, Layer, Prepared,
     edit::Edit,
-    fuse::channel_axis,
+    fuse::{bias_name, channel_axis},
     gptq::own_weights,
     prepare::concluded,
     rescale::{Sides, is_by_channel, multiply, only_reader, possible, weights_of},
@@ -54,7 +54,7 @@ pub fn equalise(prepared: &Prepared) -> Result<Rescaled, CompressError> {
     let factors = balance(&pairs, &mut weights);
     for (pair, factors) in pairs.iter().zip(&factors) {
         let by = |channel: usize| factors.get(channel).copied().unwrap_or(1.0);
-        let has_bias = edit.node(pair.first).is_some_and(|node| node.input.get(2).is_some_and(|name| !name.is_empty()));
+        let has_bias = edit.node(pair.first).is_some_and(|node| bias_name(node).is_some());
         for place in has_bias.then_some((pair.first, 2)).into_iter().chain(pair.added.iter().copied()) {
             multiply(&mut edit, place, |at| 1.0 / by(at))?;
         }
@@ -119,8 +119,7 @@ fn pair(
     let graph = prepared.model.graph();
     let (node, shape, _) = weights_of(edit, layer)?;
     let channels = *shape.get(channel_axis(node))?;
-    let biased = node.input.get(2).is_some_and(|name| !name.is_empty());
-    if biased && !is_by_channel(edit, node, 2, channels) {
+    if bias_name(node).is_some() && !is_by_channel(edit, node, 2, channels) {
         return None;
     }
     let convolution = layer.op == "Conv";

@@ -53,8 +53,7 @@ fn fold_of(edit: &Edit, index: usize) -> Option<Fold> {
     let factor: Vec<f64> = scale.iter().zip(variance).map(|(scale, var)| scale / (var + epsilon).sqrt()).collect();
     let finite = factor.iter().chain(mean).chain(shift).all(|value| value.is_finite());
     let added = graph.node.get(before)?;
-    let biased = added.input.get(2).is_some_and(|name| !name.is_empty());
-    let by_channel = !biased || bias_by_channel(edit, added, factor.len()).is_some();
+    let by_channel = bias_name(added).is_none() || bias_by_channel(edit, added, factor.len()).is_some();
     (finite && by_channel).then(|| Fold {
         before,
         output: output.clone(),
@@ -112,9 +111,14 @@ fn apply(edit: &mut Edit, fold: &Fold) -> Result<(), CompressError> {
     Ok(())
 }
 
+/// Name of what a Conv or Gemm adds, where it adds something.
+pub(crate) fn bias_name(node: &NodeProto) -> Option<&String> {
+    node.input.get(2).filter(|name| !name.is_empty())
+}
+
 /// A layer's bias by channel; none where it has none that can be read so, as where a Gemm adds other numbers to each row.
 pub(crate) fn bias_by_channel(edit: &Edit, node: &NodeProto, channels: usize) -> Option<Vec<f32>> {
-    let (shape, values) = edit.floats(node.input.get(2).filter(|name| !name.is_empty())?)?;
+    let (shape, values) = edit.floats(bias_name(node)?)?;
     match values.as_slice() {
         [one] => Some(vec![*one; channels]),
         _ => (values.len() == channels && shape.last() == Some(&channels)).then_some(values),

@@ -9,7 +9,7 @@ use edgeward_graph::{
 use crate::{
     CompressError, Layer, Prepared, Quantised,
     edit::{Edit, node},
-    fuse::channel_axis,
+    fuse::{bias_name, channel_axis},
     qat::WeightSteps,
     tables,
 };
@@ -137,7 +137,7 @@ fn layer_of(
     let stored = Tensor::from_vec([outputs, blocks, block * bits.count() / 8], packed)?;
     let stored = edit.store(&format!("{weight}.blocks"), &stored)?;
     let scales = edit.store(&format!("{weight}.scales"), &Tensor::from_vec([outputs, blocks], scales)?)?;
-    let bias = proto.input.get(2).filter(|name| !name.is_empty());
+    let bias = bias_name(&proto);
     let product = if bias.is_some() { edit.fresh(&format!("{output}.unbiased")) } else { output.clone() };
     let attributes = [("K", inputs), ("N", outputs), ("bits", bits.count()), ("block_size", block)];
     let mut attributes: Vec<AttributeProto> =

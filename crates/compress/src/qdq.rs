@@ -14,7 +14,7 @@ use crate::{
     calibrate::{Ranges, Statistics},
     correct,
     edit::{Edit, node},
-    fuse::{bias_by_channel, channel_axis},
+    fuse::{bias_by_channel, bias_name, channel_axis},
     plan::{Form, Plan, plan},
     qat::WeightSteps,
     range::{Activations, Steps},
@@ -156,7 +156,7 @@ impl Rewrite<'_> {
         });
         let error = error.flatten();
         // A product of matrices has no bias, and one that is computed cannot be corrected.
-        let computed = node.input.get(2).is_some_and(|name| !name.is_empty()) && bias.is_none();
+        let computed = bias_name(&node).is_some() && bias.is_none();
         let fixed = node.op_type() == "MatMul" || computed;
         if let Some(bias) = corrected(bias, error, channels).filter(|_| !fixed) {
             let stored = self.bias(&node, &bias, steps, &scales)?;

@@ -9,7 +9,7 @@ use edgeward_graph::{
     proto::{NodeProto, OperatorSetIdProto},
 };
 
-use crate::{CompressError, Quantised, nbits::DOMAIN, plan::moves};
+use crate::{CompressError, Quantised, fuse::bias_name, nbits::DOMAIN, plan::moves};
 
 /// Bytes, scale and zero point of a value.
 type Bytes = [String; 3];
@@ -84,7 +84,7 @@ impl Pairs {
         let op = node.op_type();
         let (name, input, own) = match op {
             "Conv" => {
-                let bias = match node.input.get(2).filter(|name| !name.is_empty()) {
+                let bias = match bias_name(node) {
                     Some(name) => vec![self.from.get(name)?.first()?.clone()],
                     None => Vec::new(),
                 };

@@ -16,6 +16,7 @@ use crate::{
     CompressError, Layer, Prepared, Statistics,
     edit::{Edit, node},
     equalise::Rescaled,
+    fuse::bias_name,
     prepare::concluded,
     rescale::{Sides, is_by_channel, multiply, only_reader, possible, weights_of},
 };
@@ -132,7 +133,7 @@ fn taken_up(
     let one_of_two = || [0, 1].into_iter().find(|slot| node.input.len() == 2 && constant(*slot));
     match node.op_type() {
         "LayerNormalization" | "RMSNormalization" => {
-            let shift = node.input.get(2).is_some_and(|name| !name.is_empty());
+            let shift = bias_name(node).is_some();
             let whole = constant(1) && (!shift || constant(2)) && node.output.first().is_some_and(|name| name == value);
             let one = |slot: usize| edit.floats(node.input.get(slot)?).filter(|(shape, _)| shape.len() == 1);
             (whole && one(1).is_some())

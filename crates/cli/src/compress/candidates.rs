@@ -133,6 +133,11 @@ impl Work<'_> {
                 ("weights as bfloat16, made binary32 when loaded", halve(&self.prepared, Half::BFloat16)?);
             made.push(self.keep("bf16", text, &halved, |_| 2.0, BTreeMap::new())?);
         }
+        if self.prepared.layers.is_empty() {
+            let text =
+                "no Conv, MatMul or Gemm of the model has constant weights of float32, which is what is quantised";
+            self.bar.suspend(|| print::note!("{text}"));
+        }
         self.dynamic(&mut made)?;
         let mut sensitivity = Vec::new();
         if !self.prepared.layers.is_empty() {
@@ -159,10 +164,12 @@ impl Work<'_> {
             let text = "weights of MatMul and Gemm as bytes, activations by the range of each run";
             let bytes = |layer: &edgeward_compress::Layer| if layer.op == "Conv" { 4.0 } else { 1.0 };
             made.push(self.keep("int8-dynamic", text, &quantised.model, bytes, self.noise(&quantised)?)?);
-            let pairs = quantise_pairs(&self.prepared, &quantised)?;
-            if pairs.layers > 0 && !self.args.quick {
+            if !self.args.quick {
+                let pairs = quantise_pairs(&self.prepared, &quantised)?;
                 let text = "the same, products of two activations (attention) as well";
-                made.push(self.keep("int8-dynamic-pairs", text, &pairs.model, bytes, self.noise(&pairs)?)?);
+                if pairs.layers > 0 {
+                    made.push(self.keep("int8-dynamic-pairs", text, &pairs.model, bytes, self.noise(&pairs)?)?);
+                }
             }
         }
         if self.prepared.model.graph().node.iter().any(|node| node.is_standard() && node.op_type() == "LSTM") {
@@ -409,10 +416,7 @@ impl Work<'_> {
         bytes: impl Fn(&edgeward_compress::Layer) -> f64,
         noise: BTreeMap<String, f64>,
     ) -> Result<Candidate, Failure> {
-        let (name, recipe) = match self.of {
-            Some(of) => (format!("{of}-{name}"), format!("of the {of}: {recipe}")),
-            None => (name.to_owned(), recipe.to_owned()),
-        };
+        let recipe = self.of.map_or_else(|| recipe.to_owned(), |of| format!("of the {of}: {recipe}"));
         let layer = |layer: &edgeward_compress::Layer| LayerFigures {
             name: self.prepared.title(layer).into_owned(),
             op: layer.op.clone(),
@@ -420,7 +424,7 @@ impl Work<'_> {
             bytes: (layer.weights() as f64 * bytes(layer)) as u64,
             snr_db: noise.get(&layer.name).copied().filter(|ratio| ratio.is_finite()),
         };
-        self.written(name, recipe, model, self.prepared.layers.iter().map(layer).collect())
+        self.written(self.named(name), recipe, model, self.prepared.layers.iter().map(layer).collect())
     }
 
     /// Writes the file of a model that is no variant of what is prepared: its layers are its own, those of `prepared`.

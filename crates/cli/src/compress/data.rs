@@ -296,6 +296,13 @@ fn labelled(args: &CompressArgs, options: &DataOptions, model: &Model, seed: u64
     let Splits { train, val, test } = splits;
     let judge = test.or(val).or_else(|| train.clone());
     let judge = judge.ok_or_else(|| Failure::input("the data holds no examples"))?;
+    let metric = args.metric_on(DataKind::Labelled)?;
+    if metric.needs_labels() && judge.labels().is_none() {
+        return Err(Failure::input(format!(
+            "metric `{}` needs classes, and the labels of the data are none: whole numbers from 0 to 65535; `--metric cosine` needs no labels",
+            metric.name()
+        )));
+    }
     let calibrate = train.unwrap_or_else(|| judge.clone());
     let normalise = (options.mean.clone().or(recipe.mean.clone())).zip(options.std.clone().or(recipe.std.clone()));
     let ports = model.inputs();

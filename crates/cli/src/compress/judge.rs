@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use edgeward_compress::{
-    Agreement, Compared, CompressError, Detection, Run,
+    Agreement, BoxForm, Compared, CompressError, Detection, Detector, Run,
     interval::{Interval, bootstrap, wilson},
     observe,
 };
@@ -58,6 +58,15 @@ struct Said {
     compared: Compared,
     /// Boxes of each image.
     found: Vec<Vec<Detection>>,
+}
+
+impl Reference {
+    /// The form of the boxes that the outputs seem to be.
+    pub fn boxes_seen(&self, material: &Material) -> Option<BoxForm> {
+        let example = material.judge().next()?.ok()?;
+        let run = Run { names: &self.names, outputs: self.outputs.first()?, inputs: &example.inputs };
+        Detector::find(None, &run).ok().map(|detector| detector.form())
+    }
 }
 
 /// Runs the original, keeps what it says, and judges it.
