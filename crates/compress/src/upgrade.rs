@@ -3,6 +3,8 @@
 //! From 7 on: before, operators broadcast by attributes. Which operators changed, and how, is the ONNX specification's
 //! change log (onnx/docs/Changelog.md).
 
+use std::collections::HashSet;
+
 use edgeward_graph::{
     Model, Tensor,
     proto::{AttributeProto, GraphProto, NodeProto, TensorProto},
@@ -29,15 +31,17 @@ pub(crate) fn upgrade(model: &mut Model) -> Result<(), CompressError> {
     let ir_version = proto.ir_version();
     if let Some(graph) = proto.graph.as_mut() {
         // Exporters of old listed every initialiser among the inputs; nobody means weights to be given.
-        let names: std::collections::HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+        let names: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
         graph.input.retain(|input| !names.contains(input.name()));
     }
     proto.ir_version = Some(ir_version.max(IR_VERSION));
     if from >= OPSET {
         return Ok(());
     }
+    let shrunk = shrunk(model);
+    let proto = model.proto_mut();
     if let Some(graph) = proto.graph.as_mut() {
-        raise(graph, from)?;
+        raise(graph, from, &shrunk)?;
     }
     for entry in &mut proto.opset_import {
         if matches!(entry.domain(), "" | "ai.onnx") {
@@ -47,12 +51,30 @@ pub(crate) fn upgrade(model: &mut Model) -> Result<(), CompressError> {
     Ok(())
 }
 
-fn raise(graph: &mut GraphProto, from: i64) -> Result<(), CompressError> {
-    let mut made = Made { constants: Vec::new(), number: 0 };
+/// What Resize makes smaller, by constant scales.
+fn shrunk(model: &Model) -> HashSet<String> {
+    let graph = model.graph();
+    let scales = |name: &str| {
+        let makes = |node: &&NodeProto| node.op_type() == "Constant" && node.output.first().is_some_and(|o| o == name);
+        let stored = graph.initializer.iter().find(|tensor| tensor.name() == name);
+        let computed = || graph.node.iter().find(makes)?.attr("value")?.t.as_ref();
+        let scales = model.tensor(stored.or_else(computed)?).ok()?;
+        Some(scales.values::<f32>().ok()?.into_owned())
+    };
+    let resized = graph.node.iter().filter(|node| node.is_standard() && node.op_type() == "Resize");
+    let smaller = resized.filter(|node| {
+        let scales = node.input.get(1).and_then(|name| scales(name)).unwrap_or_default();
+        scales.iter().all(|scale| *scale <= 1.0) && scales.iter().any(|scale| *scale < 1.0)
+    });
+    smaller.filter_map(|node| node.output.first().cloned()).collect()
+}
+
+fn raise(graph: &mut GraphProto, from: i64, shrunk: &HashSet<String>) -> Result<(), CompressError> {
+    let mut made = Made { constants: Vec::new(), number: 0, shrunk };
     let nodes = std::mem::take(&mut graph.node);
     for mut node in nodes {
         for inner in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {
-            raise(inner, from)?;
+            raise(inner, from, shrunk)?;
         }
         if node.is_standard() {
             made.node(node, from, &mut graph.node)?;
@@ -65,12 +87,13 @@ fn raise(graph: &mut GraphProto, from: i64) -> Result<(), CompressError> {
 }
 
 /// What the raised nodes need beside themselves.
-struct Made {
+struct Made<'a> {
     constants: Vec<TensorProto>,
     number: usize,
+    shrunk: &'a HashSet<String>,
 }
 
-impl Made {
+impl Made<'_> {
     fn name(&mut self, node: &NodeProto, what: &str) -> String {
         self.number += 1;
         let first = node.output.first().map_or("", String::as_str);
@@ -125,7 +148,10 @@ impl Made {
                 put(&mut node, 1, constant);
             }
             "Upsample" => self.upsample(&mut node)?,
-            "Resize" if from < 11 => resize(&mut node),
+            "Resize" if from < 11 => {
+                let smaller = node.output.first().is_some_and(|made| self.shrunk.contains(made));
+                resize(&mut node, if smaller { "ceil" } else { "floor" });
+            }
             "Dropout" if from < 12 => node.attribute.clear(),
             "Scatter" => node.op_type = Some("ScatterElements".to_owned()),
             "Softmax" | "LogSoftmax" | "Hardmax" => return self.softmax(node, out),
@@ -146,7 +172,7 @@ impl Made {
             put(node, 1, constant);
         }
         node.op_type = Some("Resize".to_owned());
-        resize(node);
+        resize(node, "floor");
         Ok(())
     }
 
@@ -177,14 +203,15 @@ impl Made {
     }
 }
 
-/// Before 11 coordinates were scaled without an offset, and the nearest was the one below.
-fn resize(node: &mut NodeProto) {
+/// Before 11 coordinates were scaled without an offset. Which one is the nearest was left open: engines take the one below, and the one above of
+/// what becomes smaller.
+fn resize(node: &mut NodeProto, nearest: &str) {
     if node.input.len() == 2 {
         node.input.insert(1, String::new());
     }
     node.attribute.push(AttributeProto::of_text("coordinate_transformation_mode", "asymmetric"));
     if node.attr_text("mode").unwrap_or("nearest") == "nearest" {
-        node.attribute.push(AttributeProto::of_text("nearest_mode", "floor"));
+        node.attribute.push(AttributeProto::of_text("nearest_mode", nearest));
     }
 }
 

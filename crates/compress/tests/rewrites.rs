@@ -252,6 +252,26 @@ fn older_operator_sets_are_raised() {
 }
 
 #[test]
+fn the_nearest_of_an_older_resize_stays_the_same() {
+    let Some(onnxruntime) = engines().into_iter().find(|engine| engine.name() == "onnxruntime") else {
+        println!("skipped: ONNX Runtime is not installed");
+        return;
+    };
+    for (scale, size) in [(0.75, 6), (0.6, 4), (1.5, 12), (2.0, 16)] {
+        let mut b = Builder::new(&[1, 2, 8, 8]);
+        b.opset = 10;
+        b.floats("by", &[4], vec![1.0, 1.0, scale, scale]).node("Resize", &["x", "by"], "y", vec![]);
+        let model = b.model(&[("y", &[1, 2, size, size])]);
+        let prepared = prepare(&model).unwrap();
+        let inputs = &batches(&[1, 2, 8, 8], 1)[0];
+        let expected = run(onnxruntime.as_ref(), &model, inputs);
+        for engine in engines() {
+            assert_eq!(run(engine.as_ref(), &prepared.model, inputs), expected, "{} by {scale}", engine.name());
+        }
+    }
+}
+
+#[test]
 fn weights_alone_become_blocks_of_bits() {
     let mut b = Builder::new(&[2, 64]);
     b.drawn("w0", &[64, 6], 1).drawn("w1", &[3, 32], 2).drawn("b1", &[3], 3).drawn("small", &[6, 32], 4);
