@@ -376,7 +376,10 @@ impl<'a> Work<'a> {
         let metric = args.metric_on(material.kind)?;
         bar.set_message("judging the original");
         let (reference, verdict) = judge::original(session.as_ref(), &material, metric)?;
-        if let (None, MetricName::Cosine, Some(form)) = (args.metric, metric, reference.boxes_seen(&material)) {
+        if args.metric.is_none()
+            && metric == MetricName::Cosine
+            && let Some(form) = reference.boxes_seen(&material)
+        {
             let form = form.name();
             bar.suspend(|| {
                 print::note!(
