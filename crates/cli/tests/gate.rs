@@ -674,8 +674,7 @@ fn files_of_revocations_are_tried_until_they_are_read() {
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_edgeward"));
         command.arg("serve").arg(models.path()).arg("--trust").arg(&folder).args(arguments);
-        let free = "--http 127.0.0.1:0 --grpc 127.0.0.1:0 --metrics 127.0.0.1:0".split(' ');
-        let output = command.args(free).output().unwrap();
+        let output = command.args(support::FREE_PORTS).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains("revocations.json"), "{error}");
     }

@@ -25,7 +25,7 @@ fn shortened(words: &[&str]) -> &'static [&'static str] {
         Some(&"bench") => &["--seconds", "0.01"],
         Some(&"tune") => &["--slice-seconds", "0.001"],
         Some(&"demo") => &["--exit", "--offline", "--requests", "20"],
-        Some(&"serve") => &["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"],
+        Some(&"serve") => &support::FREE_PORTS,
         _ => &[],
     }
 }

@@ -43,7 +43,8 @@ fn one_that_cannot_be_written_is_said_before_any_model_loads() {
     support::identity(DataType::Float32).write(&model).unwrap();
     for wrong in [files.path().join("no/such/folder/ready"), files.path().to_owned(), model.join("ready")] {
         let output = Command::new(env!("CARGO_BIN_EXE_edgeward"))
-            .args(["serve", "--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(["serve", "--insecure"])
+            .args(support::FREE_PORTS)
             .args(["--log-format", "json", "--ready-file"])
             .args([&wrong, &model])
             .stdin(Stdio::null())

@@ -603,7 +603,8 @@ fn what_tune_measured_is_taken_per_model_and_the_configuration_wins() {
     let taken = |arguments: &[&str]| {
         let (log, ready) = (models.path().join("log"), models.path().join("ready"));
         let mut child = Command::new(env!("CARGO_BIN_EXE_edgeward"))
-            .args(["serve", "--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(["serve", "--insecure"])
+            .args(support::FREE_PORTS)
             .args(["--log-format", "json", "--ready-file"])
             .args([&ready, models.path()])
             .args(arguments)

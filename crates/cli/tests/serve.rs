@@ -11,12 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use support::{Server, repository};
+use support::{FREE_PORTS, Server, repository};
 
 mod support;
-
-/// Ports that are free: other tests run at the same time.
-const FREE: [&str; 6] = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
 
 fn edgeward(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_edgeward")).args(arguments).output().unwrap()
@@ -79,7 +76,7 @@ fn plain_listeners_need_a_word() {
     let outside = edgeward(&["serve", folder, "--insecure", "--http", "0.0.0.0:0"]);
     assert_eq!(outside.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&outside.stderr).contains("loopback"));
-    let missing = edgeward(&[&["serve", "no/such/folder", "--insecure"], FREE.as_slice()].concat());
+    let missing = edgeward(&[&["serve", "no/such/folder", "--insecure"], FREE_PORTS.as_slice()].concat());
     assert_eq!(missing.status.code(), Some(2), "{missing:?}");
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no/such/folder"));
 }
@@ -90,7 +87,7 @@ fn a_file_that_is_no_onnx_file_is_told_where_to_go() {
     for name in ["x.tflite", "model.pt", "model"] {
         let path = folder.path().join(name);
         fs::write(&path, "TFL3").unwrap();
-        let refused = edgeward(&[&["serve", path.to_str().unwrap(), "--insecure"], FREE.as_slice()].concat());
+        let refused = edgeward(&[&["serve", path.to_str().unwrap(), "--insecure"], FREE_PORTS.as_slice()].concat());
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert_eq!(refused.status.code(), Some(2), "{said}");
         assert!(said.contains(name) && said.contains(".onnx") && said.contains("docs/models.md"), "{said}");
@@ -108,7 +105,7 @@ fn bounds_that_no_listener_can_have_are_refused() {
         let config = files.path().join("edgeward.toml");
         fs::write(&config, format!("[serve]\n{setting}\n")).unwrap();
         let arguments = ["serve", models.path().to_str().unwrap(), "--insecure", "--config", config.to_str().unwrap()];
-        let refused = edgeward(&[arguments.as_slice(), FREE.as_slice()].concat());
+        let refused = edgeward(&[arguments.as_slice(), FREE_PORTS.as_slice()].concat());
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(refused.status.code() == Some(2) && said.contains(part), "{said}");
     }

@@ -160,7 +160,8 @@ fn an_access_log_on_standard_output_has_its_lines() {
     let (models, files) = (repository(), tempfile::tempdir().unwrap());
     let ready = files.path().join("ready.json");
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_edgeward"))
-        .args(["serve", "--insecure", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+        .args(["serve", "--insecure"])
+        .args(support::FREE_PORTS)
         .args(["--access-log", "-", "--engine", "rten", "--ready-file"])
         .args([&ready, models.path()])
         .stdout(std::process::Stdio::piped())
@@ -189,16 +190,9 @@ fn an_access_log_that_cannot_be_opened_is_said_at_the_start() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_edgeward"))
         .arg("serve")
         .arg(models.path())
-        .args([
-            "--insecure",
-            "--http",
-            "127.0.0.1:0",
-            "--grpc",
-            "127.0.0.1:0",
-            "--metrics",
-            "127.0.0.1:0",
-            "--access-log",
-        ])
+        .arg("--insecure")
+        .args(support::FREE_PORTS)
+        .arg("--access-log")
         .arg(&log)
         .output()
         .unwrap();

@@ -26,6 +26,9 @@ use edgeward_graph::{
 };
 use edgeward_serve::proto::{ModelInferRequest, model_infer_request::InferInputTensor};
 
+/// Whichever ports are free: other tests run at the same time.
+pub const FREE_PORTS: [&str; 6] = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+
 pub fn port(name: &str, dtype: DataType) -> ValueInfoProto {
     let dims = [dimension::Value::DimParam("n".to_owned()), dimension::Value::DimValue(16)];
     let dim = dims.map(|value| Dimension { value: Some(value), ..Dimension::default() }).to_vec();
@@ -217,7 +220,7 @@ impl Server {
             .arg("serve")
             .args(models)
             .args(how)
-            .args(["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
+            .args(FREE_PORTS)
             .arg("--json")
             .args(arguments)
             .stdout(Stdio::piped())
